@@ -1,0 +1,40 @@
+# Python 3.11 or later and make are all that has to be there: no database, no Docker, no account.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint stack stack-stop bench
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## start servers, load sample data, run the jobs, show what happened
+	$(BIN)/python backend/demo.py
+
+test: lint  ## lint, types and every test, on real servers
+	$(BIN)/python -m pytest -n 2 --cov --cov-branch --cov-report=term
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+stack: $(READY)  ## start the local PostgreSQL and Valkey with sample data, to try a script by hand
+	$(BIN)/python backend/local_stack.py start
+
+stack-stop: $(READY)  ## stop them; the data stays
+	$(BIN)/python backend/local_stack.py stop
+
+bench: $(READY)  ## measure the purge; writes nothing outside a database of its own
+	$(BIN)/python benchmarks/purge.py
+
+$(READY): requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or later is needed. Name one: make PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "No virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,26 @@
+#!/usr/bin/env python3
+"""Delete quiz answers whose retention has ended.
+
+Delivered or abandoned more than 24 hours ago: deleted. Paid but not delivered: kept, and handed to a person.
+
+Policy: quiz_responses · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle.purge import purge
+from scripts.utils.script_template import Job, Run, main
+
+
+def work(run: Run) -> None:
+    """Delete what has expired."""
+    purge(run, policy="quiz_responses")
+
+
+JOB = Job("cleanup_quiz_responses", work, "Delete quiz answers whose retention has ended.")
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

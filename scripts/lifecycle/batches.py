@@ -1,0 +1,262 @@
+"""One batch: one transaction, one round trip, and every condition checked inside it.
+
+The pipeline is BEGIN, settings and gate, dependants, the DELETE with its audit entry, COMMIT. The DELETE itself checks
+the predicate, the holds, the fencing token and the stop switch, on a snapshot taken after the gate: a hold, a lease
+take-over or a stop that was committed before is seen, one that comes later waits until this batch is over.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.policies import table_identifier
+from scripts.lifecycle.selection import Reach, Selection
+from scripts.lifecycle.windows import Window
+from scripts.utils.db_utils import Connection, Database, connection_lost, local_settings
+
+# An ambiguous COMMIT is settled once the batch's server process has ended, at most its statement time-out later.
+_SETTLE_SECONDS = 120.0
+
+_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
+
+_MAY_RUN = """
+may_run AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
+           EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
+)
+"""
+
+_DELETE = sql.SQL(
+    "WITH"
+    + _MAY_RUN
+    + """, gone AS (
+    DELETE FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+    RETURNING t.{key}::text AS key, {rule} AS rule
+), audited AS (
+    SELECT rule, count(*) AS rows,
+           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete', %(table_name)s,
+                            %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
+      FROM gone GROUP BY rule
+)
+SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
+  FROM may_run
+"""  # noqa: S608 - a constant
+)
+
+_DEPENDANTS = sql.SQL(
+    "WITH"
+    + _MAY_RUN
+    + """, parents AS MATERIALIZED (
+    SELECT {referenced} FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE {skip_locked}
+), reached AS (
+    {change} RETURNING c.{child_key}::text AS key
+)
+SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
+                        %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
+"""  # noqa: S608 - a constant
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stays the same for every batch of a run."""
+
+    lease: str
+    fencing_token: int
+    script: str
+    run_id: UUID
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a batch found and did."""
+
+    owned: bool
+    stopped: bool
+    deleted: int
+    answer: tuple[Any, ...] | None = None
+    """The answer to the path's question, if one was asked."""
+
+
+class Ambiguous(Exception):
+    """The connection broke; whether the batch was committed must be settled by its entry ids."""
+
+    def __init__(self, entry_ids: list[UUID]) -> None:
+        super().__init__("the connection broke before the server's answer")
+        self.entry_ids = entry_ids
+
+
+class BatchWriter:
+    """Composes a policy's batches once and runs them."""
+
+    def __init__(self, database: Database, selection: Selection, context: Context) -> None:
+        policy = selection.policy
+        self._database = database
+        # Kept from batch to batch: lending one anew costs a round trip for its check.
+        self._connection: Connection | None = None
+        self._lent = ExitStack()
+        self._selection = selection
+        self._gate, self._settings = local_settings(
+            lock_timeout=policy.batch.lock_timeout.total_seconds(),
+            statement_timeout=policy.batch.statement_timeout.total_seconds(),
+        )
+        self._constants: dict[str, Any] = selection.parameters | {
+            "lease": context.lease,
+            "fencing_token": context.fencing_token,
+            "script": context.script,
+            "actor": f"system:{context.script}",
+            "run_id": context.run_id,
+            "reason_prefix": policy.reason(""),
+            "facts": Jsonb({rule: {"due_before": moment.isoformat()} for rule, moment in selection.due_before.items()}),
+        }
+
+    def close(self) -> None:
+        """Give the connection back; the next batch takes a checked one."""
+        self._connection = None
+        self._lent.close()
+
+    def run(
+        self,
+        window: Window,
+        *,
+        excluded: list[str],
+        skip_locked: bool = False,
+        question: tuple[sql.Composed, dict[str, Any]] | None = None,
+        heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+    ) -> Outcome:
+        """Delete what is due in a window, and audit it.
+
+        Args:
+            window: Where.
+            excluded: Keys to leave alone: rows that cannot be deleted.
+            skip_locked: Leave rows that somebody else has locked instead of waiting for them.
+            question: Asked in the same round trip.
+            heartbeat: Written in the same transaction.
+
+        Raises:
+            Ambiguous: The connection broke.
+            psycopg.Error: Anything else that the server refused; nothing of the batch happened.
+        """
+        entries = {rule: uuid4() for rule in self._selection.due_before}
+        reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
+        parameters = (
+            self._constants
+            | window.parameters
+            | reached
+            | {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
+        )
+        try:
+            if self._connection is None:
+                self._connection = self._lent.enter_context(self._database.connection())
+            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat)
+        except psycopg.OperationalError as error:
+            if connection_lost(error):
+                self.close()
+                raise Ambiguous([*entries.values(), *reached.values()]) from error
+            raise
+
+    def _send(
+        self,
+        connection: Connection,
+        window: Window,
+        parameters: dict[str, Any],
+        skip_locked: bool,
+        question: tuple[sql.Composed, dict[str, Any]] | None,
+        heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
+    ) -> Outcome:
+        rows, removable = self._rows(window, skip_locked=skip_locked)
+        try:
+            with connection.pipeline():
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                connection.execute(self._gate, self._settings)
+                connection.execute(_GATE)
+                for number, reach in enumerate(self._selection.reaches):
+                    statement = self._dependants(number, reach, window.clause, skip_locked=skip_locked)
+                    connection.execute(statement, parameters)
+                result = connection.execute(
+                    _DELETE.format(
+                        table=self._selection.table,
+                        rows=rows,
+                        removable=removable,
+                        key=self._selection.key,
+                        rule=self._selection.rule_name,
+                    ),
+                    parameters,
+                )
+                asked = connection.execute(*question) if question else None
+                if heartbeat:
+                    connection.execute(*heartbeat)
+                connection.execute("COMMIT")
+            owned, stopped, deleted = result.fetchone() or (False, False, 0)
+            return Outcome(owned, stopped, deleted, asked.fetchone() if asked else None)
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+
+    def _rows(self, window: Window, *, skip_locked: bool) -> tuple[sql.Composed, sql.Composed]:
+        selection = self._selection
+        removable = sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(selection.removable, selection.key)
+        children_left = [
+            sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(
+                table_identifier(reach.foreign_key.table), reach.foreign_key.joins("c")
+            )
+            for reach in selection.reaches
+        ]
+        removable = sql.SQL(" AND ").join([removable, *children_left])
+        rows = sql.SQL("{}").format(window.clause)
+        if skip_locked:
+            rows = sql.SQL(
+                "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
+            ).format(selection.table, rows, removable)
+        return rows, removable
+
+    def _dependants(self, number: int, reach: Reach, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        selection, foreign_key = self._selection, reach.foreign_key
+        child = table_identifier(foreign_key.table)
+        joins = foreign_key.joins("c")
+        if reach.action == "delete":
+            change = sql.SQL("DELETE FROM {} c USING parents t WHERE {}").format(child, joins)
+        else:
+            nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in foreign_key.columns)
+            change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
+        return _DEPENDANTS.format(
+            referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
+            table=selection.table,
+            rows=rows,
+            removable=sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(
+                selection.removable, selection.key
+            ),
+            skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
+            change=change,
+            child_key=sql.Identifier(reach.key),
+            child_name=sql.Literal(foreign_key.table),
+            action=sql.Literal(reach.action),
+            number=sql.SQL(str(number)),
+        )
+
+    def settle(self, entry_ids: list[UUID]) -> int | None:
+        """Find out what became of an ambiguous batch.
+
+        Returns:
+            How many of the policy's rows it deleted, or None if nothing of it happened.
+        """
+        with self._database.transaction(lock_timeout=_SETTLE_SECONDS, statement_timeout=_SETTLE_SECONDS) as connection:
+            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
+            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+            row = connection.execute(
+                "SELECT sum(cardinality(resource_ids)) FILTER (WHERE resource_type = %s) FROM ops.audit_batches"
+                " WHERE id = ANY(%s) HAVING count(*) > 0",
+                (self._selection.policy.table, entry_ids),
+            ).fetchone()
+        return int(row[0] or 0) if row else None

@@ -1,0 +1,299 @@
+"""Deletes along a path, batch by batch, through whatever a bad day brings.
+
+A locked row is waited for briefly, then left to the closing pass. A lost connection or a deadlock repeats the batch; a
+COMMIT whose answer was lost is settled first. A batch that takes too long is split. A batch that the database refuses
+is bisected to the row, which goes to a person, and everything else of it goes.
+"""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.batches import Ambiguous, BatchWriter, Context, Outcome
+from scripts.lifecycle.queue import Item, raise_item
+from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.windows import Path, Window, chosen_keys
+from scripts.utils.db_utils import connection_lost, is_deadlock
+from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly, describe_database_error
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
+from scripts.utils.script_template import Run
+
+HEARTBEAT_SECONDS = 5.0
+PROGRESS_SECONDS = 10.0
+PROBE_SECONDS = 300.0
+RETRY_ATTEMPTS = 6
+RETRY_SECONDS = 60.0
+
+# Data exceptions, constraint violations and what triggers raise are about a row; anything else is about the run.
+_ROW_ERRORS = ("22", "23", "27", "2F", "38", "39", "44", "P0")
+
+Question = tuple[sql.Composed, dict[str, Any]]
+
+
+class _WindowLocked(Exception):
+    """Not even the rows that nobody locked could be had in time."""
+
+
+class Deleter:
+    """Carries out one policy's deletions in one run.
+
+    Args:
+        run: The run; it holds the job's lock.
+        selection: What is to go.
+        run_id: The run record's id.
+    """
+
+    def __init__(self, run: Run, selection: Selection, run_id: UUID) -> None:
+        self._run = run
+        self._selection = selection
+        self._policy = selection.policy
+        self._run_id = run_id
+        self._log = get_logger().bind(policy=self._policy.name)
+        self._writer = BatchWriter(
+            run.database, selection, Context(run.lock.name, run.lock.fencing_token, run.script, run_id)
+        )
+        self._breaker = CircuitBreaker(
+            f"locks of {self._policy.table}",
+            failure_limit=Fraction(4, 5),
+            counts=lambda error: isinstance(error, _WindowLocked),
+        )
+        self._heartbeat_at = self._progress_at = time.monotonic()
+        self.batch_rows = run.options.batch_size or self._policy.batch.rows
+        self.deleted = 0
+        self.batches = 0
+        self.queued = 0
+        self.poison: list[str] = []
+        self.locked = False
+        """Whether rows were left out because somebody else had them locked."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._writer.close()
+
+    @property
+    def limit_reached(self) -> bool:
+        """Whether ``--limit`` allows no further row."""
+        limit = self._run.options.limit
+        return limit is not None and self.deleted >= limit
+
+    def follow(self, path: Path) -> None:
+        """Delete along a path; each batch asks for the next window in its own round trip.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: Too many rows are refused, or one row takes too long.
+            DatabaseUnavailable: PostgreSQL went away.
+        """
+        window = path.following(None, self._ask(path.question(None, self._entries)), self._entries)
+        while window is not None and not self.limit_reached:
+            self._run.checkpoint()
+            started = time.monotonic()
+            outcome = self._delete(window, path.question(window, self._entries))
+            self.batches += 1
+            self._tell(outcome, time.monotonic() - started)
+            window = path.following(window, outcome.answer, self._entries)
+
+    @property
+    def _entries(self) -> int:
+        limit = self._run.options.limit
+        return self.batch_rows if limit is None else max(1, min(self.batch_rows, limit - self.deleted))
+
+    def _tell(self, outcome: Outcome, seconds: float) -> None:
+        self._run.advance(self._policy.name, self.deleted)
+        say = self._log.debug
+        if time.monotonic() - self._progress_at >= PROGRESS_SECONDS:
+            self._progress_at = time.monotonic()
+            say = self._log.info
+        say(
+            "batch_completed",
+            batch=self.batches,
+            records_deleted=outcome.deleted,
+            records_deleted_so_far=self.deleted,
+            duration_seconds=round(seconds, 4),
+        )
+
+    def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
+        if question is None:
+            return None
+        with self._run.database.transaction(read_only=True, statement_timeout=PROBE_SECONDS) as connection:
+            return connection.execute(*question).fetchone()
+
+    def _delete(self, window: Window, question: Question | None) -> Outcome:
+        try:
+            return self._breaker.call(lambda: self._patiently(window, question))
+        except _WindowLocked:
+            self._log.warning("window_locked", effect="left for the closing pass")
+        except CircuitOpen:
+            raise StoppedEarly(
+                "breaker_open", f"{self._policy.table} stays locked by another session: four of five batches gave up"
+            ) from None
+        except psycopg.errors.QueryCanceled as error:
+            self._split(window, error)
+        except psycopg.Error as error:
+            if not _is_about_a_row(error):
+                raise
+            self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
+            self._isolate(self._keys(window))
+        return Outcome(owned=True, stopped=False, deleted=0, answer=self._ask(question))
+
+    def _patiently(self, window: Window, question: Question | None) -> Outcome:
+        """Wait briefly for locked rows, then do without them."""
+        try:
+            return self._surely(window, question, skip_locked=False)
+        except psycopg.errors.LockNotAvailable:
+            self.locked = True
+            self._log.info("rows_locked", effect="skipping locked rows")
+        try:
+            return self._surely(window, question, skip_locked=True)
+        except psycopg.errors.LockNotAvailable as error:
+            raise _WindowLocked from error
+
+    def _surely(self, window: Window, question: Question | None, *, skip_locked: bool) -> Outcome:
+        """Repeat a batch through lost connections and deadlocks; a lost answer is settled before."""
+
+        def once() -> Outcome:
+            try:
+                return self._writer.run(
+                    window,
+                    excluded=self.poison,
+                    skip_locked=skip_locked,
+                    question=question,
+                    heartbeat=self._heartbeat(),
+                )
+            except Ambiguous as ambiguous:
+                settled = self._settle(ambiguous.entry_ids)
+                if settled is None:
+                    raise
+                self._log.info("commit_settled", records_deleted=settled)
+                return Outcome(owned=True, stopped=False, deleted=settled, answer=self._ask(question))
+
+        try:
+            outcome = retry(
+                once,
+                on=lambda error: isinstance(error, Ambiguous) or is_deadlock(error),
+                attempts=RETRY_ATTEMPTS,
+                seconds=RETRY_SECONDS,
+                before_wait=lambda attempt, error: self._log.warning(
+                    "batch_retry", attempt=attempt, error=type(error.__cause__ or error).__name__
+                ),
+            )
+        except Ambiguous as error:
+            raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
+        if not outcome.owned:
+            raise StoppedEarly("lock_lost", "the lease was taken over by another run")
+        if outcome.stopped:
+            raise StoppedEarly("stop_switch", "the stop switch was turned on")
+        self.deleted += outcome.deleted
+        return outcome
+
+    def _settle(self, entry_ids: list[UUID]) -> int | None:
+        return retry(
+            lambda: self._writer.settle(entry_ids),
+            on=lambda error: connection_lost(error) or is_deadlock(error),
+            attempts=RETRY_ATTEMPTS,
+            seconds=RETRY_SECONDS,
+        )
+
+    def _heartbeat(self) -> tuple[sql.Composed, dict[str, Any]] | None:
+        if time.monotonic() - self._heartbeat_at < HEARTBEAT_SECONDS:
+            return None
+        self._heartbeat_at = time.monotonic()
+        lock = self._run.lock
+        return (
+            sql.SQL(
+                "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
+                " WHERE name = %(lease)s AND fencing_token = %(token)s)"
+                " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(deleted)s,"
+                " batches = %(batches)s WHERE id = %(run_id)s"
+            ).format(),
+            {
+                "lease": lock.name,
+                "token": lock.fencing_token,
+                "deleted": self.deleted,
+                "batches": self.batches,
+                "run_id": self._run_id,
+            },
+        )
+
+    def _keys(self, window: Window) -> list[str]:
+        with self._run.database.transaction(read_only=True, statement_timeout=PROBE_SECONDS) as connection:
+            rows = connection.execute(
+                sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
+                    self._selection.key, self._selection.table, window.clause, self._selection.removable
+                ),
+                self._selection.parameters | window.parameters,
+            ).fetchall()
+        return [key for (key,) in rows if key not in self.poison]
+
+    def _split(self, window: Window, error: psycopg.Error) -> None:
+        """Do a batch that took too long in smaller ones, and make the following ones smaller too."""
+        keys = self._keys(window)
+        if len(keys) <= 1:
+            raise PolicyFailed(
+                "statement_timeout",
+                f"policy {self._policy.name}: deleting one row of {self._policy.table} takes longer than"
+                " batch.statement_timeout; look for an unindexed foreign key or a slow trigger",
+            ) from error
+        self._log.warning("batch_timed_out", rows=len(keys), effect="splitting it")
+        self.batch_rows = max(1, self.batch_rows // 2)
+        for part in _halves(keys):
+            self._run.checkpoint()
+            self._delete(chosen_keys(self._selection, part), None)
+
+    def _isolate(self, keys: list[str]) -> None:
+        """Bisect to the rows that the database refuses to delete."""
+        parts = [keys] if keys else []
+        while parts:
+            self._run.checkpoint()
+            part = parts.pop()
+            try:
+                self._patiently(chosen_keys(self._selection, part), None)
+            except _WindowLocked:
+                continue
+            except psycopg.Error as error:
+                if not _is_about_a_row(error):
+                    raise
+                if len(part) == 1:
+                    self._hand_over(part[0], error)
+                else:
+                    parts += _halves(part)
+
+    def _hand_over(self, key: str, error: psycopg.Error) -> None:
+        self.poison.append(key)
+        violation = isinstance(error, psycopg.errors.ForeignKeyViolation)
+        item = Item(
+            item_type="foreign_key_violation" if violation else "row_deletion_failed",
+            resource_type=self._policy.table,
+            priority="medium",
+            reason="the database refuses to delete this row",
+            raised_by=f"system:{self._run.script}",
+            context={
+                "policy": self._policy.name,
+                "sqlstate": error.sqlstate,
+                "constraint": error.diag.constraint_name,
+                "table": error.diag.table_name,
+            },
+        )
+        self.queued += raise_item(self._run.database, self._run.settings, item, key)
+        if len(self.poison) > self._policy.max_poison:
+            raise PolicyFailed(
+                "too_many_poison_rows",
+                f"policy {self._policy.name} stopped: the database refused {len(self.poison)} rows of"
+                f" {self._policy.table}, max_poison is {self._policy.max_poison}; look at their items on the queue",
+            )
+
+
+def _is_about_a_row(error: psycopg.Error) -> bool:
+    return error.sqlstate is not None and error.sqlstate.startswith(_ROW_ERRORS)
+
+
+def _halves(keys: list[str]) -> list[list[str]]:
+    middle = len(keys) // 2
+    return [keys[:middle], keys[middle:]]

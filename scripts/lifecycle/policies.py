@@ -1,0 +1,322 @@
+"""The policy file, parsed once into frozen objects; every problem is named with its place.
+
+What is wrong in the file itself is found here, before any connection. What the database contradicts (a missing table
+or column) is the purge's preflight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cronsim import CronSim, CronSimError
+from dateutil.relativedelta import relativedelta
+from psycopg import sql
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from scripts.utils.errors import Misconfigured
+
+DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[1] / "retention" / "retention_policies.yaml"
+
+_PERIOD = re.compile(r"(\d+) (minute|hour|day|week|month|year)s?")
+_DURATION = re.compile(r"(\d+) (millisecond|second|minute|hour|day)s?")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
+_LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
+
+
+@dataclass(frozen=True)
+class Period:
+    """How long something is kept. Months and years are calendar ones, in UTC."""
+
+    text: str
+    length: relativedelta | None
+    """None: forever."""
+
+    def before(self, moment: datetime) -> datetime | None:
+        """Return the moment by which the anchor must lie for a row to be due; None: never."""
+        return None if self.length is None else moment - self.length
+
+    def is_shorter_than(self, other: Period, at: datetime) -> bool:
+        """Tell whether this period frees rows that the other one keeps."""
+        mine, theirs = self.before(at), other.before(at)
+        return mine is not None and (theirs is None or mine > theirs)
+
+
+def _period(value: object) -> Period:
+    if value == "forever":
+        return Period("forever", None)
+    match = _PERIOD.fullmatch(str(value))
+    if not match:
+        raise ValueError("is not a period: write a number and a unit, such as '24 hours' or '7 years', or 'forever'")
+    length = relativedelta(**{match[2] + "s": int(match[1])})  # type: ignore[arg-type]
+    return Period(str(value), length)
+
+
+def _duration(value: object) -> timedelta:
+    match = _DURATION.fullmatch(str(value))
+    if not match or int(match[1]) == 0:
+        raise ValueError("is not a duration: write a number and a unit, such as '500 milliseconds' or '25 hours'")
+    return timedelta(**{match[2] + "s": int(match[1])})
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one column must be; ``in`` and ``not_in`` compare its text with ``values``."""
+
+    operator: Literal["set", "unset", "in", "not_in"]
+    values: tuple[str, ...] = ()
+
+
+def _condition(value: object) -> Condition:
+    if value in ("set", "unset"):
+        return Condition(value)
+    operator: Any
+    operator, operands = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else ("in", [value])
+    if (
+        operator not in ("in", "not_in")
+        or not isinstance(operands, list)
+        or not operands
+        or not all(isinstance(operand, str | int) for operand in operands)
+    ):
+        raise ValueError("is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}")
+    # PostgreSQL writes booleans as true and false, and so does YAML.
+    return Condition(operator, tuple(str(o).lower() if isinstance(o, bool) else str(o) for o in operands))
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _cron(value: str) -> str:
+    try:
+        CronSim(value, datetime(2026, 1, 1))  # noqa: DTZ001 - only the expression is checked
+    except CronSimError as error:
+        raise ValueError(f"is not a cron expression: {error}") from None
+    return value
+
+
+Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
+Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as public.quiz_responses")]
+Column = Annotated[str, Field(min_length=1)]
+PeriodField = Annotated[Period, BeforeValidator(_period)]
+ConditionField = Annotated[Condition, BeforeValidator(_condition)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+def table_identifier(table: str) -> sql.Identifier:
+    """Return ``schema.table`` quoted for SQL."""
+    return sql.Identifier(*table.split("."))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Rule(_Model):
+    """Rows that meet ``when`` are due once ``anchor`` lies more than ``keep`` in the past."""
+
+    when: dict[Column, ConditionField] = Field(default_factory=dict)
+    anchor: Column
+    keep: PeriodField
+
+
+class QueueRule(_Model):
+    """Excepted rows older than this are handed to a person, once."""
+
+    item_type: Name
+    priority: Literal["critical", "high", "medium", "low"]
+    anchor: Column
+    after: PeriodField
+    reason: str = Field(min_length=1)
+
+
+class RowException(_Model):
+    """Rows that no rule may take, whatever their age."""
+
+    when: dict[Column, ConditionField] = Field(min_length=1)
+    queue: QueueRule | None = None
+
+
+class Dependant(_Model):
+    """A foreign key that points at the policy's table, and what becomes of its rows."""
+
+    table: Table
+    column: Column
+    action: Literal["delete", "set_null", "refuse"]
+    key: Column = "id"
+
+
+class Batch(_Model):
+    """How big a batch is and how long it may wait and run."""
+
+    rows: int = Field(ge=1, le=100_000)
+    lock_timeout: Duration
+    statement_timeout: Duration
+
+
+class Overdue(_Model):
+    """How far past its date the oldest row may be."""
+
+    warning: Duration
+    critical: Duration
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Overdue:
+        if self.warning > self.critical:
+            raise ValueError("warning must not be longer than critical")
+        return self
+
+
+class Policy(_Model):
+    """What is kept how long, why, and how it goes."""
+
+    name: Name
+    description: str = Field(min_length=1)
+    table: Table
+    key: Column
+    person: Column | None
+    action: Literal["delete"]
+    rules: dict[Name, Rule] = Field(min_length=1)
+    exceptions: dict[Name, RowException] = Field(default_factory=dict)
+    dependants: tuple[Dependant, ...]
+    legal_basis: str = Field(min_length=1)
+    owner: str = Field(min_length=1)
+    decision: str = Field(min_length=1)
+    max_rows: int = Field(ge=1)
+    max_poison: int = Field(ge=0)
+    batch: Batch
+    overdue: Overdue
+
+    def reason(self, rule: str) -> str:
+        """Return the audit's reason code for a row that went by this rule."""
+        return f"retention_policy:{self.name}/{rule}"
+
+
+class JobSpec(_Model):
+    """When a script runs, how long it may take, and its lock."""
+
+    schedule: Annotated[str, AfterValidator(_cron)]
+    budget: Duration
+    lock: Annotated[str, _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses")] | None = None
+
+
+class _Document(_Model):
+    policies: dict[Name, Policy] = Field(min_length=1)
+    jobs: dict[Name, JobSpec]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_policies(cls, document: Any) -> Any:
+        if isinstance(document, dict) and isinstance(document.get("policies"), dict):
+            named = {
+                name: {"name": name, **policy} if isinstance(policy, dict) else policy
+                for name, policy in document["policies"].items()
+            }
+            return document | {"policies": named}
+        return document
+
+    @model_validator(mode="after")
+    def _one_policy_for_one_thing(self) -> _Document:
+        seen: dict[tuple[str, str], str] = {}
+        for name, policy in self.policies.items():
+            other = seen.setdefault((policy.table, policy.action), name)
+            if other != name:
+                raise ValueError(f"policies.{name}: {other} already says what to {policy.action} in {policy.table}")
+        return self
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """One version of the policy file."""
+
+    policies: dict[str, Policy]
+    jobs: dict[str, JobSpec]
+    hash: str
+    """sha-256 of the file's bytes, hexadecimal."""
+    document: str
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that is written twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key_node.value} is written twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
+    """Read and check a policy file.
+
+    Raises:
+        Misconfigured: Names every problem with its place.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"policy file {path}: cannot be read ({type(error).__name__})") from None
+    return parse_policies(text, str(path))
+
+
+def parse_policies(text: str, place: str) -> PolicySet:
+    """Check the text of a policy file; ``place`` names it in messages.
+
+    Raises:
+        Misconfigured: Names every problem with its place.
+    """
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else None
+        document = _Document.model_validate(content)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise Misconfigured(f"policy file {place}, line {line}: {error.problem}") from None
+    except yaml.YAMLError:
+        raise Misconfigured(f"policy file {place}: holds characters that YAML does not allow") from None
+    except ValidationError as error:
+        problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
+        raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return PolicySet(document.policies, document.jobs, digest, text)
+
+
+def _problem(detail: Any, root: yaml.Node | None) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    path: list[str] = []
+    node = root
+    line = 1
+    for step in detail["loc"]:
+        child = _child(node, step)
+        if child is None and detail["type"] not in ("missing", "extra_forbidden"):
+            break  # the rest of the location names a type, not a place in the file
+        path.append(str(step))
+        if child is None:
+            break
+        line, node = child[0].start_mark.line + 1, child[1]
+    message = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(detail["type"], message)
+    return f"{'.'.join(path)} (line {line}): {message}" if path else message
+
+
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None

@@ -1,0 +1,240 @@
+"""What must be true of the database before a policy deletes its first row.
+
+A failed preflight stops its policy, never the others. "Could not look" is a failure too: a table that is hidden, has
+been renamed or has lost a column must not read as "nothing to do".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+from psycopg.rows import dict_row
+
+from scripts.lifecycle.policies import Policy, table_identifier
+from scripts.lifecycle.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
+from scripts.lifecycle.windows import Path
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import PolicyFailed
+from scripts.utils.logging_utils import get_logger
+
+# Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
+LARGE_TABLE_BYTES = 64 * 1024 * 1024
+
+_TABLE = """
+SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) AS heap_bytes,
+       current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
+       row_security_active(c.oid) AS row_security,
+       has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'DELETE') AS may_delete,
+       current_setting('server_version_num')::int AS server_version
+  FROM pg_class c WHERE c.oid = to_regclass(%s)
+"""
+
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, NULL) AS type, a.attnotnull,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
+                  AND (NOT %(unique)s OR i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL)) AS indexed
+  FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+_FOREIGN_KEYS = """
+SELECT k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
+       pg_table_size(c.oid) AS table_bytes, has_table_privilege(c.oid, 'SELECT') AS may_select,
+       (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.conkey) WITH ORDINALITY AS p (attnum, place)
+          JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum) AS columns,
+       (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.confkey) WITH ORDINALITY AS p (attnum, place)
+          JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum) AS referenced,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indkey[0] = k.conkey[1])
+           AS indexed
+  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE k.contype = 'f' AND k.confrelid = to_regclass(%s) AND k.conparentid = 0
+ ORDER BY 2, 1
+"""
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What the catalogue says of a table's size."""
+
+    blocks: int
+    rows: float
+    """The planner's estimate, at least 1."""
+    rows_per_block: float
+    large: bool
+    sweepable: bool
+    """Whether its blocks can be read by range (a plain table, PostgreSQL 14 or later)."""
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> TableFacts:
+        """Read the facts from the catalogue's row."""
+        blocks = -(-table["heap_bytes"] // table["block_bytes"])
+        analyzed = table["reltuples"] > 0 and table["relpages"] > 0
+        per_block = max(table["reltuples"] / table["relpages"], 1.0) if analyzed else 10.0
+        return cls(
+            blocks=blocks,
+            rows=max(per_block * blocks, 1.0),
+            rows_per_block=per_block,
+            large=table["bytes"] > LARGE_TABLE_BYTES,
+            sweepable=table["relkind"] == "r" and table["server_version"] >= 140_000,  # noqa: PLR2004
+        )
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """A policy that may run, and what it runs on."""
+
+    selection: Selection
+    facts: TableFacts
+
+
+def preflight(connection: Connection, policy: Policy, cutoff: datetime) -> Cleared:
+    """Check a policy against the database.
+
+    Raises:
+        PolicyFailed: Names everything that is wrong and what to do.
+    """
+    check = _Preflight(connection, policy)
+    return check.run(cutoff)
+
+
+class _Preflight:
+    def __init__(self, connection: Connection, policy: Policy) -> None:
+        self._connection = connection
+        self._policy = policy
+        self._problems: list[str] = []
+
+    def run(self, cutoff: datetime) -> Cleared:
+        table = self._table(self._policy.table)
+        types = self._columns(table)
+        reaches, refusing = self._foreign_keys(self._policy.table)
+        if self._problems:
+            raise self._failure()
+        return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
+
+    def _failure(self) -> PolicyFailed:
+        return PolicyFailed(
+            "preflight_failed", f"policy {self._policy.name} was not started: " + "; ".join(self._problems)
+        )
+
+    def _rows(self, query: str, parameters: Any) -> list[dict[str, Any]]:
+        with self._connection.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(query, parameters).fetchall()
+
+    def _table(self, name: str) -> dict[str, Any]:
+        quoted = table_identifier(name).as_string(self._connection)
+        rows = self._rows(_TABLE, (quoted,))
+        if not rows:
+            self._problems.append(f"table {name} does not exist")
+            raise self._failure()
+        table = rows[0]
+        if table["relkind"] not in ("r", "p"):
+            self._problems.append(f"{name} is not a table")
+        if table["row_security"]:
+            self._problems.append(
+                f"row-level security on {name} hides rows from this role: delete nothing rather than believe it;"
+                " give the role BYPASSRLS or a policy-free table"
+            )
+        for right in ("select", "delete"):
+            if not table[f"may_{right}"]:
+                self._problems.append(
+                    f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
+                )
+        return table
+
+    def _columns(self, table: dict[str, Any]) -> dict[str, str]:
+        policy = self._policy
+        found = {row["attname"]: row for row in self._rows(_COLUMNS, {"oid": table["oid"], "unique": False})}
+        unique = {
+            row["attname"] for row in self._rows(_COLUMNS, {"oid": table["oid"], "unique": True}) if row["indexed"]
+        }
+        anchors = {rule.anchor for rule in policy.rules.values()}
+        anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
+        named = {policy.key, *anchors, *([policy.person] if policy.person else [])}
+        for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
+            named |= set(when)
+        for column in sorted(named - found.keys()):
+            self._problems.append(f"column {policy.table}.{column} does not exist")
+        for column in sorted(anchors & found.keys()):
+            if found[column]["type"] not in ANCHOR_TYPES:
+                self._problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
+            if not found[column]["indexed"]:
+                self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
+        if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
+            self._problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
+        return {name: row["type"] for name, row in found.items()}
+
+    def _foreign_keys(self, table: str) -> tuple[list[Reach], list[ForeignKey]]:
+        declared = {(d.table, d.column): d for d in self._policy.dependants}
+        reaches: list[Reach] = []
+        refusing: list[ForeignKey] = []
+        for row in self._rows(_FOREIGN_KEYS, (table_identifier(table).as_string(self._connection),)):
+            may_select = row.pop("may_select")
+            key = ForeignKey(**row | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
+            dependant = declared.pop((key.table, key.columns[0]), None)
+            if not may_select:
+                self._problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
+            if not key.indexed:
+                self._slow(key.table_bytes, f"foreign key {key.name} on {key.table} has no index")
+            if dependant is None and key.on_delete in "cnd":
+                what = {"c": "deletes", "n": "sets to null", "d": "resets"}[key.on_delete]
+                self._problems.append(
+                    f"foreign key {key.name} {what} rows of {key.table} that no policy declares:"
+                    f" add it to the policy's dependants as delete, set_null or refuse"
+                )
+            elif dependant is None or dependant.action == "refuse":
+                refusing.append(key)
+            else:
+                reaches.append(Reach(key, dependant.action, dependant.key))
+                if dependant.action == "delete":
+                    self._no_further_reach(key.table)
+        self._problems.extend(
+            f"dependant {name}.{column} is declared, but no foreign key there points at {table}"
+            for name, column in declared
+        )
+        return reaches, refusing
+
+    def _no_further_reach(self, table: str) -> None:
+        deeper = self._rows(_FOREIGN_KEYS, (table_identifier(table).as_string(self._connection),))
+        self._problems.extend(
+            f"foreign key {row['name']} on {row['table']} reaches beyond the dependant {table}:"
+            f" give {table} a policy of its own"
+            for row in deeper
+        )
+
+    def _slow(self, table_bytes: int, problem: str) -> None:
+        if table_bytes > LARGE_TABLE_BYTES:
+            self._problems.append(problem)
+        else:
+            get_logger().warning("preflight_warning", policy=self._policy.name, problem=problem)
+
+
+def check_access_path(connection: Connection, selection: Selection, path: Path, rows: int) -> None:
+    """Refuse a plan that would read the whole table for every batch of about ``rows`` rows.
+
+    Raises:
+        PolicyFailed: The planner reads the table sequentially for one window.
+    """
+    question = path.question(None, rows)
+    answer = connection.execute(*question).fetchone() if question else None
+    window = path.following(None, answer, rows)
+    if window is None:
+        return
+    row = connection.execute(
+        sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} t WHERE {} AND {}").format(
+            selection.table, window.clause, selection.removable
+        ),
+        selection.parameters | window.parameters,
+    ).fetchone()
+    plan = row[0][0]["Plan"] if row else {}
+    if any(node["Node Type"] == "Seq Scan" and node.get("Alias") == "t" for node in _nodes(plan)):
+        raise PolicyFailed(
+            "preflight_failed",
+            f"policy {selection.policy.name} was not started: PostgreSQL would read all of {selection.policy.table} for"
+            " each batch; run ANALYZE on it, and check that the cut-off's index is there and valid",
+        )
+
+
+def _nodes(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    return [plan, *(node for child in plan.get("Plans", []) for node in _nodes(child))]

@@ -1,0 +1,154 @@
+"""The manual-resolution queue: the one way in for what a machine must not decide.
+
+Raising is idempotent per open item: the same resource and type seen again is one more occurrence, never a second row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.policies import QueueRule
+from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.windows import IndexWalk, Window
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.settings import Settings
+
+_PAGE = 1000
+
+_RAISE = sql.SQL("""
+INSERT INTO ops.manual_resolution_queue AS q
+       (item_type, resource_type, resource_id, priority, reason, context, raised_by, deadline_at)
+SELECT %(item_type)s, %(resource_type)s, r.resource_id, %(priority)s, %(reason)s, %(context)s, %(raised_by)s,
+       now() + make_interval(hours => %(hours)s)
+  FROM {rows} r
+    ON CONFLICT (item_type, resource_type, resource_id) WHERE status <> 'resolved'
+    DO UPDATE SET occurrences = q.occurrences + 1, last_seen_at = now(), context = EXCLUDED.context
+RETURNING xmax = 0 AS is_new
+""")
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is handed to a person, apart from which resource."""
+
+    item_type: str
+    resource_type: str
+    priority: str
+    reason: str
+    raised_by: str
+    context: dict[str, Any]
+    """Facts that a decision needs; no personal data."""
+
+    def parameters(self, settings: Settings) -> dict[str, Any]:
+        """Return the statement's parameters; the deadline follows from the priority."""
+        hours = {
+            "critical": settings.mrq_sla_critical,
+            "high": settings.mrq_sla_high,
+            "medium": settings.mrq_sla_medium,
+            "low": settings.mrq_sla_low,
+        }
+        return {
+            "item_type": self.item_type,
+            "resource_type": self.resource_type,
+            "priority": self.priority,
+            "reason": self.reason,
+            "context": Jsonb(self.context),
+            "raised_by": self.raised_by,
+            "hours": hours[self.priority],
+        }
+
+
+def raise_item(database: Database, settings: Settings, item: Item, resource_id: str) -> int:
+    """Put one resource on the queue.
+
+    Returns:
+        1 if the item is new, 0 if it was open already.
+    """
+    rows = sql.SQL("(SELECT %(resource_id)s::text AS resource_id)")
+    with database.transaction() as connection:
+        row = connection.execute(
+            _RAISE.format(rows=rows), item.parameters(settings) | {"resource_id": resource_id}
+        ).fetchone()
+    return int(bool(row and row[0]))
+
+
+def raise_excepted(
+    database: Database,
+    settings: Settings,
+    selection: Selection,
+    exception: str,
+    *,
+    raised_by: str,
+    between_pages: Callable[[], None],
+) -> int:
+    """Put every row that an exception keeps beyond its time on the queue, a page a transaction.
+
+    Args:
+        database: The database.
+        settings: Gives the deadlines.
+        selection: The policy's selection.
+        exception: The exception's name; it must have a queue rule.
+        raised_by: The actor, such as ``system:cleanup_quiz_responses``.
+        between_pages: Called before each page; may raise to stop.
+
+    Returns:
+        How many items are new.
+    """
+    rule = queue_rule(selection, exception)
+    overdue = overdue_exception(selection, exception)
+    item = Item(
+        rule.item_type, selection.policy.table, rule.priority, rule.reason, raised_by, {"policy": selection.policy.name}
+    )
+    walk = IndexWalk(selection, rule.anchor, overdue)
+    window: Window | None = None
+    new = 0
+    while True:
+        between_pages()
+        with database.transaction() as connection:
+            question, parameters = walk.question(window, _PAGE)
+            window = walk.following(window, connection.execute(question, parameters).fetchone(), _PAGE)
+            if window is None:
+                return new
+            rows = sql.SQL("(SELECT t.{}::text AS resource_id FROM {} t WHERE {})").format(
+                selection.key, selection.table, window.clause
+            )
+            raised = connection.execute(
+                _RAISE.format(rows=rows), item.parameters(settings) | selection.parameters | window.parameters
+            )
+            new += sum(is_new for (is_new,) in raised)
+
+
+def queue_rule(selection: Selection, exception: str) -> QueueRule:
+    """Return the exception's queue rule."""
+    rule = selection.policy.exceptions[exception].queue
+    if rule is None:
+        raise ValueError(f"exception {exception} has no queue rule")
+    return rule
+
+
+def overdue_exception(selection: Selection, exception: str) -> sql.Composed:
+    """Return SQL that is true where the exception keeps a row beyond its time."""
+    rule = queue_rule(selection, exception)
+    return sql.SQL("{} AND t.{} < {}").format(
+        selection.met(selection.policy.exceptions[exception].when, f"except_{exception}"),
+        sql.Identifier(rule.anchor),
+        selection.moment(rule.anchor, f"queue_{exception}"),
+    )
+
+
+def count_new(connection: Connection, selection: Selection, exception: str) -> int:
+    """Return how many rows :func:`raise_excepted` would put on the queue now that are not there yet."""
+    row = connection.execute(
+        sql.SQL(
+            "SELECT count(*) FROM {} t WHERE {} AND NOT EXISTS (SELECT FROM ops.manual_resolution_queue q"
+            " WHERE q.status <> 'resolved' AND q.item_type = %(item_type)s AND q.resource_type = %(table_name)s"
+            " AND q.resource_id = t.{}::text)"
+        ).format(selection.table, overdue_exception(selection, exception), selection.key),
+        selection.parameters | {"item_type": queue_rule(selection, exception).item_type},
+    ).fetchone()
+    return int(row[0]) if row else 0

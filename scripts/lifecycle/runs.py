@@ -1,0 +1,137 @@
+"""The run record: one row a run and policy in ops.job_runs.
+
+Its states, in words: ``running`` becomes ``completed`` (nothing left that may go), ``partial`` (stopped early, or rows
+left), ``failed`` or ``interrupted`` (a signal) when the run closes it, and ``abandoned`` when a later run finds that
+its process is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+from uuid import UUID, uuid4
+
+from psycopg import sql
+
+from scripts.lifecycle.policies import PolicySet
+from scripts.lifecycle.results import PolicyResult
+from scripts.utils.db_utils import Connection, Database
+
+
+def keep_policy_version(connection: Connection, policies: PolicySet, script: str) -> None:
+    """Keep the policy file by its hash, so that "under which rule" has an answer years later."""
+    connection.execute(
+        "INSERT INTO ops.policy_versions (hash, document, first_used_by) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        (policies.hash, policies.document, script),
+    )
+
+
+def abandon_dead_runs(connection: Connection, script: str) -> int:
+    """Close what earlier runs of this script left open; only the holder of the script's lock may call it.
+
+    Returns:
+        How many runs were found abandoned.
+    """
+    return connection.execute(
+        "UPDATE ops.job_runs SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone'"
+        " WHERE script = %s AND status = 'running'",
+        (script,),
+    ).rowcount
+
+
+def open_run(
+    connection: Connection,
+    *,
+    script: str,
+    policy: str,
+    correlation_id: str,
+    cutoff: datetime,
+    policy_hash: str,
+    fencing_token: int,
+    budget_seconds: float,
+    version: str,
+) -> UUID:
+    """Insert the record of a run that begins, and return its id."""
+    run_id = uuid4()
+    connection.execute(
+        "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token,"
+        " sla_budget_seconds, host, pid, version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            run_id,
+            script,
+            policy,
+            correlation_id,
+            cutoff,
+            policy_hash,
+            fencing_token,
+            budget_seconds,
+            socket.gethostname(),
+            os.getpid(),
+            version,
+        ),
+    )
+    return run_id
+
+
+def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
+    """Write what became of the run."""
+    columns: dict[str, object] = {
+        "status": result.status,
+        "stop_reason": result.stop_reason,
+        "exit_code": int(result.exit_code),
+        "records_processed": result.records_deleted,
+        "records_held": result.records_held,
+        "records_queued": result.records_queued,
+        "records_remaining": result.records_remaining,
+        "oldest_overdue_seconds": result.oldest_overdue_seconds,
+        "batches": result.batches,
+        "sla_status": result.sla_status,
+        "error": result.error,
+    }
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns
+    )
+    with database.transaction() as connection:
+        connection.execute(
+            sql.SQL("UPDATE ops.job_runs SET finished_at = now(), heartbeat_at = now(), {} WHERE id = %(id)s").format(
+                assignments
+            ),
+            columns | {"id": run_id},
+        )
+
+
+def audited_rows(connection: Connection, run_id: UUID, table: str) -> int:
+    """Return how many rows of a table the audit says that a run deleted: the truth, whatever the client remembers."""
+    row = connection.execute(
+        "SELECT coalesce(sum(cardinality(resource_ids)), 0) FROM ops.audit_batches"
+        " WHERE run_id = %s AND resource_type = %s",
+        (run_id, table),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def usual_rows(connection: Connection, script: str, policy: str) -> float | None:
+    """Return how many rows the runs since the last completed one could be expected to delete, None without a history.
+
+    The median a day of the completed runs of the last 30 days, times the days since the last of them (at least one).
+    """
+    row = connection.execute(
+        "WITH days AS (SELECT started_at::date AS day, sum(records_processed) AS rows, max(started_at) AS last"
+        " FROM ops.job_runs WHERE script = %s AND policy = %s AND status = 'completed'"
+        " AND started_at > now() - interval '30 days' GROUP BY 1)"
+        " SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rows)"
+        " * greatest(1, extract(epoch FROM now() - max(last)) / 86400) FROM days",
+        (script, policy),
+    ).fetchone()
+    return None if row is None or row[0] is None else float(row[0])
+
+
+def last_policy_document(connection: Connection, script: str, policy: str, current_hash: str) -> str | None:
+    """Return the policy file of the last completed run if it was another version, else None."""
+    row = connection.execute(
+        "SELECT v.hash, v.document FROM ops.job_runs r JOIN ops.policy_versions v ON v.hash = r.policy_hash"
+        " WHERE r.script = %s AND r.policy = %s AND r.status = 'completed' ORDER BY r.started_at DESC LIMIT 1",
+        (script, policy),
+    ).fetchone()
+    return None if row is None or row[0] == current_hash else str(row[1])

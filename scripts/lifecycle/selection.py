@@ -1,0 +1,205 @@
+"""The one predicate that counting, dry run and delete share, so that they cannot drift.
+
+The table's alias is ``t`` throughout. Identifiers come from the policy and from the catalogue, always quoted;
+every value is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg import sql
+
+from scripts.lifecycle.policies import Condition, Policy, table_identifier
+
+TEXT_TYPES = frozenset({"text", "character varying", "character"})
+
+_CASTS = {
+    "timestamp without time zone": "({}::timestamptz AT TIME ZONE 'UTC')",
+    "timestamp with time zone": "{}::timestamptz",
+    "date": "({}::timestamptz AT TIME ZONE 'UTC')::date",
+}
+ANCHOR_TYPES = frozenset(_CASTS)
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A constraint that points at the policy's table, as the catalogue has it."""
+
+    name: str
+    table: str
+    columns: tuple[str, ...]
+    referenced: tuple[str, ...]
+    on_delete: str
+    """The catalogue's letter: a no action, r restrict, c cascade, n set null, d set default."""
+    indexed: bool
+    table_bytes: int
+
+    def joins(self, alias: str) -> sql.Composed:
+        """Return the condition that a row of ``alias`` refers to the row of ``t``."""
+        return sql.SQL(" AND ").join(
+            sql.SQL("{}.{} = t.{}").format(sql.SQL(alias), sql.Identifier(child), sql.Identifier(parent))
+            for child, parent in zip(self.columns, self.referenced, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Reach:
+    """A declared dependant with the constraint it stands for."""
+
+    foreign_key: ForeignKey
+    action: str
+    key: str
+
+
+class Selection:
+    """What a policy selects at one cut-off.
+
+    Args:
+        policy: The policy.
+        cutoff: The run's cut-off, time-zone aware.
+        column_types: Type of each column that the policy names, as ``format_type`` writes it.
+        reaches: Declared dependants that are deleted or set to null.
+        refusing: Constraints whose referring rows keep a row from being deleted.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        cutoff: datetime,
+        column_types: dict[str, str],
+        reaches: Iterable[Reach] = (),
+        refusing: Iterable[ForeignKey] = (),
+    ) -> None:
+        self.policy = policy
+        self.table = table_identifier(policy.table)
+        self.key = sql.Identifier(policy.key)
+        self.key_type = sql.SQL(column_types[policy.key])
+        self.reaches = tuple(reaches)
+        self.refusing = tuple(refusing)
+        self._types = column_types
+        self.parameters: dict[str, Any] = {"table_name": policy.table}
+        self.due_before: dict[str, datetime] = {}
+        for name, rule in policy.rules.items():
+            moment = rule.keep.before(cutoff)
+            if moment is not None:
+                self.due_before[name] = moment
+                self.parameters[f"due_{name}"] = moment
+        for name, exception in policy.exceptions.items():
+            if exception.queue:
+                # forever: no row is older than the beginning of time
+                self.parameters[f"queue_{name}"] = exception.queue.after.before(cutoff) or "-infinity"
+
+    def moment(self, column: str, parameter: str) -> sql.Composed:
+        """Return a time-zone aware parameter as a value of the column's type; naive columns hold UTC."""
+        return sql.SQL(_CASTS[self._types[column]]).format(sql.Placeholder(parameter))
+
+    def anchor_type(self, column: str) -> sql.SQL:
+        """Return the column's type for a cast."""
+        return sql.SQL(self._types[column])
+
+    def met(self, conditions: dict[str, Condition], prefix: str) -> sql.Composed:
+        """Return SQL that is true, never null-dependent, where all the conditions are met."""
+        parts: list[sql.Composable] = []
+        for number, (column, condition) in enumerate(conditions.items()):
+            name = sql.Identifier(column)
+            if condition.operator in ("set", "unset"):
+                parts.append(
+                    sql.SQL("t.{} IS {}NULL").format(name, sql.SQL("NOT " if condition.operator == "set" else ""))
+                )
+                continue
+            parameter = f"{prefix}_{number}"
+            self.parameters[parameter] = list(condition.values)
+            parts.append(
+                sql.SQL("(t.{}::text = ANY({}::text[])) {}").format(
+                    name,
+                    sql.Placeholder(parameter),
+                    sql.SQL("IS TRUE" if condition.operator == "in" else "IS NOT TRUE"),
+                )
+            )
+        return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true").format()
+
+    def rule(self, name: str) -> sql.Composed:
+        """Return SQL that is true where this rule's period has ended."""
+        rule = self.policy.rules[name]
+        return sql.SQL("({} AND t.{} < {})").format(
+            self.met(rule.when, f"when_{name}"), sql.Identifier(rule.anchor), self.moment(rule.anchor, f"due_{name}")
+        )
+
+    @property
+    def due(self) -> sql.Composed:
+        """Rows whose period has ended and that no exception keeps."""
+        rules = [self.rule(name) for name in self.due_before]
+        excepted = [
+            sql.SQL("NOT ({})").format(self.met(exception.when, f"except_{name}"))
+            for name, exception in self.policy.exceptions.items()
+        ]
+        either = sql.SQL(" OR ").join(rules) if rules else sql.SQL("false")
+        return sql.SQL(" AND ").join([sql.SQL("({})").format(either), *excepted])
+
+    @property
+    def rule_name(self) -> sql.Composed:
+        """The first rule, in the file's order, that makes a due row due."""
+        cases = [sql.SQL("WHEN {} THEN {}").format(self.rule(name), sql.Literal(name)) for name in self.due_before]
+        return sql.SQL("CASE {} END").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("NULL::text").format()
+
+    @property
+    def held(self) -> sql.Composed:
+        """Rows under a legal hold: on the row, its person, the table, or a row that would go along."""
+        active = "h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())"
+        holds = [
+            sql.SQL(
+                "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'table'"
+                " AND h.table_name = %(table_name)s)"
+            ).format(),
+            sql.SQL(
+                "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'row'"
+                " AND h.table_name = %(table_name)s AND h.resource_id = t.{}::text)"
+            ).format(self.key),
+        ]
+        if self.policy.person:
+            holds.append(
+                sql.SQL(
+                    "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'person'"
+                    " AND h.person = t.{}::text)"
+                ).format(sql.Identifier(self.policy.person))
+            )
+        holds += [
+            sql.SQL(
+                "EXISTS (SELECT FROM {table} c JOIN ops.legal_holds h ON " + active + " AND h.table_name = {name}"
+                " AND (h.scope = 'table' OR h.scope = 'row' AND h.resource_id = c.{key}::text) WHERE {joins})"
+            ).format(
+                table=table_identifier(reach.foreign_key.table),
+                name=sql.Literal(reach.foreign_key.table),
+                key=sql.Identifier(reach.key),
+                joins=reach.foreign_key.joins("c"),
+            )
+            for reach in self.reaches
+        ]
+        return sql.SQL("({})").format(sql.SQL(" OR ").join(holds))
+
+    @property
+    def referenced(self) -> sql.Composed:
+        """Rows that something else still needs."""
+        needs = [
+            sql.SQL("EXISTS (SELECT FROM {} c WHERE {})").format(
+                table_identifier(foreign_key.table), foreign_key.joins("c")
+            )
+            for foreign_key in self.refusing
+        ]
+        return sql.SQL("({})").format(sql.SQL(" OR ").join(needs)) if needs else sql.SQL("false").format()
+
+    @property
+    def nameable(self) -> sql.Composed:
+        """Rows whose key may stand in the audit: a text key that is no UUID could be an e-mail address."""
+        if self._types[self.policy.key].split("(")[0] not in TEXT_TYPES:
+            return sql.SQL("true").format()
+        return sql.SQL("t.{} LIKE '________-____-____-____-____________'").format(self.key)
+
+    @property
+    def removable(self) -> sql.Composed:
+        """What a run deletes."""
+        return sql.SQL("{} AND NOT {} AND NOT {} AND {}").format(self.due, self.held, self.referenced, self.nameable)

@@ -1,0 +1,84 @@
+"""What is past its date at one moment, counted on the data itself.
+
+The same query serves the dry run's prediction, the caps and the residue after a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from psycopg import sql
+
+from scripts.lifecycle.selection import Selection
+from scripts.utils.db_utils import Connection
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is past its date at one moment, by one query."""
+
+    due: int = 0
+    removable: int = 0
+    held: int = 0
+    referenced: int = 0
+    unnameable: int = 0
+    by_rule: dict[str, int] = field(default_factory=dict)
+    """Removable rows by rule."""
+    oldest_overdue_seconds: float = 0.0
+    """How far the oldest row that is not held is past its date."""
+
+    @property
+    def remaining(self) -> int:
+        """Rows past their date that no hold keeps."""
+        return self.due - self.held
+
+
+def survey(connection: Connection, selection: Selection) -> Survey:
+    """Count what is past its date: one pass over the table."""
+    if not selection.due_before:
+        return Survey()
+    overdue = sql.SQL("CASE rule {} END").format(
+        sql.SQL(" ").join(
+            sql.SQL(
+                "WHEN {} THEN extract(epoch FROM {} - min(CASE rule WHEN {} THEN {} END) FILTER (WHERE NOT held))"
+            ).format(
+                sql.Literal(name),
+                selection.moment(selection.policy.rules[name].anchor, f"due_{name}"),
+                sql.Literal(name),
+                sql.Identifier(f"anchor_{name}"),
+            )
+            for name in selection.due_before
+        )
+    )
+    anchors = sql.SQL(", ").join(
+        sql.SQL("t.{} AS {}").format(
+            sql.Identifier(selection.policy.rules[name].anchor), sql.Identifier(f"anchor_{name}")
+        )
+        for name in selection.due_before
+    )
+    statement = sql.SQL(
+        "SELECT rule, count(*), count(*) FILTER (WHERE nameable AND NOT held AND NOT referenced),"
+        " count(*) FILTER (WHERE held), count(*) FILTER (WHERE referenced AND NOT held),"
+        " count(*) FILTER (WHERE NOT nameable), {overdue}"
+        " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable, {anchors}"
+        " FROM {table} t WHERE {due}) rows GROUP BY rule ORDER BY rule"
+    ).format(
+        overdue=overdue,
+        rule=selection.rule_name,
+        held=selection.held,
+        referenced=selection.referenced,
+        nameable=selection.nameable,
+        anchors=anchors,
+        table=selection.table,
+        due=selection.due,
+    )
+    rows = connection.execute(statement, selection.parameters).fetchall()
+    return Survey(
+        due=sum(row[1] for row in rows),
+        removable=sum(row[2] for row in rows),
+        held=sum(row[3] for row in rows),
+        referenced=sum(row[4] for row in rows),
+        unnameable=sum(row[5] for row in rows),
+        by_rule={row[0]: row[2] for row in rows if row[2]},
+        oldest_overdue_seconds=max((float(row[6] or 0) for row in rows), default=0.0),
+    )

@@ -1,0 +1,124 @@
+"""Two ways through a table, a bounded piece at a time, both of flat cost.
+
+A ``LIMIT`` loop from the left edge meets every dead entry again in every batch and goes quadratic while another session
+holds an old snapshot. Both paths here never look back: a sweep over physical block ranges, for when much is due, and a
+walk along the anchor's index, for when little is. A window has a lower and an upper bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from psycopg import sql
+
+from scripts.lifecycle.selection import Selection
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of the table: SQL on the alias ``t``, and its parameters."""
+
+    clause: sql.Composable
+    parameters: dict[str, Any] = field(default_factory=dict)
+    position: float = 0.0
+    """Share of the path that lies behind this window's end, 0 to 1; 0 if unknown."""
+
+
+class Path(Protocol):
+    """A way through a table."""
+
+    name: str
+
+    def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:
+        """Return what to ask the server in order to know the window after this one; None if nothing."""
+
+    def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:
+        """Return the window after this one, or None at the end."""
+
+
+class Sweep:
+    """Block ranges of the table file, by TID range scan (PostgreSQL 14).
+
+    Rows that arrive or move behind the sweep are left to a closing index walk.
+    """
+
+    name = "sweep"
+    _CLAUSE = sql.SQL("t.ctid >= %(from_tid)s::tid AND t.ctid < %(to_tid)s::tid")
+
+    def __init__(self, *, blocks: int, rows_per_block: float) -> None:
+        self._blocks = blocks
+        self._rows_per_block = max(rows_per_block, 1.0)
+
+    def question(self, window: Window | None, rows: int) -> None:
+        """Ask nothing: the ranges are known beforehand."""
+
+    def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
+        """Return the next range of about ``rows`` rows."""
+        start = window.parameters["to_block"] if window else 0
+        if start >= self._blocks:
+            return None
+        end = min(start + max(1, int(rows / self._rows_per_block)), self._blocks)
+        return Window(
+            self._CLAUSE,
+            {"from_tid": f"({start},0)", "to_tid": f"({end},0)", "to_block": end},
+            end / self._blocks,
+        )
+
+
+class IndexWalk:
+    """Windows of so many entries of the anchor's index, in the order of anchor and key.
+
+    Args:
+        selection: The policy's selection.
+        anchor: The indexed column.
+        bound: SQL that a row must meet to count as an entry; holds the upper bound of the anchor.
+    """
+
+    def __init__(self, selection: Selection, anchor: str, bound: sql.Composable) -> None:
+        self.name = f"index:{anchor}"
+        self._bound = bound
+        names = {
+            "table": selection.table,
+            "anchor": sql.Identifier(anchor),
+            "key": selection.key,
+            "anchor_type": selection.anchor_type(anchor),
+            "key_type": selection.key_type,
+        }
+        self._parameters = selection.parameters
+        self._after = sql.SQL(
+            "(t.{anchor}, t.{key}) > (%(after_anchor)s::{anchor_type}, %(after_key)s::{key_type})"
+        ).format(**names)
+        self._until = sql.SQL(
+            "(t.{anchor}, t.{key}) <= (%(until_anchor)s::{anchor_type}, %(until_key)s::{key_type})"
+        ).format(**names)
+        self._names = names
+
+    def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]]:
+        """Ask for the entry that ends the next window."""
+        bound, parameters = self._lower(window)
+        edge = sql.SQL(
+            "SELECT e.anchor::text, e.key::text FROM (SELECT t.{anchor} AS anchor, t.{key} AS key FROM {table} t"
+            " WHERE {bound} ORDER BY t.{anchor}, t.{key} LIMIT {rows}) e ORDER BY e.anchor DESC, e.key DESC LIMIT 1"
+        ).format(bound=sql.SQL(" AND ").join([self._bound, *bound]), rows=sql.Literal(rows), **self._names)
+        return edge, self._parameters | parameters
+
+    def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
+        """Return the window that ends at the answered entry."""
+        if answer is None:
+            return None
+        bound, parameters = self._lower(window)
+        clause = sql.SQL(" AND ").join([self._bound, *bound, self._until])
+        return Window(clause, parameters | {"until_anchor": answer[0], "until_key": answer[1]})
+
+    def _lower(self, window: Window | None) -> tuple[list[sql.Composed], dict[str, Any]]:
+        if window is None:
+            return [], {}
+        after = {"after_anchor": window.parameters["until_anchor"], "after_key": window.parameters["until_key"]}
+        return [self._after], after
+
+
+def chosen_keys(selection: Selection, keys: list[str]) -> Window:
+    """Return a window of exactly these keys."""
+    clause = sql.SQL("t.{} = ANY(%(chosen_keys)s::{}[])").format(selection.key, selection.key_type)
+    return Window(clause, {"chosen_keys": keys})

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Place, list and release legal holds: what must not be deleted although its period has ended.
+
+A hold is on a table, on a row of it (--table and --id), or on a person (--person -, the address on standard input).
+Once the command has returned, nothing under the hold is deleted. Runbook: scripts/retention/README.md
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from uuid import UUID
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.table import Table
+
+from scripts.lifecycle import holds
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three verbs."""
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    place = verbs.add_parser("place", help="hold a table, a row or a person")
+    place.add_argument("--table", metavar="SCHEMA.TABLE", help="as the policy file writes it")
+    place.add_argument("--id", metavar="KEY", help="one row of the table")
+    place.add_argument("--person", choices=["-"], help="read an e-mail address from standard input")
+    place.add_argument("--reason", required=True, help="kept on the hold; name no person in it")
+    place.add_argument(
+        "--until", type=moment, metavar="T", help="the hold ends by itself, such as 2027-01-31T00:00:00Z"
+    )
+    listing = verbs.add_parser("list", help="show the holds in force")
+    release = verbs.add_parser("release", help="end a hold; the next run takes what is due")
+    release.add_argument("hold", type=UUID, help="the hold's id")
+    for verb in (place, listing, release):
+        add_common_flags(verb)
+        verb.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+
+
+def work(run: Run) -> None:
+    """Carry out one verb."""
+    {"place": _place, "list": _list, "release": _release}[run.options.flags.verb](run)
+
+
+def _place(run: Run) -> None:
+    flags = run.options.flags
+    person = holds.normalize_email(sys.stdin.readline()) if flags.person else None
+    if flags.table and not any(policy.table == flags.table for policy in run.policies.policies.values()):
+        raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")
+    until: datetime | None = flags.until
+    if run.options.dry_run:
+        get_logger().info("hold_would_be_placed", dry_run=True)
+        return
+    hold = holds.place(
+        run.database,
+        operator=run.operator,
+        reason=flags.reason,
+        table=flags.table,
+        resource_id=flags.id,
+        person=person,
+        expires_at=until,
+    )
+    get_logger().info("hold_placed", hold=str(hold))
+
+
+def _list(run: Run) -> None:
+    found = holds.active(run.database)
+    if not run.display.enabled:
+        for hold in found:
+            get_logger().info("hold_in_force", **asdict(hold))
+        return
+    table = Table(title="legal holds in force")
+    for heading in ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)"):
+        table.add_column(heading, overflow="fold")
+    for hold in found:
+        placed, until = (f"{at:%Y-%m-%d %H:%M}" if at else "released" for at in (hold.placed_at, hold.expires_at))
+        table.add_row(
+            str(hold.id),
+            hold.scope,
+            hold.table_name or "-",
+            hold.resource_id or "-",
+            hold.reason,
+            hold.placed_by,
+            placed,
+            until if hold.expires_at else "released by hand",
+        )
+    run.display.show(table)
+
+
+def _release(run: Run) -> None:
+    if run.options.dry_run:
+        get_logger().info("hold_would_be_released", dry_run=True)
+        return
+    holds.release(run.database, run.options.flags.hold, operator=run.operator)
+    get_logger().info("hold_released", hold=str(run.options.flags.hold))
+
+
+JOB = Job(
+    "legal_holds",
+    work,
+    "Place, list and release legal holds.",
+    changes_data=False,
+    events="legal_holds",
+    arguments=arguments,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,179 @@
+"""Connections to PostgreSQL that are safe behind a transaction pooler and with a database that sleeps.
+
+Nothing is kept in a session: PgBouncer in transaction mode hands the next transaction to another one. Every setting is
+``SET LOCAL``, nothing is prepared, no session advisory lock is taken (PgBouncer documentation, "Features").
+A serverless database (Neon) refuses or cuts connections while it wakes up: connecting is retried, within bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import retry
+
+Connection = psycopg.Connection[Any]
+
+CONNECT_TIMEOUT_SECONDS = 10
+CONNECT_ATTEMPTS = 6
+CONNECT_SECONDS = 30.0
+
+# libpq gives no SQLSTATE for a refused login, only the server's English text.
+_REFUSALS = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "not permitted to log in",
+    "pg_hba.conf",
+)
+
+# Shut down, crashed, starting up, too many clients, idle in transaction for too long.
+_GONE = frozenset({"57P01", "57P02", "57P03", "53300", "25P03"})
+
+# TimeZone, because naive columns hold UTC. row_security off makes a policy that would hide rows an error.
+_LOCAL_SETTINGS = sql.SQL(
+    "SELECT set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),"
+    " set_config('lock_timeout', %(lock_ms)s, true), set_config('statement_timeout', %(statement_ms)s, true),"
+    " set_config('idle_in_transaction_session_timeout', %(statement_ms)s, true)"
+)
+
+
+def local_settings(*, lock_timeout: float, statement_timeout: float) -> tuple[sql.SQL, dict[str, str]]:
+    """Return the statement that gives a transaction its settings, and its parameters.
+
+    Args:
+        lock_timeout: Longest wait for one lock, in seconds.
+        statement_timeout: Longest run time of one statement, in seconds.
+    """
+    return _LOCAL_SETTINGS, {
+        "lock_ms": str(max(1, int(lock_timeout * 1000))),
+        "statement_ms": str(max(1, int(statement_timeout * 1000))),
+    }
+
+
+def connection_lost(error: BaseException) -> bool:
+    """Tell whether the connection, and with it the answer, is gone."""
+    if not isinstance(error, psycopg.OperationalError):
+        return False
+    return error.sqlstate is None or error.sqlstate in _GONE or error.sqlstate.startswith("08")
+
+
+def is_deadlock(error: BaseException) -> bool:
+    """Tell whether the server undid the transaction in favour of another one: it may succeed when repeated."""
+    return isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure)
+
+
+class Database:
+    """The pool of one process.
+
+    Args:
+        url: PostgreSQL URL.
+        application_name: Shown in ``pg_stat_activity``; at most 63 bytes are kept by the server.
+        max_size: Most connections at a time.
+    """
+
+    def __init__(self, url: str, *, application_name: str, max_size: int) -> None:
+        self._url = url
+        self._kwargs: dict[str, Any] = {
+            "autocommit": True,
+            "prepare_threshold": None,
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": application_name,
+            "client_encoding": "UTF8",
+        }
+        self._pool: ConnectionPool[Connection] = ConnectionPool(
+            url,
+            kwargs=self._kwargs,
+            min_size=1,
+            max_size=max_size,
+            open=False,
+            check=ConnectionPool.check_connection,
+            max_idle=240,  # seconds; a sleeping Neon cuts idle connections after 300
+            timeout=CONNECT_SECONDS,
+            reconnect_timeout=CONNECT_SECONDS,
+        )
+
+    def open(self) -> None:
+        """Connect, waiting for a database that is waking up.
+
+        Raises:
+            DatabaseRefused: Wrong password, role or database.
+            DatabaseUnavailable: No answer within 30 s.
+        """
+        try:
+            retry(
+                self._probe,
+                on=lambda error: isinstance(error, psycopg.OperationalError) and not _is_refusal(error),
+                attempts=CONNECT_ATTEMPTS,
+                seconds=CONNECT_SECONDS,
+                before_wait=lambda attempt, _: get_logger().warning("database_connect_retry", attempt=attempt),
+            )
+            self._pool.open(wait=True, timeout=CONNECT_SECONDS)
+        except psycopg.OperationalError as error:
+            if _is_refusal(error):
+                raise DatabaseRefused(
+                    "PostgreSQL refuses the login: check user, password and database in DATABASE_URL, and that the role"
+                    " has a password (ALTER ROLE … PASSWORD)"
+                ) from None
+            raise DatabaseUnavailable(
+                f"PostgreSQL at the host of DATABASE_URL did not answer within {CONNECT_SECONDS:.0f} s:"
+                " check host, port and network, then run again"
+            ) from None
+
+    def _probe(self) -> None:
+        psycopg.connect(self._url, **self._kwargs).close()  # noqa: TID251 - this is its one home
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._pool.close()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend an autocommit connection; a broken one is replaced before it is lent.
+
+        Raises:
+            DatabaseUnavailable: None could be had in time.
+        """
+        try:
+            connection = self._pool.getconn()
+        except PoolTimeout:
+            raise DatabaseUnavailable(f"PostgreSQL did not give a connection within {CONNECT_SECONDS:.0f} s") from None
+        try:
+            yield connection
+        finally:
+            self._pool.putconn(connection)
+
+    @contextmanager
+    def transaction(
+        self, *, read_only: bool = False, lock_timeout: float = 10.0, statement_timeout: float = 300.0
+    ) -> Iterator[Connection]:
+        """Lend a connection inside one transaction with its own settings, in seconds.
+
+        A read-only transaction sees one snapshot throughout (REPEATABLE READ) and cannot write.
+        """
+        statement, parameters = local_settings(lock_timeout=lock_timeout, statement_timeout=statement_timeout)
+        with self.connection() as connection, connection.transaction():
+            if read_only:
+                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            connection.execute(statement, parameters)
+            yield connection
+
+    def now(self) -> datetime:
+        """Return the database's clock, time-zone aware (UTC)."""
+        with self.transaction(read_only=True) as connection:
+            row = connection.execute("SELECT now()").fetchone()
+        now: datetime = row[0] if row else None  # type: ignore[assignment]
+        return now
+
+
+def _is_refusal(error: psycopg.Error) -> bool:
+    text = str(error)
+    return any(refusal in text for refusal in _REFUSALS)

@@ -1,0 +1,126 @@
+"""Every error that an operator can meet, named after what happened.
+
+A leaf says which exit code it leads to (see :class:`ExitCode`); nothing else in the suite decides on one.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import psycopg
+
+
+class ExitCode(IntEnum):
+    """What a script's exit code means, in the order of precedence of :func:`worst`."""
+
+    DONE = 0
+    FAILED = 1
+    MISCONFIGURED = 2
+    STOPPED_EARLY = 3
+    NEEDS_A_PERSON = 4
+    NOT_RUN = 75
+    SIGINT = 130
+    SIGTERM = 143
+
+
+_PRECEDENCE = (
+    ExitCode.MISCONFIGURED,
+    ExitCode.FAILED,
+    ExitCode.SIGTERM,
+    ExitCode.SIGINT,
+    ExitCode.STOPPED_EARLY,
+    ExitCode.NEEDS_A_PERSON,
+    ExitCode.NOT_RUN,
+    ExitCode.DONE,
+)
+
+
+def worst(codes: list[ExitCode]) -> ExitCode:
+    """Return the code that stands for all of them: 2, 1, 143/130, 3, 4, 75, 0."""
+    return min(codes, key=_PRECEDENCE.index, default=ExitCode.DONE)
+
+
+class OpsError(Exception):
+    """Something went wrong that the message explains; no traceback is shown for it."""
+
+    exit_code = ExitCode.FAILED
+
+
+class Misconfigured(OpsError):
+    """A setting, an argument or the policy file is wrong."""
+
+    exit_code = ExitCode.MISCONFIGURED
+
+
+class NotRun(OpsError):
+    """This job must not run now, and did not."""
+
+    exit_code = ExitCode.NOT_RUN
+
+
+class LockHeld(NotRun):
+    """Another run holds the lock."""
+
+
+class SwitchedOff(NotRun):
+    """The stop switch is on."""
+
+
+class StoppedEarly(OpsError):
+    """The run ended between two batches with work left.
+
+    Args:
+        stop_reason: Stable code for logs and the run record, such as ``time_budget``.
+        message: What happened, for a person.
+        exit_code: 3 unless a signal asked for the stop.
+    """
+
+    exit_code = ExitCode.STOPPED_EARLY
+
+    def __init__(self, stop_reason: str, message: str, exit_code: ExitCode = ExitCode.STOPPED_EARLY) -> None:
+        super().__init__(message)
+        self.stop_reason = stop_reason
+        self.exit_code = exit_code
+
+
+class PolicyFailed(OpsError):
+    """One policy could not be carried out; the others go on.
+
+    Args:
+        stop_reason: Stable code, such as ``preflight_failed`` or ``cap_exceeded``.
+        message: What is wrong, where, and what to do.
+    """
+
+    def __init__(self, stop_reason: str, message: str) -> None:
+        super().__init__(message)
+        self.stop_reason = stop_reason
+
+
+class AuditBroken(OpsError):
+    """The audit chain does not verify."""
+
+
+class DatabaseUnavailable(OpsError):
+    """PostgreSQL did not answer within the bounds of the retries."""
+
+
+class DatabaseRefused(Misconfigured):
+    """PostgreSQL answered and refused: password, role, database or missing schema."""
+
+
+def describe_database_error(error: psycopg.Error) -> str:
+    """Name a driver error without its text.
+
+    PostgreSQL's message and DETAIL quote row values, which may be personal; only SQLSTATE, constraint, table and
+    column are safe to log.
+    """
+    diag = error.diag
+    facts = {
+        "SQLSTATE": error.sqlstate,
+        "schema": diag.schema_name,
+        "table": diag.table_name,
+        "column": diag.column_name,
+        "constraint": diag.constraint_name,
+    }
+    named = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
+    return f"{type(error).__name__}" + (f" ({named})" if named else "")

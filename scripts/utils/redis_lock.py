@@ -1,0 +1,265 @@
+"""One run of a job at a time: a lock in Redis that people can see, on a lease in PostgreSQL that decides.
+
+The lease's fencing token is checked inside every batch, so a holder that was paused, cut off or released by hand
+cannot delete anything more. Whoever wins the Redis lock takes the lease over at once: ``redis-cli DEL`` on the lock
+therefore releases a stuck job, and stops a running one after its batch in hand. Without Redis the lease alone decides,
+and only an owner that is dead or silent for REDIS_LOCK_TIMEOUT is replaced (Kleppmann, "How to do distributed
+locking": a lock that expires needs a token that the resource itself checks).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import AuthenticationError, LockError, RedisError
+from redis.lock import Lock
+from redis.retry import Retry
+
+from scripts.utils.db_utils import Database
+from scripts.utils.errors import LockHeld, Misconfigured
+from scripts.utils.logging_utils import get_logger
+
+_LOOK_EVERY_SECONDS = 2.0
+# Taking a lease over waits for the former holder's batch in hand.
+_GATE_WAIT_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock: enough for an operator to find the process."""
+
+    run: str
+    host: str
+    pid: int
+    since: str
+
+    @classmethod
+    def this_process(cls, run: str) -> Holder:
+        """Describe the running process."""
+        since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return cls(run, socket.gethostname().replace(" ", "-"), os.getpid(), since)
+
+    @classmethod
+    def parse(cls, token: str) -> Holder | None:
+        """Read a holder back from the lock's value; None if someone else wrote it."""
+        parts = token.split(" ")
+        if len(parts) != 4 or not parts[2].isdigit():  # noqa: PLR2004 - the four fields of this class
+            return None
+        return cls(parts[0], parts[1], int(parts[2]), parts[3])
+
+    def __str__(self) -> str:
+        """Return the lock's value."""
+        return f"{self.run} {self.host} {self.pid} {self.since}"
+
+    def is_dead(self) -> bool:
+        """Tell whether the process is known to be gone: only this host can say so."""
+        if self.host != socket.gethostname().replace(" ", "-"):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+def connect_redis(url: str, client_name: str) -> redis.Redis:
+    """Return a client that fails within seconds rather than hangs."""
+    return redis.Redis.from_url(
+        url,
+        socket_timeout=3.0,
+        socket_connect_timeout=2.0,
+        health_check_interval=30,
+        client_name=client_name,
+        retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries=2),
+    )
+
+
+class JobLock:
+    """The right to run, from :meth:`acquire` to :meth:`release`.
+
+    Args:
+        database: Where the lease is.
+        client: Redis.
+        name: The lock's key, such as ``lock:cleanup:quiz_responses``.
+        timeout: Seconds after which an unrenewed lock ends (REDIS_LOCK_TIMEOUT).
+        run: The run's correlation id.
+    """
+
+    def __init__(self, database: Database, client: redis.Redis, *, name: str, timeout: float, run: str) -> None:
+        self._database = database
+        self._client = client
+        self._timeout = timeout
+        self._holder = Holder.this_process(run)
+        self._lock = Lock(client, name, timeout=timeout, blocking=False, thread_local=False)
+        self._closing = threading.Event()
+        self._watcher: threading.Thread | None = None
+        self._last_answer = time.monotonic()
+        self.name = name
+        self.lost = threading.Event()
+        self.degraded = False
+        self.fencing_token = 0
+
+    def acquire(self) -> None:
+        """Take lock and lease.
+
+        Raises:
+            LockHeld: Another run has them; the message says who, and until when at most.
+            Misconfigured: Redis refuses the credentials.
+        """
+        self.degraded = not self._acquire_redis()
+        try:
+            self.fencing_token = self._take_lease()
+        except BaseException:
+            self._release_redis()
+            raise
+        self._watcher = threading.Thread(target=self._watch, name="lock-watcher", daemon=True)
+        self._watcher.start()
+
+    def release(self) -> None:
+        """Give both back; a lock that is no longer ours stays as it is."""
+        self._closing.set()
+        if self._watcher:
+            self._watcher.join()
+        self._release_redis()
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE ops.leases SET heartbeat_at = NULL, owner_host = NULL, owner_pid = NULL, owner_run = NULL"
+                " WHERE name = %s AND fencing_token = %s",
+                (self.name, self.fencing_token),
+            )
+
+    def _release_redis(self) -> None:
+        try:
+            self._lock.release()
+        except (LockError, RedisError):
+            get_logger().info("lock_not_released", lock=self.name, reason="no longer ours, or Redis is out of reach")
+
+    def _acquire_redis(self) -> bool:
+        """Return False if Redis cannot be asked."""
+        try:
+            if self._won_redis():
+                return True
+            value = self._client.get(self.name)
+            holder = Holder.parse(value.decode()) if isinstance(value, bytes) else None
+            if holder and holder.is_dead():
+                get_logger().warning("lock_owner_dead", lock=self.name, holder=str(holder))
+                self._release_as(str(holder))
+            if (value is None or (holder and holder.is_dead())) and self._won_redis():
+                return True
+            raise LockHeld(self._held_message(holder, self._client.pttl(self.name)))
+        except AuthenticationError:
+            raise Misconfigured("Redis refuses the credentials in REDIS_URL") from None
+        except RedisError as error:
+            get_logger().warning(
+                "redis_unavailable",
+                lock=self.name,
+                error=type(error).__name__,
+                effect="the lease in PostgreSQL decides",
+            )
+            return False
+
+    def _won_redis(self) -> bool:
+        if self._lock.acquire(token=str(self._holder)):
+            return True
+        # The reply to SET NX may have been lost and the command repeated by the client: then the key is our own.
+        if self._client.get(self.name) == str(self._holder).encode():
+            self._lock.local.token = str(self._holder).encode()
+            return True
+        return False
+
+    def _release_as(self, token: str) -> None:
+        dead = Lock(self._client, self.name, timeout=self._timeout, thread_local=False)
+        dead.local.token = token.encode()
+        try:
+            dead.release()
+        except LockError:
+            return  # somebody else was faster
+
+    def _held_message(self, holder: Holder | None, ttl_ms: object) -> str:
+        who = (
+            f"run {holder.run} (host {holder.host}, pid {holder.pid}, since {holder.since})"
+            if holder
+            else "another run"
+        )
+        until = ""
+        if isinstance(ttl_ms, int) and ttl_ms > 0:
+            ends = datetime.now(UTC) + timedelta(milliseconds=ttl_ms)
+            until = f", until {ends:%Y-%m-%dT%H:%M:%SZ} unless it renews"
+        return f"{self.name} is held by {who}{until}"
+
+    def _take_lease(self) -> int:
+        with self._database.transaction(lock_timeout=_GATE_WAIT_SECONDS, statement_timeout=_GATE_WAIT_SECONDS) as link:
+            # Exclusive: no batch of the former holder is under way when its token becomes old.
+            link.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+            row = link.execute(
+                "SELECT owner_run, owner_host, owner_pid, acquired_at::text FROM ops.leases"
+                " WHERE name = %s AND heartbeat_at IS NOT NULL",
+                (self.name,),
+            ).fetchone()
+            former = Holder(*row) if row else None
+            taken = link.execute(
+                "INSERT INTO ops.leases AS l"
+                " (name, fencing_token, owner_host, owner_pid, owner_run, acquired_at, heartbeat_at)"
+                " VALUES (%(name)s, 1, %(host)s, %(pid)s, %(run)s, clock_timestamp(), clock_timestamp())"
+                " ON CONFLICT (name) DO UPDATE SET fencing_token = l.fencing_token + 1,"
+                " owner_host = EXCLUDED.owner_host, owner_pid = EXCLUDED.owner_pid, owner_run = EXCLUDED.owner_run,"
+                " acquired_at = EXCLUDED.acquired_at, heartbeat_at = EXCLUDED.heartbeat_at"
+                " WHERE %(at_once)s OR l.heartbeat_at IS NULL"
+                " OR l.heartbeat_at < clock_timestamp() - make_interval(secs => %(timeout)s)"
+                " RETURNING fencing_token",
+                {
+                    "name": self.name,
+                    "host": self._holder.host,
+                    "pid": self._holder.pid,
+                    "run": self._holder.run,
+                    "at_once": not self.degraded or former is None or former.is_dead(),
+                    "timeout": self._timeout,
+                },
+            ).fetchone()
+        if taken is None:
+            raise LockHeld(
+                self._held_message(former, None) + "; Redis is out of reach, so its lease must run out first"
+            )
+        token: int = taken[0]
+        return token
+
+    def _watch(self) -> None:
+        renew_every = self._timeout / 3
+        renewed = time.monotonic()
+        while not self._closing.wait(min(_LOOK_EVERY_SECONDS, renew_every)):
+            try:
+                if not self._still_ours():
+                    self.lost.set()
+                    return
+                if time.monotonic() - renewed >= renew_every:
+                    self._lock.reacquire()
+                    renewed = time.monotonic()
+                self._last_answer = time.monotonic()
+            except LockError:
+                self.lost.set()
+                return
+            except RedisError as error:
+                if not self.degraded:
+                    get_logger().warning("redis_lost", lock=self.name, error=type(error).__name__)
+                self.degraded = True
+
+    def _still_ours(self) -> bool:
+        if self._client.get(self.name) == str(self._holder).encode():
+            self.degraded = False
+            return True
+        # While Redis was away the key may have expired by itself. Within its time it can only have been taken from us.
+        away_too_long = self.degraded or time.monotonic() - self._last_answer > self._timeout
+        if away_too_long and self._won_redis():
+            get_logger().info("redis_back", lock=self.name)
+            self.degraded = False
+            return True
+        return False

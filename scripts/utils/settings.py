@@ -1,0 +1,160 @@
+"""The environment, read once, strictly, in this one place.
+
+What is wrong is reported all at once, by name and without the value: a mistyped variable may hold a secret.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from scripts.utils.errors import Misconfigured
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("must be a PostgreSQL URL: postgresql://user:password@host/database")
+    try:
+        parts = conninfo_to_dict(value.get_secret_value())
+    except psycopg.ProgrammingError:
+        raise ValueError("is not a valid PostgreSQL URL") from None
+    if "options" in parts:
+        raise ValueError("must not carry 'options': a transaction pooler refuses it")
+    return value
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is not a number
+        usable = False
+    if not usable:
+        raise ValueError("must be a Redis URL: redis://host:port or rediss://host:port")
+    return value
+
+
+def _web_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("http", "https") or not parts.username or not parts.path.strip("/"):
+        raise ValueError("must be a Sentry DSN: https://key@host/project")
+    return value
+
+
+def _flag(value: object) -> object:
+    # pydantic also takes t, f, on and off; a switch in front of a DELETE is spelled out.
+    if isinstance(value, str) and value.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+def _codes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        codes = frozenset(int(code) for code in value.split(",") if code.strip())
+    except ValueError:
+        raise ValueError("must be exit codes separated by commas, such as 4,75") from None
+    if not codes <= {3, 4, 75}:
+        raise ValueError("may map only 3, 4 and 75 to zero: the others are failures")
+    return codes
+
+
+PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
+Flag = Annotated[bool, BeforeValidator(_flag)]
+
+
+class Settings(BaseSettings):
+    """The settings of one run; times in seconds unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, env_ignore_empty=True, extra="ignore")
+
+    database_url: PostgresUrl = Field(alias="DATABASE_URL", description="PostgreSQL, as the role lifecycle_jobs")
+    db_pool_size: int = Field(10, alias="DB_POOL_SIZE", ge=1, le=200, description="connections kept at most")
+    db_max_overflow: int = Field(20, alias="DB_MAX_OVERFLOW", ge=0, le=200, description="further connections at peak")
+
+    redis_url: RedisUrl = Field(alias="REDIS_URL", description="Redis or Valkey, for the locks")
+    redis_lock_timeout: int = Field(
+        300, alias="REDIS_LOCK_TIMEOUT", ge=5, le=86_400, description="seconds after which an unrenewed lock ends"
+    )
+
+    blob_read_write_token: SecretStr | None = Field(
+        None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; only for cleanup_pdfs"
+    )
+
+    sentry_dsn: Annotated[SecretStr, AfterValidator(_web_url)] | None = Field(
+        None, alias="SENTRY_DSN", description="error tracking; unset: none"
+    )
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
+        "INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARN or ERROR"
+    )
+
+    cleanup_batch_size: int | None = Field(
+        None, alias="CLEANUP_BATCH_SIZE", ge=1, le=100_000, description="rows a batch; set, it overrides every policy"
+    )
+    cleanup_dry_run: Flag = Field(
+        default=False, alias="CLEANUP_DRY_RUN", description="true: say what would happen, write nothing"
+    )
+    cleanup_max_duration_seconds: int | None = Field(
+        None,
+        alias="CLEANUP_MAX_DURATION_SECONDS",
+        ge=1,
+        le=43_200,
+        description="seconds a run may take; set, it overrides every job's budget",
+    )
+
+    sla_warning_threshold_percent: int = Field(
+        80, alias="SLA_WARNING_THRESHOLD_PERCENT", ge=1, le=1000, description="share of the time budget that warns"
+    )
+    sla_critical_threshold_percent: int = Field(
+        100, alias="SLA_CRITICAL_THRESHOLD_PERCENT", ge=1, le=1000, description="share of the budget that is a breach"
+    )
+
+    mrq_sla_critical: int = Field(4, alias="MRQ_SLA_CRITICAL", ge=1, description="hours to resolve a critical item")
+    mrq_sla_high: int = Field(24, alias="MRQ_SLA_HIGH", ge=1, description="hours to resolve a high item")
+    mrq_sla_medium: int = Field(168, alias="MRQ_SLA_MEDIUM", ge=1, description="hours to resolve a medium item")
+    mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, description="hours to resolve a low item")
+
+    operator: str | None = Field(None, alias="OPERATOR", description="handle of the person at the shell, for the audit")
+    exit_zero_for: Annotated[frozenset[int], BeforeValidator(_codes)] = Field(
+        frozenset(), alias="EXIT_ZERO_FOR", description="exit codes that the scheduler shall see as 0, such as 4,75"
+    )
+    render_git_commit: str = Field("unknown", alias="RENDER_GIT_COMMIT", description="set by Render: the version")
+
+    def model_post_init(self, _context: object) -> None:
+        """Check what concerns two settings at once."""
+        if self.sla_warning_threshold_percent > self.sla_critical_threshold_percent:
+            raise ValueError("SLA_WARNING_THRESHOLD_PERCENT must not exceed SLA_CRITICAL_THRESHOLD_PERCENT")
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment.
+
+    Args:
+        overrides: Values from the command line, by field alias; they beat the environment.
+
+    Raises:
+        Misconfigured: Names every variable that is missing or malformed, never its value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = [_problem(detail) for detail in error.errors(include_input=False, include_url=False)]
+    raise Misconfigured("environment: " + "; ".join(problems))
+
+
+def _problem(detail: Any) -> str:
+    name = str(detail["loc"][0]) if detail["loc"] else ""
+    if detail["type"] == "missing":
+        return f"{name} is not set"
+    return f"{name} {detail['msg'].removeprefix('Value error, ')}".strip()

@@ -1,0 +1,78 @@
+"""What a person at a terminal sees beside the log: progress while it runs, a table when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from scripts.lifecycle.results import PolicyResult
+
+
+class Display:
+    """Progress bar and closing table on standard error; silent where the log is for machines."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._console = Console(stderr=True)
+        self.enabled = enabled
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (enabled and self._console.is_terminal),
+        )
+
+    def __enter__(self) -> Self:
+        """Show the progress bars."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take them away."""
+        self._progress.stop()
+
+    def expect(self, name: str, total: int) -> None:
+        """Begin a bar."""
+        self._tasks[name] = self._progress.add_task(name, total=total)
+
+    def advance(self, name: str, completed: int) -> None:
+        """Move a bar."""
+        self._progress.update(self._tasks[name], completed=completed)
+
+    def show(self, table: Table) -> None:
+        """Print a table of a command's own."""
+        self._console.print(table)
+
+    def summary(self, title: str, rows: Iterable[PolicyResult], *, dry_run: bool, duration: float) -> None:
+        """Show what every policy came to."""
+        self._progress.stop()
+        rows = list(rows)
+        if not self.enabled or not rows:
+            return
+        table = Table(title=f"{title}: {'dry run, nothing was written' if dry_run else f'{duration:.1f} s'}")
+        for heading in ("policy", "status"):
+            table.add_column(heading)
+        for heading in ("would delete" if dry_run else "deleted", "held", "queued", "remaining"):
+            table.add_column(heading, justify="right")
+        for heading in ("SLA", "because"):
+            table.add_column(heading)
+        for row in rows:
+            counts = (row.records_deleted, row.records_held, row.records_queued, row.records_remaining)
+            table.add_row(
+                row.policy,
+                row.status,
+                *("not counted" if count is None else f"{count:,}" for count in counts),
+                row.sla_status,
+                row.stop_reason,
+            )
+        self._console.print(table)

@@ -1,0 +1,235 @@
+"""Migrations and grants on a real server."""
+
+import re
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from backend import migrate
+from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.test_helpers import run_script  # noqa: TID251 - a test
+
+SCRIPT = migrate.__file__
+ALL_OPS = [str(migration) for migration in migrate.files("ops")]
+ALL_SAMPLE = [str(migration) for migration in migrate.files("sample_app")]
+
+
+@pytest.fixture
+def copied(tmp_path):
+    root = tmp_path / "migrations"
+    shutil.copytree(migrate.MIGRATIONS, root)
+    return root
+
+
+def run(*args, url=None, **env):
+    if url:
+        env["MIGRATION_DATABASE_URL"] = url
+    return run_script(SCRIPT, *args, env=env)
+
+
+@pytest.mark.parametrize("name", ["ops", "sample_app"])
+def test_files_are_numbered_without_gaps(name):
+    paths = sorted((migrate.MIGRATIONS / name).iterdir())
+    assert all(re.fullmatch(r"\d{4}_[a-z][a-z0-9_]*\.sql", path.name) for path in paths)
+    assert [int(path.name[:4]) for path in paths] == list(range(1, len(paths) + 1))
+
+
+def test_applies_everything_once(empty_database):
+    url = empty_database.superuser_url
+    assert migrate.apply(url) == ALL_OPS
+    assert migrate.apply(url) == []
+    assert migrate.apply(url, sample_app=True) == ALL_SAMPLE
+    assert migrate.check(url) == []
+
+
+def test_two_at_once_apply_everything_once(empty_database):
+    url = empty_database.superuser_url
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: migrate.apply(url, sample_app=True), range(4)))
+    assert sorted(results) == [[], [], [], ALL_OPS + ALL_SAMPLE]
+
+
+def test_two_databases_at_once_share_the_role(new_database):
+    databases = [new_database() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda database: migrate.apply(database.superuser_url), databases))
+    assert results == [ALL_OPS] * 3
+
+
+def test_a_failing_file_leaves_nothing_behind(empty_database, copied):
+    number = len(ALL_OPS) + 1
+    (copied / "ops" / f"{number:04}_broken.sql").write_text("CREATE TABLE ops.half (id int); SELECT nonsense;")
+    with pytest.raises(OpsError, match=r"broken\.sql failed, nothing was applied: .*nonsense"):
+        migrate.apply(empty_database.superuser_url, root=copied)
+    connection = empty_database.superuser()
+    assert connection.execute("SELECT to_regnamespace('ops')").fetchone() == (None,)
+
+
+def test_a_row_value_never_shows_in_an_error(empty_database, copied):
+    (copied / "ops" / f"{len(ALL_OPS) + 1:04}_broken.sql").write_text("SELECT 'ann@example.com'::int;")
+    with pytest.raises(OpsError, match="22P02") as caught:
+        migrate.apply(empty_database.superuser_url, root=copied)
+    assert "ann@" not in str(caught.value)
+
+
+def test_a_changed_file_is_found_and_refused(empty_database, copied):
+    url = empty_database.superuser_url
+    migrate.apply(url, root=copied)
+    with (copied / "ops" / "0002_audit.sql").open("a") as file:
+        file.write("-- changed\n")
+    assert migrate.check(url, root=copied) == ["changed: ops/0002_audit"]
+    with pytest.raises(OpsError, match="ops/0002_audit"):
+        migrate.apply(url, root=copied)
+
+
+def test_a_file_of_another_name_is_refused(copied):
+    (copied / "ops" / "6_short.sql").touch()
+    with pytest.raises(Misconfigured, match=r"6_short\.sql is not named"):
+        migrate.files("ops", copied)
+    with pytest.raises(Misconfigured, match="no migrations"):
+        migrate.files("nowhere", copied)
+
+
+def test_the_sample_app_never_touches_a_real_one(empty_database):
+    empty_database.superuser().execute("CREATE TABLE public.meal_plans (id bigint)")
+    done = run("--sample-app", url=empty_database.superuser_url)
+    assert done.returncode == 1
+    assert "public.meal_plans exists" in done.stderr
+    assert empty_database.superuser().execute("SELECT to_regnamespace('ops')").fetchone() == (None,)
+
+
+def test_check_and_status_write_nothing(empty_database):
+    done = run("--check", url=empty_database.superuser_url)
+    assert (done.returncode, done.stdout.splitlines()) == (1, [f"pending: {name}" for name in ALL_OPS])
+    done = run("--status", url=empty_database.superuser_url)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"pending  {ALL_OPS[0]}")
+    assert empty_database.superuser().execute("SELECT to_regnamespace('ops')").fetchone() == (None,)
+
+
+def test_the_jobs_can_check_too(database):
+    done = run("--check", DATABASE_URL=database.url)
+    assert (done.returncode, done.stdout) == (0, "up to date\n")
+
+
+def test_applies_from_a_terminal(empty_database):
+    assert run(url=empty_database.superuser_url).stdout.splitlines() == ALL_OPS
+    assert run(url=empty_database.superuser_url).stdout == "nothing to do\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"url": ""}, 2, "MIGRATION_DATABASE_URL"),
+        ({"url": "postgresql//root:hidden@nowhere"}, 2, "not a valid connection string"),
+        ({"password": "hidden"}, 2, "the user or the password is wrong"),
+        ({"database": "missing"}, 2, "does not exist"),
+        ({"port": "1"}, 1, "nothing listens"),
+        ({"host": "hid@den.invalid"}, 1, "cannot be reached"),
+    ],
+)
+def test_what_an_operator_gets_wrong(stack, change, code, words):
+    parts = {"password": stack.superuser_password, "database": "postgres", "port": stack.postgres_port}
+    parts |= {"host": "127.0.0.1"} | change
+    url = parts.get("url", "postgresql://postgres:{password}@{host}:{port}/{database}".format(**parts))
+    done = run(url=url)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hidden" not in done.stderr
+    assert "hid@" not in done.stderr
+
+
+def test_an_existing_lock_is_waited_for_within_bounds(empty_database, monkeypatch):
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "100ms")
+    with empty_database.superuser().transaction() as _, empty_database.superuser() as holder:
+        holder.execute("SELECT pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
+        with pytest.raises(OpsError, match="lock timeout"):
+            migrate.apply(empty_database.superuser_url)
+
+
+def test_grants_from_a_terminal(database, tmp_path):
+    done = run("--grants", str(DEFAULT_POLICY_FILE), url=database.superuser_url)
+    assert done.returncode == 0
+    assert 'GRANT DELETE ON "public"."quiz_responses" TO "lifecycle_jobs"' in done.stdout
+    done = run("--grants", str(tmp_path / "missing.yaml"), url=database.superuser_url)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_a_policy_for_a_missing_table_is_named(empty_database):
+    migrate.apply(empty_database.superuser_url)
+    done = run("--grants", str(DEFAULT_POLICY_FILE), url=empty_database.superuser_url)
+    assert done.returncode == 1
+    assert 'relation "public.quiz_responses" does not exist' in done.stderr
+
+
+def test_the_jobs_may_lock_and_delete_what_a_policy_names(database):
+    connection = database.connect()
+    connection.execute("SELECT id FROM public.quiz_responses FOR UPDATE SKIP LOCKED")
+    connection.execute("DELETE FROM public.quiz_responses WHERE id = 'x'")
+
+
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "DELETE FROM public.users",
+        "SELECT FROM public.payment_transactions",
+        "DELETE FROM public.payment_transactions",
+        "UPDATE public.quiz_responses SET email = ''",
+        "INSERT INTO public.quiz_responses DEFAULT VALUES",
+        "TRUNCATE public.quiz_responses",
+        "UPDATE ops.audit_batches SET actor = 'system:x'",
+        "INSERT INTO ops.audit_batches DEFAULT VALUES",
+        "DELETE FROM ops.audit_batches",
+        "TRUNCATE ops.audit_batches",
+        "UPDATE ops.audit_head SET seq = 0",
+        "DELETE FROM ops.job_runs",
+        "UPDATE ops.schema_migrations SET checksum = ''",
+        "CREATE TABLE ops.mine (id int)",
+        "CREATE TABLE public.mine (id int)",
+        "CREATE ROLE other",
+    ],
+)
+def test_the_jobs_may_not(database, forbidden):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        database.connect().execute(forbidden)
+
+
+@pytest.mark.parametrize(
+    "forbidden", ["UPDATE ops.audit_batches SET seq = 1", "DELETE FROM ops.audit_batches", "TRUNCATE ops.audit_batches"]
+)
+def test_even_the_owner_may_not_change_the_audit(database, forbidden):
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="append-only"):
+        database.superuser().execute(forbidden)
+
+
+def test_dependants_get_what_their_action_needs(database, tmp_path):
+    text = DEFAULT_POLICY_FILE.read_text()
+    dependants = """dependants:
+      - {table: public.payment_transactions, column: meal_plan_id, action: set_null}
+      - {table: public.magic_link_tokens, column: email, action: delete}
+      - {table: public.users, column: id, action: refuse}
+"""
+    changed = re.sub(r"dependants: \[\]\n", dependants, text, count=1)
+    path = tmp_path / "policies.yaml"
+    path.write_text(changed)
+    granted = migrate.grant(database.superuser_url, path)
+    assert len(granted) == len(set(granted)) == len(migrate.grant_statements(load_policies(path)))
+    jobs = database.connect()
+    jobs.execute("UPDATE public.payment_transactions SET meal_plan_id = NULL WHERE meal_plan_id = 'x'")
+    jobs.execute("SELECT FROM public.magic_link_tokens FOR UPDATE")
+    jobs.execute("DELETE FROM public.magic_link_tokens")
+    jobs.execute("SELECT FROM public.users")
+    for forbidden in ("DELETE FROM public.payment_transactions", "DELETE FROM public.users"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            jobs.execute(forbidden)
+
+
+def test_help_needs_no_environment():
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--grants" in done.stdout
+    assert sys.executable not in done.stdout
