@@ -261,7 +261,7 @@ def _redis(stack: Stack) -> redis.Redis:
 
 
 def _load_sample_data(url: str, rows: int, say: Callable[[str], None]) -> None:
-    from backend import sample_data  # noqa: PLC0415 - only who loads data needs it
+    from backend import sample_data
 
     with _superuser(url) as connection:
         if connection.execute("SELECT FROM public.quiz_responses LIMIT 1").fetchone() is not None:

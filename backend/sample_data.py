@@ -139,11 +139,6 @@ SELECT n, kind, person, h1, h2,
         OFFSET 0) AS dated
 """
 
-# The visits by their id: neighbours in the primary key arrive together, dates and people stay in random order.
-VISITS_BY_ID: LiteralString = """
-SELECT visit.*, {id} COLLATE "C" AS id FROM ({visits}) AS visit ORDER BY id
-"""
-
 # Rows that have a person and a draw h1, with that person's mailbox, spelled as people do: dots, +tag, capitals.
 MAILBOXES: LiteralString = """
 SELECT named.*,
@@ -207,7 +202,7 @@ WITH answered AS MATERIALIZED (
 )
 INSERT INTO public.quiz_responses (id, user_id, email, normalized_email, quiz_data, calorie_target,
                                    created_at, updated_at, payment_id, pdf_delivered_at)
-SELECT id, CASE WHEN person <= %(users)s AND h2 >> 5 & 1 = 1 THEN {user_id} END, email, normalized_email, answers,
+SELECT {id}, CASE WHEN person <= %(users)s AND h2 >> 5 & 1 = 1 THEN {user_id} END, email, normalized_email, answers,
        1200 + 10 * mod(h1 >> 17, 140), created_at, delivered_at, CASE WHEN kind NOT IN (2, 3) THEN {payment_id} END,
        delivered_at
   FROM ({mailboxes}) AS visit
@@ -349,7 +344,6 @@ def _statements() -> dict[str, sql.Composed]:
     """Every table's INSERT, in an order that the foreign keys accept."""
     visits = sql.SQL(VISITS)
     orders = sql.SQL(ORDERS).format(visits=visits)
-    visits_by_id = sql.SQL(VISITS_BY_ID).format(id=_uuid("quiz", "n"), visits=visits)
     payment_ids = {
         "payment_id": _payment_id("order"),
         "past_payment_id": _payment_id("past"),
@@ -358,7 +352,7 @@ def _statements() -> dict[str, sql.Composed]:
     return {
         "users": sql.SQL(INSERT_USERS).format(id=_uuid("user", "n"), mailboxes=_mailboxes(_numbered("n", 10))),
         "quiz_responses": sql.SQL(INSERT_QUIZ_RESPONSES).format(
-            user_id=_uuid("user", "person"), mailboxes=_mailboxes(visits_by_id), **payment_ids
+            id=_uuid("quiz", "n"), user_id=_uuid("user", "person"), mailboxes=_mailboxes(visits), **payment_ids
         ),
         "meal_plans": sql.SQL(INSERT_MEAL_PLANS).format(
             id=_uuid("plan", "number"), mailboxes=_mailboxes(orders), **payment_ids

@@ -26,17 +26,15 @@ _SETTLE_SECONDS = 120.0
 
 _GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
 
-_MAY_RUN = """
+_MAY_RUN = sql.SQL("""
 may_run AS MATERIALIZED (
     SELECT EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
            EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
 )
-"""
+""")
 
-_DELETE = sql.SQL(
-    "WITH"
-    + _MAY_RUN
-    + """, gone AS (
+_DELETE = sql.SQL("""
+WITH {may_run}, gone AS (
     DELETE FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
     RETURNING t.{key}::text AS key, {rule} AS rule
@@ -48,13 +46,10 @@ _DELETE = sql.SQL(
 )
 SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
   FROM may_run
-"""  # noqa: S608 - a constant
-)
+""")
 
-_DEPENDANTS = sql.SQL(
-    "WITH"
-    + _MAY_RUN
-    + """, parents AS MATERIALIZED (
+_DEPENDANTS = sql.SQL("""
+WITH {may_run}, parents AS MATERIALIZED (
     SELECT {referenced} FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE {skip_locked}
@@ -63,8 +58,7 @@ _DEPENDANTS = sql.SQL(
 )
 SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
                         %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
-"""  # noqa: S608 - a constant
-)
+""")
 
 
 @dataclass(frozen=True)
@@ -185,6 +179,7 @@ class BatchWriter:
                     connection.execute(statement, parameters)
                 result = connection.execute(
                     _DELETE.format(
+                        may_run=_MAY_RUN,
                         table=self._selection.table,
                         rows=rows,
                         removable=removable,
@@ -231,6 +226,7 @@ class BatchWriter:
             nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in foreign_key.columns)
             change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
         return _DEPENDANTS.format(
+            may_run=_MAY_RUN,
             referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
             table=selection.table,
             rows=rows,

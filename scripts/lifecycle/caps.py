@@ -9,7 +9,7 @@ from scripts.lifecycle.policies import Policy, parse_policies
 from scripts.lifecycle.survey import Survey
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
-from scripts.utils.script_template import Run
+from scripts.utils.run import Run
 
 UNUSUAL_FACTOR = 20
 UNUSUAL_MINIMUM_ROWS = 10_000

@@ -23,7 +23,7 @@ from scripts.utils.db_utils import connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
-from scripts.utils.script_template import Run
+from scripts.utils.run import Run
 
 HEARTBEAT_SECONDS = 5.0
 PROGRESS_SECONDS = 10.0

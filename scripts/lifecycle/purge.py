@@ -32,7 +32,7 @@ from scripts.utils.errors import (
     describe_database_error,
 )
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Run, sla_status
+from scripts.utils.run import Run, sla_status
 
 # From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
 # quarter of the WAL (benchmarks/README.md).

@@ -8,6 +8,7 @@ from typing import Literal
 from scripts.utils.errors import ExitCode
 
 SlaStatus = Literal["within_sla", "warning", "breached"]
+SLA_ORDER: tuple[SlaStatus, ...] = ("within_sla", "warning", "breached")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import AuthenticationError, LockError, RedisError
@@ -23,7 +24,7 @@ from redis.lock import Lock
 from redis.retry import Retry
 
 from scripts.utils.db_utils import Database
-from scripts.utils.errors import LockHeld, Misconfigured
+from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 _LOOK_EVERY_SECONDS = 2.0
@@ -130,12 +131,15 @@ class JobLock:
         if self._watcher:
             self._watcher.join()
         self._release_redis()
-        with self._database.transaction() as connection:
-            connection.execute(
-                "UPDATE ops.leases SET heartbeat_at = NULL, owner_host = NULL, owner_pid = NULL, owner_run = NULL"
-                " WHERE name = %s AND fencing_token = %s",
-                (self.name, self.fencing_token),
-            )
+        try:
+            with self._database.transaction() as connection:
+                connection.execute(
+                    "UPDATE ops.leases SET heartbeat_at = NULL, owner_host = NULL, owner_pid = NULL, owner_run = NULL"
+                    " WHERE name = %s AND fencing_token = %s",
+                    (self.name, self.fencing_token),
+                )
+        except (psycopg.Error, DatabaseUnavailable) as error:
+            get_logger().warning("lease_not_released", lock=self.name, error=type(error).__name__)
 
     def _release_redis(self) -> None:
         try:

@@ -1,0 +1,78 @@
+"""The flags that every script knows, and what beats what: flags, environment, policy file."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, JobSpec
+from scripts.utils.run import Job, Options
+from scripts.utils.settings import Settings
+
+# An operator's command has no line under jobs: in the policy file.
+COMMAND_SECONDS = 3600.0
+
+
+def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: JobSpec | None) -> Options:
+    """Flags beat environment, environment beats policy file."""
+    budget = settings.cleanup_max_duration_seconds or (spec.budget.total_seconds() if spec else COMMAND_SECONDS)
+    if not job.changes_data:
+        return Options(settings.cleanup_dry_run, None, None, budget, None, None, flags)
+    return Options(
+        dry_run=flags.dry_run or settings.cleanup_dry_run,
+        limit=flags.limit,
+        batch_size=flags.batch_size or settings.cleanup_batch_size,
+        max_duration=flags.max_duration or budget,
+        confirm_cap=flags.confirm_cap,
+        as_of=flags.as_of,
+        flags=flags,
+    )
+
+
+def parser_of(job: Job) -> argparse.ArgumentParser:
+    """Return the job's command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"{job.name}.py",
+        description=job.description,
+        epilog="This help needs no environment. Settings, exit codes and runbooks: README.md.",
+    )
+    if job.changes_data:
+        parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
+        parser.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
+        parser.add_argument("--batch-size", type=_positive, metavar="N", help="rows a batch")
+        parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
+        parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")
+        parser.add_argument("--as-of", type=moment, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z")
+    parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False)
+    add_common_flags(parser)
+    if job.arguments:
+        job.arguments(parser)
+    return parser
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what every script knows; a command with verbs adds it to each verb too."""
+    absent = argparse.SUPPRESS
+    parser.add_argument("--policy-file", type=Path, default=absent, metavar="PATH", help="the policies")
+    parser.add_argument(
+        "--log-format", choices=["json", "console"], default=absent, help="default: console on a terminal"
+    )
+    parser.add_argument("--verbose", action="store_true", default=absent, help="every batch and detail")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def moment(text: str) -> datetime:
+    """Read a time with its zone from the command line."""
+    try:
+        parsed = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T02:00:00Z") from None
+    if parsed.tzinfo is None:
+        raise argparse.ArgumentTypeError(f"{text!r} has no time zone: add Z or an offset")
+    return parsed.astimezone(UTC)

@@ -1,0 +1,162 @@
+"""A job and one run of it: what a script's work is given, and where its results go."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import FrameType
+from uuid import uuid4
+
+from scripts.lifecycle.policies import PolicySet
+from scripts.lifecycle.results import SLA_ORDER, PolicyResult, SlaStatus
+from scripts.utils.db_utils import Database
+from scripts.utils.errors import ExitCode, Misconfigured, OpsError, StoppedEarly
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.redis_lock import JobLock
+from scripts.utils.settings import Settings
+from scripts.utils.terminal import Display
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is.
+
+    Args:
+        name: The script's name without ``.py``; also its key under ``jobs:`` in the policy file.
+        work: What it does, given the run.
+        description: First line of ``--help``.
+        changes_data: Whether it deletes by policy: takes the job's lock, and knows ``--dry-run`` and the caps. An
+            operator's command does neither.
+        events: Prefix of its start and closing events.
+        arguments: Adds flags of its own.
+    """
+
+    name: str
+    work: Callable[[Run], None]
+    description: str
+    changes_data: bool = True
+    events: str = "cleanup"
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The run's switches after flags, environment and policy file were weighed; durations in seconds."""
+
+    dry_run: bool
+    limit: int | None
+    batch_size: int | None
+    max_duration: float
+    confirm_cap: int | None
+    as_of: datetime | None
+    flags: argparse.Namespace
+
+
+class Run:
+    """One run of a script: what its work needs, and where its results go."""
+
+    def __init__(self, job: Job, settings: Settings, policies: PolicySet, options: Options, display: Display) -> None:
+        self.script = job.name
+        self.settings = settings
+        self.policies = policies
+        self.options = options
+        self.display = display
+        self.correlation_id = uuid4().hex[:16]
+        self.budget_seconds = options.max_duration
+        self.results: list[PolicyResult] = []
+        self.database = Database(
+            settings.database_url.get_secret_value(),
+            application_name=f"{job.name} {self.correlation_id}",
+            max_size=settings.db_pool_size + settings.db_max_overflow,
+        )
+        self.started = time.monotonic()
+        self._signal: signal.Signals | None = None
+        self._lock: JobLock | None = None
+        self._cutoff: datetime | None = None
+
+    @property
+    def cutoff(self) -> datetime:
+        """The one moment that the run judges everything by, from the database's clock, time-zone aware."""
+        if self._cutoff is None:
+            raise RuntimeError("this run has no cut-off yet")
+        return self._cutoff
+
+    def set_cutoff(self, now: datetime) -> None:
+        """Take ``--as-of`` or the database's now.
+
+        Raises:
+            Misconfigured: A real run would go beyond the database's clock.
+        """
+        if self.options.as_of and self.options.as_of > now and not self.options.dry_run:
+            raise Misconfigured("--as-of lies in the future: a real run never goes beyond the database's clock")
+        self._cutoff = self.options.as_of or now
+
+    @property
+    def operator(self) -> str:
+        """Who is at the shell: ``--operator``, else OPERATOR, else the login name."""
+        named: str | None = self.options.flags.operator
+        return named or self.settings.operator or getpass.getuser()
+
+    @property
+    def lock(self) -> JobLock:
+        """The job's lock; only a real run of a job that changes data has one."""
+        if self._lock is None:
+            raise RuntimeError("this run holds no lock")
+        return self._lock
+
+    def take_lock(self, lock: JobLock) -> None:
+        """Acquire the job's lock for the length of the run."""
+        lock.acquire()
+        self._lock = lock
+
+    def duration(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def heed(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal; the batch in hand is finished first."""
+        self._signal = signal.Signals(number)
+
+    def checkpoint(self) -> None:
+        """Stop here if the run must stop; called between batches only.
+
+        Raises:
+            StoppedEarly: A signal came, the lock was taken away, or the time budget is used up.
+        """
+        if self._signal is not None:
+            code = ExitCode.SIGINT if self._signal is signal.SIGINT else ExitCode.SIGTERM
+            raise StoppedEarly(self._signal.name.lower(), f"{self._signal.name} received", code)
+        if self._lock is not None and self._lock.lost.is_set():
+            raise StoppedEarly("lock_lost", f"{self._lock.name} was released or taken over while running")
+        if self.duration() >= self.budget_seconds:
+            raise StoppedEarly("time_budget", f"the time budget of {self.budget_seconds:.0f} s is used up")
+
+    def expect(self, policy: str, rows: int) -> None:
+        """Tell the terminal how much there is to do."""
+        self.display.expect(policy, rows)
+
+    def advance(self, policy: str, rows: int) -> None:
+        """Tell the terminal how much is done."""
+        self.display.advance(policy, rows)
+
+    def fail(self, policy: str, error: OpsError) -> None:
+        """Record a policy that could not be looked at."""
+        reason = getattr(error, "stop_reason", "failed")
+        get_logger().error("policy_failed", policy=policy, stop_reason=reason, error=str(error))
+        self.results.append(PolicyResult(policy, "failed", reason, error.exit_code, error=str(error)))
+
+
+def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: timedelta) -> SlaStatus:
+    """Judge a policy by the run's share of its time budget and by how far the oldest row is past its date."""
+    percent = 100 * run.duration() / run.budget_seconds
+    by_time = (percent >= run.settings.sla_warning_threshold_percent) + (
+        percent >= run.settings.sla_critical_threshold_percent
+    )
+    # Not counted is not zero: whoever cannot look cannot say that the promise was kept.
+    by_age = 1 if overdue is None else (overdue > warning.total_seconds()) + (overdue > critical.total_seconds())
+    return SLA_ORDER[max(by_time, by_age)]

@@ -1,0 +1,98 @@
+"""Killed politely, killed by hand, killed for good: the batch in hand is whole, and the next run starts at once."""
+
+import signal
+
+import pytest
+
+from tests.faults.conftest import LOCK, wait_until
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_after_the_batch_in_hand(start, quiz, redis_client, number, code):
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    running = start()
+    quiz.wait_frozen()
+    running.send(number)
+    quiz.thaw()
+    closing = running.finish(code)
+
+    assert closing["event"] == "cleanup_stopped"
+    assert closing["exit_code"] == code
+    assert closing["stop_reason"] == number.name.lower()
+    assert closing["error"] == f"{number.name} received"
+    assert closing["records_deleted"] == 15
+    assert closing["records_remaining"] == 25
+    (run,) = quiz.runs()
+    assert (run["status"], run["stop_reason"], run["exit_code"]) == ("interrupted", number.name.lower(), code)
+    assert run["records_remaining"] == 25
+    assert redis_client.get(LOCK) is None
+    assert quiz.lease()["heartbeat_at"] is None
+    quiz.balance(remaining=25)
+
+
+def test_a_signal_in_a_sweep_ends_it_after_the_batch_in_hand(start, quiz):
+    quiz.fill(400)
+    quiz.freeze_at(0)
+    running = start("--batch-size", "20")
+    quiz.wait_frozen()
+    running.send(signal.SIGTERM)
+    quiz.thaw()
+    closing = running.finish(143)
+    (run,) = quiz.runs()
+    assert run["batches"] == 1
+    assert 0 < closing["records_deleted"] < 400
+    quiz.balance(remaining=400 - closing["records_deleted"])
+
+
+def test_a_signal_before_the_first_batch_deletes_nothing(start, quiz, redis_client):
+    quiz.fill(40)
+    quiz.link.execute("SELECT pg_advisory_lock(ops.gate_key())")
+    running = start()
+    wait_until(lambda: quiz.waiting("advisory"), what="the run at the gate")
+    running.send(signal.SIGTERM)
+    quiz.link.execute("SELECT pg_advisory_unlock(ops.gate_key())")
+    assert running.finish(143)["stop_reason"] == "sigterm"
+    assert redis_client.get(LOCK) is None
+    quiz.balance(remaining=40)
+
+
+def test_after_sigkill_the_next_run_starts_at_once(start, quiz, redis_client):
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    killed = start()
+    quiz.wait_frozen()
+    killed.kill()
+    assert redis_client.ttl(LOCK) > 200  # nobody waits for this
+    rerun = start()
+    rerun.wait_for("lock_owner_dead")
+    # The killed run's server process still has its batch in hand.
+    wait_until(lambda: quiz.waiting("advisory"), what="the rerun at the gate")
+    quiz.thaw()
+    closing = rerun.finish(0)
+
+    assert closing["duration_seconds"] < 20
+    assert rerun.find("abandoned_runs_closed")["runs"] == 1
+    first, second = quiz.runs()
+    assert (first["status"], first["stop_reason"]) == ("abandoned", "process_gone")
+    assert (second["status"], second["stop_reason"]) == ("completed", "done")
+    assert second["fencing_token"] == first["fencing_token"] + 1
+    assert second["records_processed"] == 25
+    quiz.balance(remaining=0)
+
+
+def test_sigkill_again_and_again_leaves_nothing_half_done(start, quiz):
+    quiz.fill(40)
+    for number in (7, 22, 37):
+        quiz.freeze_at(number)
+        killed = start()
+        server_process = quiz.wait_frozen()
+        killed.kill()
+        # With the process its connection dies; here at once, so that the batch in hand is undone.
+        quiz.link.execute("SELECT pg_terminate_backend(%s, 5000)", (server_process,))
+        quiz.thaw()
+        quiz.link.execute("DROP FUNCTION public.close_valve() CASCADE")
+        quiz.balance(remaining=40 - number // 5 * 5)
+    start().finish(0)
+    assert [run["status"] for run in quiz.runs()] == ["abandoned"] * 3 + ["completed"]
+    quiz.balance(remaining=0)
