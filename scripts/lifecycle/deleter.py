@@ -122,8 +122,9 @@ class Deleter:
     def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
         if question is None:
             return None
-        with self._run.database.transaction(read_only=True, statement_timeout=PROBE_SECONDS) as connection:
-            return connection.execute(*question).fetchone()
+        return self._run.database.read(
+            lambda connection: connection.execute(*question).fetchone(), statement_timeout=PROBE_SECONDS
+        )
 
     def _delete(self, window: Window, question: Question | None) -> Outcome:
         try:
@@ -223,13 +224,13 @@ class Deleter:
         )
 
     def _keys(self, window: Window) -> list[str]:
-        with self._run.database.transaction(read_only=True, statement_timeout=PROBE_SECONDS) as connection:
-            rows = connection.execute(
-                sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
-                    self._selection.key, self._selection.table, window.clause, self._selection.removable
-                ),
-                self._selection.parameters | window.parameters,
-            ).fetchall()
+        statement = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
+            self._selection.key, self._selection.table, window.clause, self._selection.removable
+        )
+        parameters = self._selection.parameters | window.parameters
+        rows = self._run.database.read(
+            lambda connection: connection.execute(statement, parameters).fetchall(), statement_timeout=PROBE_SECONDS
+        )
         return [key for (key,) in rows if key not in self.poison]
 
     def _split(self, window: Window, error: psycopg.Error) -> None:

@@ -255,8 +255,9 @@ class _Purge:
         return paths
 
     def _survey(self, selection: Selection) -> Survey:
-        with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-            return survey(connection, selection)
+        return self._run.database.read(
+            lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS
+        )
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
         """Record what became of the run, counted from the data and the audit, not from memory."""

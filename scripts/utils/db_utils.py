@@ -7,10 +7,10 @@ A serverless database (Neon) refuses or cuts connections while it wakes up: conn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -21,6 +21,7 @@ from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 
 Connection = psycopg.Connection[Any]
+Result = TypeVar("Result")
 
 CONNECT_TIMEOUT_SECONDS = 10
 CONNECT_ATTEMPTS = 6
@@ -166,11 +167,34 @@ class Database:
             connection.execute(statement, parameters)
             yield connection
 
+    def read(self, work: Callable[[Connection], Result], *, statement_timeout: float = 300.0) -> Result:
+        """Read in one read-only snapshot, again from the start where the connection breaks.
+
+        Raises:
+            DatabaseUnavailable: The connection broke in every attempt.
+            psycopg.Error: What else the server refused.
+        """
+
+        def once() -> Result:
+            with self.transaction(read_only=True, statement_timeout=statement_timeout) as connection:
+                return work(connection)
+
+        try:
+            return retry(
+                once,
+                on=connection_lost,
+                attempts=CONNECT_ATTEMPTS,
+                seconds=CONNECT_SECONDS,
+                before_wait=lambda attempt, _: get_logger().warning("database_read_retry", attempt=attempt),
+            )
+        except psycopg.OperationalError as error:
+            if connection_lost(error):
+                raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt to read") from error
+            raise
+
     def now(self) -> datetime:
         """Return the database's clock, time-zone aware (UTC)."""
-        with self.transaction(read_only=True) as connection:
-            row = connection.execute("SELECT now()").fetchone()
-        now: datetime = row[0] if row else None  # type: ignore[assignment]
+        now: datetime = self.read(lambda connection: connection.execute("SELECT now()").fetchone())[0]  # type: ignore[index]
         return now
 
 

@@ -44,26 +44,34 @@ class OpsError(Exception):
     """Something went wrong that the message explains; no traceback is shown for it."""
 
     exit_code = ExitCode.FAILED
+    stop_reason = "failed"
+    """Stable code for logs and the run record."""
 
 
 class Misconfigured(OpsError):
     """A setting, an argument or the policy file is wrong."""
 
     exit_code = ExitCode.MISCONFIGURED
+    stop_reason = "misconfigured"
 
 
 class NotRun(OpsError):
     """This job must not run now, and did not."""
 
     exit_code = ExitCode.NOT_RUN
+    stop_reason = "not_run"
 
 
 class LockHeld(NotRun):
     """Another run holds the lock."""
 
+    stop_reason = "lock_held"
+
 
 class SwitchedOff(NotRun):
     """The stop switch is on."""
+
+    stop_reason = "stop_switch"
 
 
 class StoppedEarly(OpsError):
@@ -99,13 +107,19 @@ class PolicyFailed(OpsError):
 class AuditBroken(OpsError):
     """The audit chain does not verify."""
 
+    stop_reason = "audit_broken"
+
 
 class DatabaseUnavailable(OpsError):
     """PostgreSQL did not answer within the bounds of the retries."""
 
+    stop_reason = "database_unavailable"
+
 
 class DatabaseRefused(Misconfigured):
     """PostgreSQL answered and refused: password, role, database or missing schema."""
+
+    stop_reason = "database_refused"
 
 
 def describe_database_error(error: psycopg.Error) -> str:

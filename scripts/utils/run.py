@@ -146,9 +146,8 @@ class Run:
 
     def fail(self, policy: str, error: OpsError) -> None:
         """Record a policy that could not be looked at."""
-        reason = getattr(error, "stop_reason", "failed")
-        get_logger().error("policy_failed", policy=policy, stop_reason=reason, error=str(error))
-        self.results.append(PolicyResult(policy, "failed", reason, error.exit_code, error=str(error)))
+        get_logger().error("policy_failed", policy=policy, stop_reason=error.stop_reason, error=str(error))
+        self.results.append(PolicyResult(policy, "failed", error.stop_reason, error.exit_code, error=str(error)))
 
 
 def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: timedelta) -> SlaStatus:

@@ -25,7 +25,6 @@ from scripts.utils.errors import (
     ExitCode,
     Misconfigured,
     OpsError,
-    StoppedEarly,
     SwitchedOff,
     describe_database_error,
     worst,
@@ -83,10 +82,8 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
             stack.callback(signal.signal, number, signal.signal(number, run.heed))
         try:
             code = _within(job, run, spec)
-        except StoppedEarly as stop:
-            code, message, stop_reason = stop.exit_code, str(stop), stop.stop_reason
         except OpsError as error:
-            code, message, stop_reason = error.exit_code, str(error), type(error).__name__
+            code, message, stop_reason = error.exit_code, str(error), error.stop_reason
         except psycopg.Error as error:
             code, message, stop_reason = ExitCode.FAILED, describe_database_error(error), "database_error"
         except Exception as error:  # noqa: BLE001 - a bug: the one place where it becomes an exit code
@@ -155,10 +152,11 @@ def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message:
         "records_held": _total([result.records_held for result in results]),
         "records_queued": sum(result.records_queued for result in results),
         "duration_seconds": round(run.duration(), 3),
-        "sla_status": max((result.sla_status for result in results), key=SLA_ORDER.index, default="within_sla"),
+        # Whoever could not look cannot say that the promise was kept.
+        "sla_status": max((result.sla_status for result in results), key=SLA_ORDER.index, default="warning"),
         "stop_reason": stop_reason,
         "records_remaining": _total(remaining),
-        "oldest_overdue_seconds": None if None in overdue else max((o for o in overdue if o), default=0.0),
+        "oldest_overdue_seconds": _worst(overdue),
         "audit_head": _audit_head(run),
         "exit_code": int(code),
     }
@@ -173,6 +171,12 @@ def _total(counts: Sequence[int | None]) -> int | None:
     """Add up; unknown is contagious."""
     known = [count for count in counts if count is not None]
     return sum(known) if counts and len(known) == len(counts) else None
+
+
+def _worst(ages: Sequence[float | None]) -> float | None:
+    """Return the greatest age; unknown is contagious."""
+    known = [age for age in ages if age is not None]
+    return max(known) if ages and len(known) == len(ages) else None
 
 
 def _audit_head(run: Run) -> str | None:
