@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis
 
-from backend import local_stack
+from backend import embedded_servers, local_stack
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.test_helpers import run_script  # noqa: TID251 - a test
 
@@ -149,19 +149,19 @@ def test_the_command_line_from_start_to_stop(directory):
 
 
 def test_missing_wheels_are_one_clear_message(monkeypatch, capsys, directory):
-    monkeypatch.setattr(local_stack.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(embedded_servers.importlib.util, "find_spec", lambda _: None)
     assert local_stack.main(["start", "--directory", str(directory)]) == 2
     assert "make stack" in capsys.readouterr().err
 
 
 def test_no_account_to_run_as(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(local_stack.pwd, "getpwall", list)
+    monkeypatch.setattr(embedded_servers.pwd, "getpwall", list)
     with pytest.raises(Misconfigured, match="does not run as root"):
-        local_stack._account()
+        embedded_servers._account()
 
 
 def test_a_server_that_cannot_start_names_its_log(directory, monkeypatch):
-    monkeypatch.setattr(local_stack, "_postgres_options", lambda *_: "-c nonsense=1")
+    monkeypatch.setattr(embedded_servers, "_postgres_options", lambda *_: "-c nonsense=1")
     with pytest.raises(OpsError, match=r"server\.log\. .*nonsense"):
         local_stack.start(directory, durable=False)

@@ -292,7 +292,7 @@ def test_the_command_names_what_is_missing(monkeypatch, capsys, database):
     assert sample_data.main([]) == 1
     assert capsys.readouterr().err == "sample_data: set MIGRATION_DATABASE_URL or DATABASE_URL\n"
 
-    with psycopg.connect(database.superuser_url) as connection:  # noqa: TID251 - a test's own connection
+    with psycopg.connect(database.superuser_url) as connection:
         connection.execute("DROP TABLE quiz_responses")
     monkeypatch.setenv("ELSEWHERE", database.superuser_url)
     assert sample_data.main(["--database-url-from", "ELSEWHERE"]) == 1

