@@ -11,6 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 MIN_ROWS, CLI_MIN_ROWS, CLI_MAX_ROWS = 20, 1_000, 10_000_000
-CHUNK = 100_000  # rows an INSERT: what it writes is still in the buffers when the foreign key is checked
+CHUNK = 250_000  # rows an INSERT: what it writes is still cached when the foreign key is checked
 BLOCK = 1_000  # the pattern of kinds repeats after so many quiz rows
 ORDER_EVERY = 5  # of five quiz rows, the first has its meal plan and payment in the tables
 
@@ -291,7 +292,7 @@ BLOB_STORE = "https://samplestore.private.blob.vercel-storage.com/"  # one path 
 def load(
     connection: psycopg.Connection[Any], *, rows: int, seed: int = 1, as_of: datetime | None = None
 ) -> SampleCounts:
-    """Fill the application's empty tables; on an autocommit connection every 100,000 rows are committed.
+    """Fill the application's empty tables, in one transaction: whoever interrupts it finds them empty.
 
     Args:
         connection: to a database that has the application's tables.
@@ -314,12 +315,13 @@ def load(
     }
     block = _block_of_kinds(seed)
     parameters = _parameters(seed, rows, sizes["users"], utc, block)
-    for table, statement in _statements().items():
-        step = ORDER_EVERY if table in {"meal_plans", "payment_transactions"} else 1
-        for first, last in _chunks(sizes[table]):
-            span = {"first": (first - 1) * step + 1, "last": (last - 1) * step + 1, "step": step}
-            # prepare=False: a plan for these very arrays, and nothing left behind for a transaction pooler to trip over
-            connection.execute(statement, parameters | span, prepare=False)
+    with connection.transaction(), _indexes_put_aside(connection, list(sizes)):
+        for table, statement in _statements().items():
+            step = ORDER_EVERY if table in {"meal_plans", "payment_transactions"} else 1
+            for first, last in _chunks(sizes[table]):
+                span = {"first": (first - 1) * step + 1, "last": (last - 1) * step + 1, "step": step}
+                # prepare=False: a plan for these very arrays, and nothing left for a transaction pooler to trip over
+                connection.execute(statement, parameters | span, prepare=False)
     for table in sizes:
         connection.execute(sql.SQL("ANALYZE public.{}").format(sql.Identifier(table)))
     kinds = _count_kinds(rows, block)
@@ -329,6 +331,25 @@ def load(
         **{kind.name.lower(): kinds[kind] for kind in Kind},
         **{table: size for table, size in sizes.items() if table != "quiz_responses"},
     )
+
+
+@contextmanager
+def _indexes_put_aside(connection: psycopg.Connection[Any], tables: list[str]) -> Iterator[None]:
+    """Drop what no constraint needs and build it afterwards.
+
+    Row by row, indexes on dates and people in random order cost more than the rows do. The caller's transaction brings
+    them back should the load fail.
+    """
+    found = connection.execute(
+        "SELECT format('DROP INDEX %%s', indexrelid::regclass), pg_get_indexdef(indexrelid) FROM pg_index"
+        " WHERE indrelid = ANY (%s::regclass[]) AND NOT indisunique ORDER BY indexrelid",
+        [[f"public.{table}" for table in tables]],
+    ).fetchall()
+    for drop, _ in found:
+        connection.execute(sql.SQL(drop))
+    yield
+    for _, create in found:
+        connection.execute(sql.SQL(create))
 
 
 def _database_now(connection: psycopg.Connection[Any]) -> datetime:

@@ -13,7 +13,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import sql
+from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.policies import table_identifier
@@ -23,6 +23,8 @@ from scripts.utils.db_utils import Connection, Database, connection_lost, local_
 
 # An ambiguous COMMIT is settled once the batch's server process has ended, at most its statement time-out later.
 _SETTLE_SECONDS = 120.0
+# Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
+_GATE_SECONDS = 10.0
 
 _GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
 
@@ -46,6 +48,12 @@ WITH {may_run}, gone AS (
 )
 SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
   FROM may_run
+""")
+
+# A child that is being added while its parent goes: the DELETE would wait for it, then not look again, and the foreign
+# key would delete it or cut it off unseen. Locked first, no child can be added, and later statements see every child.
+_LOCK = sql.SQL("""
+SELECT count(*) FROM (SELECT FROM {table} t WHERE {rows} AND {removable} FOR UPDATE {skip_locked}) locked
 """)
 
 _DEPENDANTS = sql.SQL("""
@@ -90,6 +98,10 @@ class Ambiguous(Exception):
         self.entry_ids = entry_ids
 
 
+class GateClosed(Exception):
+    """Somebody has been closing the gate for too long: a hold, a stop or a lease in a transaction left open."""
+
+
 class BatchWriter:
     """Composes a policy's batches once and runs them."""
 
@@ -100,7 +112,9 @@ class BatchWriter:
         self._connection: Connection | None = None
         self._lent = ExitStack()
         self._selection = selection
-        self._gate, self._settings = local_settings(
+        self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
+        self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
+        _, self._in_the_batch = local_settings(
             lock_timeout=policy.batch.lock_timeout.total_seconds(),
             statement_timeout=policy.batch.statement_timeout.total_seconds(),
         )
@@ -139,6 +153,7 @@ class BatchWriter:
 
         Raises:
             Ambiguous: The connection broke.
+            GateClosed: The gate could not be passed in time; nothing of the batch happened.
             psycopg.Error: Anything else that the server refused; nothing of the batch happened.
         """
         entries = {rule: uuid4() for rule in self._selection.due_before}
@@ -169,11 +184,15 @@ class BatchWriter:
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
     ) -> Outcome:
         rows, removable = self._rows(window, skip_locked=skip_locked)
+        passed: Cursor[Any] | None = None
         try:
             with connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                connection.execute(self._gate, self._settings)
-                connection.execute(_GATE)
+                connection.execute(self._set, self._at_the_gate)
+                passed = connection.execute(_GATE)
+                connection.execute(self._set, self._in_the_batch)
+                if self._locks_first:
+                    connection.execute(self._lock(window.clause, skip_locked=skip_locked), parameters)
                 for number, reach in enumerate(self._selection.reaches):
                     statement = self._dependants(number, reach, window.clause, skip_locked=skip_locked)
                     connection.execute(statement, parameters)
@@ -194,27 +213,41 @@ class BatchWriter:
                 connection.execute("COMMIT")
             owned, stopped, deleted = result.fetchone() or (False, False, 0)
             return Outcome(owned, stopped, deleted, asked.fetchone() if asked else None)
-        except BaseException:
+        except BaseException as error:
             if not connection.closed:
                 connection.rollback()
+            if isinstance(error, psycopg.errors.LockNotAvailable) and passed is not None and passed.pgresult is None:
+                raise GateClosed from error
             raise
 
     def _rows(self, window: Window, *, skip_locked: bool) -> tuple[sql.Composed, sql.Composed]:
         selection = self._selection
-        removable = sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(selection.removable, selection.key)
         children_left = [
             sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(
                 table_identifier(reach.foreign_key.table), reach.foreign_key.joins("c")
             )
             for reach in selection.reaches
         ]
-        removable = sql.SQL(" AND ").join([removable, *children_left])
+        removable = sql.SQL(" AND ").join([self._removable, *children_left])
         rows = sql.SQL("{}").format(window.clause)
         if skip_locked:
             rows = sql.SQL(
                 "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
             ).format(selection.table, rows, removable)
         return rows, removable
+
+    @property
+    def _removable(self) -> sql.Composed:
+        selection = self._selection
+        return sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(selection.removable, selection.key)
+
+    def _lock(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        return _LOCK.format(
+            table=self._selection.table,
+            rows=rows,
+            removable=self._removable,
+            skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
+        )
 
     def _dependants(self, number: int, reach: Reach, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
         selection, foreign_key = self._selection, reach.foreign_key
@@ -230,9 +263,7 @@ class BatchWriter:
             referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
             table=selection.table,
             rows=rows,
-            removable=sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(
-                selection.removable, selection.key
-            ),
+            removable=self._removable,
             skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
             change=change,
             child_key=sql.Identifier(reach.key),

@@ -8,6 +8,7 @@ is bisected to the row, which goes to a person, and everything else of it goes.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 from uuid import UUID
@@ -15,17 +16,17 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle.batches import Ambiguous, BatchWriter, Context, Outcome
+from scripts.lifecycle.batches import Ambiguous, BatchWriter, Context, GateClosed, Outcome
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import Path, Window, chosen_keys
-from scripts.utils.db_utils import connection_lost, is_deadlock
+from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
 from scripts.utils.run import Run
 
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 5.0  # or a third of REDIS_LOCK_TIMEOUT, if that is less
 PROGRESS_SECONDS = 10.0
 PROBE_SECONDS = 300.0
 RETRY_ATTEMPTS = 6
@@ -64,6 +65,7 @@ class Deleter:
             failure_limit=Fraction(4, 5),
             counts=lambda error: isinstance(error, _WindowLocked),
         )
+        self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._heartbeat_at = self._progress_at = time.monotonic()
         self.batch_rows = run.options.batch_size or self._policy.batch.rows
         self.deleted = 0
@@ -95,10 +97,13 @@ class Deleter:
         while window is not None and not self.limit_reached:
             self._run.checkpoint()
             started = time.monotonic()
-            outcome = self._delete(window, path.question(window, self._entries))
+            # Under a limit the next window's size depends on what this batch deletes, so it is asked for afterwards.
+            ahead = self._run.options.limit is None
+            outcome = self._delete(window, path.question(window, self._entries) if ahead else None)
             self.batches += 1
             self._tell(outcome, time.monotonic() - started)
-            window = path.following(window, outcome.answer, self._entries)
+            answer = outcome.answer if ahead else self._ask(path.question(window, self._entries))
+            window = path.following(window, answer, self._entries)
 
     @property
     def _entries(self) -> int:
@@ -122,9 +127,15 @@ class Deleter:
     def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
         if question is None:
             return None
-        return self._run.database.read(
-            lambda connection: connection.execute(*question).fetchone(), statement_timeout=PROBE_SECONDS
-        )
+        return self._read(lambda connection: connection.execute(*question).fetchone())
+
+    def _read(self, work: Callable[[Connection], Result]) -> Result:
+        try:
+            return self._run.database.read(work, statement_timeout=PROBE_SECONDS)
+        except psycopg.errors.LockNotAvailable:
+            raise StoppedEarly(
+                "breaker_open", f"{self._policy.table} stays locked by another session, even against reading"
+            ) from None
 
     def _delete(self, window: Window, question: Question | None) -> Outcome:
         try:
@@ -178,13 +189,17 @@ class Deleter:
         try:
             outcome = retry(
                 once,
-                on=lambda error: isinstance(error, Ambiguous) or is_deadlock(error),
+                on=lambda error: isinstance(error, Ambiguous | GateClosed) or is_deadlock(error),
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
-                before_wait=lambda attempt, error: self._log.warning(
-                    "batch_retry", attempt=attempt, error=type(error.__cause__ or error).__name__
-                ),
+                before_wait=self._before_retry,
             )
+        except GateClosed:
+            raise StoppedEarly(
+                "gate_closed",
+                "another session is about to place a hold, set the stop switch or take a lease over, and does not"
+                " commit: look for it in pg_stat_activity",
+            ) from None
         except Ambiguous as error:
             raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
         if not outcome.owned:
@@ -193,6 +208,11 @@ class Deleter:
             raise StoppedEarly("stop_switch", "the stop switch was turned on")
         self.deleted += outcome.deleted
         return outcome
+
+    def _before_retry(self, attempt: int, error: BaseException) -> None:
+        name = "GateClosed" if isinstance(error, GateClosed) else type(error.__cause__ or error).__name__
+        self._log.warning("batch_retry", attempt=attempt, error=name)
+        self._run.checkpoint()  # nothing of the batch happened
 
     def _settle(self, entry_ids: list[UUID]) -> int | None:
         return retry(
@@ -203,7 +223,7 @@ class Deleter:
         )
 
     def _heartbeat(self) -> tuple[sql.Composed, dict[str, Any]] | None:
-        if time.monotonic() - self._heartbeat_at < HEARTBEAT_SECONDS:
+        if time.monotonic() - self._heartbeat_at < self._heartbeat_every:
             return None
         self._heartbeat_at = time.monotonic()
         lock = self._run.lock
@@ -228,9 +248,7 @@ class Deleter:
             self._selection.key, self._selection.table, window.clause, self._selection.removable
         )
         parameters = self._selection.parameters | window.parameters
-        rows = self._run.database.read(
-            lambda connection: connection.execute(statement, parameters).fetchall(), statement_timeout=PROBE_SECONDS
-        )
+        rows = self._read(lambda connection: connection.execute(statement, parameters).fetchall())
         return [key for (key,) in rows if key not in self.poison]
 
     def _split(self, window: Window, error: psycopg.Error) -> None:

@@ -42,11 +42,11 @@ def normalize_email(address: str) -> str:
     Raises:
         Misconfigured: It is not an e-mail address.
     """
-    local, at, domain = address.strip().lower().rpartition("@")
-    if not at or not local or "." not in domain or any(c.isspace() for c in local + domain):
-        raise Misconfigured("that is not an e-mail address")
+    local, _, domain = address.strip().lower().rpartition("@")
     if domain in ("gmail.com", "googlemail.com"):
         local, domain = local.split("+")[0].replace(".", ""), "gmail.com"
+    if not local or "." not in domain or any(c.isspace() for c in local + domain):
+        raise Misconfigured("that is not an e-mail address")
     return f"{local}@{domain}"
 
 
@@ -66,12 +66,14 @@ def place(
         The hold's id.
 
     Raises:
-        Misconfigured: Neither or more than one of the three is named, or the expiry has passed.
+        Misconfigured: Not exactly one of the three is named, the table does not exist, or the expiry has passed.
     """
     if bool(person) == bool(table) or (resource_id and not table):
         raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
     scope = "person" if person else "row" if resource_id else "table"
     with database.transaction(lock_timeout=_GATE_WAIT_SECONDS, statement_timeout=_GATE_WAIT_SECONDS) as connection:
+        if table and not _exists(connection, table):
+            raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
         row = connection.execute(
             "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
             " SELECT %(scope)s, %(table)s, %(resource_id)s, %(person)s, %(reason)s, %(operator)s, %(expires_at)s"
@@ -117,6 +119,16 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
         if row is None:
             raise OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
         _audit(connection, hold_id, "hold_released", operator, row[0])
+
+
+def _exists(connection: Connection, table: str) -> bool:
+    schema, _, name = table.partition(".")
+    row = connection.execute(
+        "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')",
+        (schema, name),
+    ).fetchone()
+    return row is not None
 
 
 def _audit(connection: Connection, hold_id: UUID, action: str, operator: str, scope: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from scripts.lifecycle.policies import Policy, table_identifier
+from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.windows import Path
 from scripts.utils.db_utils import Connection
@@ -26,21 +26,22 @@ LARGE_TABLE_BYTES = 64 * 1024 * 1024
 _TABLE = """
 SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) AS heap_bytes,
        current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
-       row_security_active(c.oid) AS row_security,
+       row_security_active(c.oid) AS row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
        has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'DELETE') AS may_delete,
        current_setting('server_version_num')::int AS server_version
-  FROM pg_class c WHERE c.oid = to_regclass(%s)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
 """
 
+# With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
 _COLUMNS = """
-SELECT a.attname, format_type(a.atttypid, NULL) AS type, a.attnotnull,
+SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
                   AND (NOT %(unique)s OR i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL)) AS indexed
   FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
 """
 
 _FOREIGN_KEYS = """
-SELECT k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
+SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
        pg_table_size(c.oid) AS table_bytes, has_table_privilege(c.oid, 'SELECT') AS may_select,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.conkey) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum) AS columns,
@@ -49,7 +50,9 @@ SELECT k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltyp
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indkey[0] = k.conkey[1])
            AS indexed
   FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE k.contype = 'f' AND k.confrelid = to_regclass(%s) AND k.conparentid = 0
+ WHERE k.contype = 'f' AND k.confrelid = %(oid)s
+       -- A partition's share of a constraint repeats it; but a key on the table above the policy's own points here too.
+   AND NOT EXISTS (SELECT FROM pg_constraint p WHERE p.oid = k.conparentid AND p.confrelid = k.confrelid)
  ORDER BY 2, 1
 """
 
@@ -108,7 +111,7 @@ class _Preflight:
     def run(self, cutoff: datetime) -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
-        reaches, refusing = self._foreign_keys(self._policy.table)
+        reaches, refusing = self._foreign_keys(table["oid"])
         if self._problems:
             raise self._failure()
         return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
@@ -123,8 +126,7 @@ class _Preflight:
             return cursor.execute(query, parameters).fetchall()
 
     def _table(self, name: str) -> dict[str, Any]:
-        quoted = table_identifier(name).as_string(self._connection)
-        rows = self._rows(_TABLE, (quoted,))
+        rows = self._rows(_TABLE, name.split("."))
         if not rows:
             self._problems.append(f"table {name} does not exist")
             raise self._failure()
@@ -135,6 +137,10 @@ class _Preflight:
             self._problems.append(
                 f"row-level security on {name} hides rows from this role: delete nothing rather than believe it;"
                 " give the role BYPASSRLS or a policy-free table"
+            )
+        if not table["may_use_schema"]:
+            self._problems.append(
+                f"no right to USAGE of the schema of {name}: run backend/migrate.py --grants with this policy file"
             )
         for right in ("select", "delete"):
             if not table[f"may_{right}"]:
@@ -165,19 +171,20 @@ class _Preflight:
             self._problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
         return {name: row["type"] for name, row in found.items()}
 
-    def _foreign_keys(self, table: str) -> tuple[list[Reach], list[ForeignKey]]:
+    def _foreign_keys(self, oid: int) -> tuple[list[Reach], list[ForeignKey]]:
         declared = {(d.table, d.column): d for d in self._policy.dependants}
         reaches: list[Reach] = []
         refusing: list[ForeignKey] = []
-        for row in self._rows(_FOREIGN_KEYS, (table_identifier(table).as_string(self._connection),)):
-            may_select = row.pop("may_select")
+        table = self._policy.table
+        for row in self._rows(_FOREIGN_KEYS, {"oid": oid}):
+            may_select, child = row.pop("may_select"), row.pop("oid")
             key = ForeignKey(**row | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
             dependant = declared.pop((key.table, key.columns[0]), None)
             if not may_select:
                 self._problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
             if not key.indexed:
                 self._slow(key.table_bytes, f"foreign key {key.name} on {key.table} has no index")
-            if dependant is None and key.on_delete in "cnd":
+            if dependant is None and key.changes_children:
                 what = {"c": "deletes", "n": "sets to null", "d": "resets"}[key.on_delete]
                 self._problems.append(
                     f"foreign key {key.name} {what} rows of {key.table} that no policy declares:"
@@ -188,15 +195,15 @@ class _Preflight:
             else:
                 reaches.append(Reach(key, dependant.action, dependant.key))
                 if dependant.action == "delete":
-                    self._no_further_reach(key.table)
+                    self._no_further_reach(key.table, child)
         self._problems.extend(
             f"dependant {name}.{column} is declared, but no foreign key there points at {table}"
             for name, column in declared
         )
         return reaches, refusing
 
-    def _no_further_reach(self, table: str) -> None:
-        deeper = self._rows(_FOREIGN_KEYS, (table_identifier(table).as_string(self._connection),))
+    def _no_further_reach(self, table: str, oid: int) -> None:
+        deeper = self._rows(_FOREIGN_KEYS, {"oid": oid})
         self._problems.extend(
             f"foreign key {row['name']} on {row['table']} reaches beyond the dependant {table}:"
             f" give {table} a policy of its own"

@@ -38,6 +38,8 @@ from scripts.utils.run import Run, sla_status
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
 SURVEY_SECONDS = 1800.0
+# The queue item of a policy whose rows other tables still refer to.
+REFERENCED = "foreign_key_violation"
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,13 @@ def _predict(run: Run, policy: Policy) -> None:
                 for name, exception in policy.exceptions.items()
                 if exception.queue
             )
+            if found.referenced and not queue.is_open(connection, REFERENCED, policy.table, policy.name):
+                to_queue += 1
     except PolicyFailed as error:
         run.fail(policy.name, error)
+        return
+    except psycopg.Error as error:
+        run.fail(policy.name, PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}"))
         return
     limit = run.options.limit
     deleted = found.removable if limit is None else min(limit, found.removable)
@@ -191,25 +198,30 @@ class _Purge:
         )
         for path in paths:
             deleter.follow(path)
-        self._residue = self._survey(cleared.selection)
+        residue = self._survey(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
-        if self._residue.removable > len(deleter.poison) and not deleter.limit_reached:
+        if residue.removable > len(deleter.poison) and not deleter.limit_reached:
             for path in _walks(cleared.selection):
                 deleter.follow(path)
-            self._residue = self._survey(cleared.selection)
+            residue = self._survey(cleared.selection)
+        self._residue = residue
 
     def _judge(self, deleter: Deleter) -> Ending:
-        if deleter.limit_reached:
-            return Ending("partial", "limit_reached", ExitCode.DONE)
+        code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
         left = self._residue.removable - len(deleter.poison) if self._residue else 0
-        if deleter.locked and left > 0:
+        if left <= 0:
+            return Ending("completed", "done", code)
+        if deleter.limit_reached:
+            return Ending("partial", "limit_reached", code)
+        if deleter.locked:
             message = f"{left} due rows stayed locked by other sessions"
             return Ending("partial", "rows_locked", ExitCode.STOPPED_EARLY, message)
-        return Ending("completed", "done", ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE)
+        message = f"{left} due rows are still there although nothing refused them: look for a trigger that keeps them"
+        return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, message)
 
     def _queue_referenced(self, selection: Selection, found: Survey) -> int:
         item = queue.Item(
-            item_type="foreign_key_violation",
+            item_type=REFERENCED,
             resource_type=self._policy.table,
             priority="medium",
             reason="rows past their date are still referred to by other tables",

@@ -77,6 +77,16 @@ def raise_item(database: Database, settings: Settings, item: Item, resource_id: 
     return int(bool(row and row[0]))
 
 
+def is_open(connection: Connection, item_type: str, resource_type: str, resource_id: str) -> bool:
+    """Tell whether :func:`raise_item` would find this item open already."""
+    row = connection.execute(
+        "SELECT FROM ops.manual_resolution_queue WHERE status <> 'resolved'"
+        " AND item_type = %s AND resource_type = %s AND resource_id = %s",
+        (item_type, resource_type, resource_id),
+    ).fetchone()
+    return row is not None
+
+
 def raise_excepted(
     database: Database,
     settings: Settings,

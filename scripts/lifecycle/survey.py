@@ -37,38 +37,27 @@ def survey(connection: Connection, selection: Selection) -> Survey:
     """Count what is past its date: one pass over the table."""
     if not selection.due_before:
         return Survey()
-    overdue = sql.SQL("CASE rule {} END").format(
-        sql.SQL(" ").join(
-            sql.SQL(
-                "WHEN {} THEN extract(epoch FROM {} - min(CASE rule WHEN {} THEN {} END) FILTER (WHERE NOT held))"
-            ).format(
-                sql.Literal(name),
-                selection.moment(selection.policy.rules[name].anchor, f"due_{name}"),
-                sql.Literal(name),
-                sql.Identifier(f"anchor_{name}"),
-            )
-            for name in selection.due_before
-        )
-    )
-    anchors = sql.SQL(", ").join(
-        sql.SQL("t.{} AS {}").format(
-            sql.Identifier(selection.policy.rules[name].anchor), sql.Identifier(f"anchor_{name}")
+    overdue = sql.SQL(" ").join(
+        sql.SQL("WHEN {rule} AND isfinite({anchor}) THEN {due}::timestamptz - {instant}").format(
+            rule=selection.rule(name),
+            anchor=sql.Identifier("t", selection.policy.rules[name].anchor),
+            due=sql.Placeholder(f"due_{name}"),
+            instant=selection.instant(selection.policy.rules[name].anchor),
         )
         for name in selection.due_before
     )
     statement = sql.SQL(
         "SELECT rule, count(*), count(*) FILTER (WHERE nameable AND NOT held AND NOT referenced),"
         " count(*) FILTER (WHERE held), count(*) FILTER (WHERE referenced AND NOT held),"
-        " count(*) FILTER (WHERE NOT nameable), {overdue}"
-        " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable, {anchors}"
-        " FROM {table} t WHERE {due}) rows GROUP BY rule ORDER BY rule"
+        " count(*) FILTER (WHERE NOT nameable), extract(epoch FROM max(overdue) FILTER (WHERE NOT held))"
+        " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"
+        " CASE {overdue} END AS overdue FROM {table} t WHERE {due}) rows GROUP BY rule ORDER BY rule"
     ).format(
-        overdue=overdue,
         rule=selection.rule_name,
         held=selection.held,
         referenced=selection.referenced,
         nameable=selection.nameable,
-        anchors=anchors,
+        overdue=overdue,
         table=selection.table,
         due=selection.due,
     )

@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 CONNECT_TIMEOUT_SECONDS = 10
 CONNECT_ATTEMPTS = 6
 CONNECT_SECONDS = 30.0
+# Who waited that long in vain waits no longer than this for each thing still to be said: record, lease, audit head.
+LAST_WORD_SECONDS = 1.0
 
 # libpq gives no SQLSTATE for a refused login, only the server's English text.
 _REFUSALS = (
@@ -34,6 +36,9 @@ _REFUSALS = (
     "does not exist",
     "not permitted to log in",
     "pg_hba.conf",
+    "permission denied for database",
+    "not currently accepting connections",
+    "does not support SSL",
 )
 
 # Shut down, crashed, starting up, too many clients, idle in transaction for too long.
@@ -83,6 +88,7 @@ class Database:
 
     def __init__(self, url: str, *, application_name: str, max_size: int) -> None:
         self._url = url
+        self._patience = CONNECT_SECONDS
         self._kwargs: dict[str, Any] = {
             "autocommit": True,
             "prepare_threshold": None,
@@ -106,8 +112,8 @@ class Database:
         """Connect, waiting for a database that is waking up.
 
         Raises:
-            DatabaseRefused: Wrong password, role or database.
-            DatabaseUnavailable: No answer within 30 s.
+            DatabaseRefused: Wrong password, role, database or sslmode.
+            DatabaseUnavailable: No answer within the bounds.
         """
         try:
             retry(
@@ -121,12 +127,11 @@ class Database:
         except psycopg.OperationalError as error:
             if _is_refusal(error):
                 raise DatabaseRefused(
-                    "PostgreSQL refuses the login: check user, password and database in DATABASE_URL, and that the role"
-                    " has a password (ALTER ROLE … PASSWORD)"
+                    "PostgreSQL refuses the login: check user, password, database and sslmode in DATABASE_URL, and that"
+                    " the role has a password (ALTER ROLE … PASSWORD)"
                 ) from None
             raise DatabaseUnavailable(
-                f"PostgreSQL at the host of DATABASE_URL did not answer within {CONNECT_SECONDS:.0f} s:"
-                " check host, port and network, then run again"
+                "PostgreSQL does not answer at the host of DATABASE_URL: check host, port and network, then run again"
             ) from None
 
     def _probe(self) -> None:
@@ -144,9 +149,11 @@ class Database:
             DatabaseUnavailable: None could be had in time.
         """
         try:
-            connection = self._pool.getconn()
+            connection = self._pool.getconn(self._patience)
         except PoolTimeout:
-            raise DatabaseUnavailable(f"PostgreSQL did not give a connection within {CONNECT_SECONDS:.0f} s") from None
+            waited, self._patience = self._patience, LAST_WORD_SECONDS
+            raise DatabaseUnavailable(f"PostgreSQL did not give a connection within {waited:.0f} s") from None
+        self._patience = CONNECT_SECONDS
         try:
             yield connection
         finally:

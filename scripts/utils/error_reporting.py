@@ -6,7 +6,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from scripts.utils.logging_utils import redact
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.redaction import redact
 from scripts.utils.settings import Settings
 
 _FLUSH_SECONDS = 2.0
@@ -20,14 +21,17 @@ def start(settings: Settings, *, script: str, correlation_id: str) -> None:
         return
     import sentry_sdk
 
-    sentry_sdk.init(  # noqa: TID251 - this is its one home
-        dsn=settings.sentry_dsn.get_secret_value(),
-        release=settings.render_git_commit,
-        send_default_pii=False,
-        include_local_variables=False,  # rows that are being deleted stand in them
-        default_integrations=False,
-        before_send=scrub,
-    )
+    try:
+        sentry_sdk.init(  # noqa: TID251 - this is its one home
+            dsn=settings.sentry_dsn.get_secret_value(),
+            release=settings.render_git_commit,
+            include_local_variables=False,  # rows that are being deleted stand in them
+            default_integrations=False,
+            before_send=scrub,
+        )
+    except Exception as error:  # noqa: BLE001 - whatever Sentry does wrong, the job's work comes first
+        get_logger().warning("error_reporting_off", error=type(error).__name__)
+        return
     sentry_sdk.set_tag("script", script)
     sentry_sdk.set_tag("correlation_id", correlation_id)
     _active = True

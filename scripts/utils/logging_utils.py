@@ -5,59 +5,68 @@ Events have stable names and facts as keywords. The correlation id and the scrip
 
 from __future__ import annotations
 
+import copy
 import logging
-import re
 import sys
+import traceback
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, TextIO
 
+import psycopg
 import structlog
+
+from scripts.utils.redaction import redact, text_of
 
 LogFormat = Literal["json", "console"]
 Logger = structlog.stdlib.BoundLogger
 
 _FIRST_KEYS = ("timestamp", "level", "correlation_id", "script", "event")
-_SECRET_NAME = re.compile(r"passw|secret|token$|authorization|api_key|dsn|_url$", re.IGNORECASE)
-_PATTERNS = (
-    (re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}"), "[e-mail]"),
-    (re.compile(r"vercel_blob_rw_\w+"), "[token]"),
-    (re.compile(r"\b([a-z][a-z0-9+.-]*://)[^\s/@]*@"), r"\1[credentials]@"),
-    (re.compile(r"(password=)\S+", re.IGNORECASE), r"\1[secret]"),
-    (re.compile(r"(Bearer )\S+", re.IGNORECASE), r"\1[token]"),
-)
-# A number that fences off a former lock holder, not a credential.
-_HARMLESS_NAMES = frozenset({"fencing_token"})
-
-
-def redact(value: Any) -> Any:
-    """Replace what looks like an e-mail address or a credential, at any depth."""
-    if isinstance(value, str):
-        for pattern, replacement in _PATTERNS:
-            value = pattern.sub(replacement, value)
-        return value
-    if isinstance(value, MutableMapping):
-        return {key: _redact_named(str(key), item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [redact(item) for item in value]
-    return value
-
-
-def _redact_named(name: str, value: Any) -> Any:
-    if name not in _HARMLESS_NAMES and _SECRET_NAME.search(name):
-        return "[secret]"
-    return redact(value)
+_FORMATTER_KEYS = ("_record", "_from_structlog")
 
 
 def _redact_event(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    kept = {key: event.pop(key) for key in _FORMATTER_KEYS if key in event}
     redacted: MutableMapping[str, Any] = redact(event)
-    return redacted
+    return {**redacted, **kept}
 
 
 def _stamp(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     event["timestamp"] = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     event["level"] = str(event.get("level", "info")).upper()
     return {key: event.get(key) for key in _FIRST_KEYS} | dict(event)
+
+
+def _name_exception(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Put an exception's type, text and place in the line; a traceback would quote what other errors said."""
+    error = event.pop("exc_info", None)
+    if error and not isinstance(error, BaseException):
+        error = error[1] if isinstance(error, tuple) else sys.exc_info()[1]
+    if error:
+        event["raised"] = text_of(error)
+        if frames := traceback.extract_tb(error.__traceback__):
+            event["raised_at"] = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+    return event
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes lines, and says without any value of it that one could not be written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple) and any(isinstance(value, psycopg.Error) for value in record.args):
+            record = copy.copy(record)
+            record.args = tuple(
+                text_of(value) if isinstance(value, psycopg.Error) else value for value in record.args or ()
+            )
+        return super().format(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
+        kind = sys.exc_info()[0]
+        try:
+            sys.stderr.write(f"a log line of {record.name} was lost: {kind.__name__ if kind else 'unknown'}\n")
+        except OSError:
+            return  # nobody is listening any more
 
 
 def configure_logging(*, script: str, correlation_id: str, level: str, log_format: LogFormat | None) -> LogFormat:
@@ -73,11 +82,15 @@ def configure_logging(*, script: str, correlation_id: str, level: str, log_forma
         The format in use.
     """
     log_format = log_format or ("console" if sys.stderr.isatty() and sys.stdout.isatty() else "json")
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(correlation_id=correlation_id, script=script)
+
+    def name_run(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # Not by context variables: the threads that watch the lock would not have them.
+        return {"correlation_id": correlation_id, "script": script, **event}
+
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        name_run,
         structlog.stdlib.add_log_level,
+        _name_exception,
         _redact_event,
         _stamp,
     ]
@@ -90,10 +103,10 @@ def configure_logging(*, script: str, correlation_id: str, level: str, log_forma
     renderer: structlog.typing.Processor
     stream: TextIO
     if log_format == "json":
-        renderer, stream = structlog.processors.JSONRenderer(default=str), sys.stdout
+        renderer, stream = structlog.processors.JSONRenderer(), sys.stdout
     else:
         renderer, stream = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False), sys.stderr
-    handler = logging.StreamHandler(stream)
+    handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
@@ -104,10 +117,12 @@ def configure_logging(*, script: str, correlation_id: str, level: str, log_forma
     root.handlers[:] = [handler]
     root.setLevel("WARNING" if level == "WARN" else level)
     # At INFO these say what the suite's own events say better.
-    for name in ("httpx", "httpcore", "redis", "urllib3"):
+    for name in ("httpx", "httpcore", "redis"):
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
     # A pool's warning repeats the server's message for every failed attempt; connects are reported by db_utils.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    # Only Sentry uses it, from a thread of its own: its complaints would come after the closing line.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     return log_format
 
 

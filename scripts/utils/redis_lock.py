@@ -9,12 +9,14 @@ locking": a lock that expires needs a token that the resource itself checks).
 
 from __future__ import annotations
 
+import contextvars
 import os
 import socket
 import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psycopg
 import redis
@@ -45,7 +47,7 @@ class Holder:
     def this_process(cls, run: str) -> Holder:
         """Describe the running process."""
         since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        return cls(run, socket.gethostname().replace(" ", "-"), os.getpid(), since)
+        return cls(run, _hostname(), os.getpid(), since)
 
     @classmethod
     def parse(cls, token: str) -> Holder | None:
@@ -61,15 +63,30 @@ class Holder:
 
     def is_dead(self) -> bool:
         """Tell whether the process is known to be gone: only this host can say so."""
-        if self.host != socket.gethostname().replace(" ", "-"):
+        if self.host != _hostname():
             return False
+        if self.pid == os.getpid():
+            return True  # this process has its number now: a restarted container counts from 1 again
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except PermissionError:
             return False
-        return False
+        return _is_zombie(self.pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Tell whether a process ended and nobody has asked how: in a container without an init it stays so for ever."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False  # gone meanwhile, or not Linux
+    return status.rpartition(")")[2].split()[0] == "Z"
+
+
+def _hostname() -> str:
+    return socket.gethostname().replace(" ", "-")
 
 
 def connect_redis(url: str, client_name: str) -> redis.Redis:
@@ -101,6 +118,8 @@ class JobLock:
         self._timeout = timeout
         self._holder = Holder.this_process(run)
         self._lock = Lock(client, name, timeout=timeout, blocking=False, thread_local=False)
+        # Known before it is won: should every answer to SET NX be lost, the key is still ours to renew and delete.
+        self._lock.local.token = str(self._holder).encode()
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self._last_answer = time.monotonic()
@@ -122,7 +141,9 @@ class JobLock:
         except BaseException:
             self._release_redis()
             raise
-        self._watcher = threading.Thread(target=self._watch, name="lock-watcher", daemon=True)
+        # A copy of the context: the watcher's lines carry the correlation id too.
+        watch = contextvars.copy_context().run
+        self._watcher = threading.Thread(target=watch, args=(self._watch,), name="lock-watcher", daemon=True)
         self._watcher.start()
 
     def release(self) -> None:
@@ -175,10 +196,7 @@ class JobLock:
         if self._lock.acquire(token=str(self._holder)):
             return True
         # The reply to SET NX may have been lost and the command repeated by the client: then the key is our own.
-        if self._client.get(self.name) == str(self._holder).encode():
-            self._lock.local.token = str(self._holder).encode()
-            return True
-        return False
+        return bool(self._client.get(self.name) == str(self._holder).encode())
 
     def _release_as(self, token: str) -> None:
         dead = Lock(self._client, self.name, timeout=self._timeout, thread_local=False)
@@ -205,11 +223,12 @@ class JobLock:
             # Exclusive: no batch of the former holder is under way when its token becomes old.
             link.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = link.execute(
-                "SELECT owner_run, owner_host, owner_pid, acquired_at::text FROM ops.leases"
-                " WHERE name = %s AND heartbeat_at IS NOT NULL",
-                (self.name,),
+                'SELECT owner_run, owner_host, owner_pid, to_char(acquired_at, \'YYYY-MM-DD"T"HH24:MI:SS"Z"\'),'
+                " (1000 * (%s + extract(epoch FROM heartbeat_at - clock_timestamp())))::bigint"
+                " FROM ops.leases WHERE name = %s AND heartbeat_at IS NOT NULL",
+                (self._timeout, self.name),
             ).fetchone()
-            former = Holder(*row) if row else None
+            former, left_ms = (Holder(*row[:4]), row[4]) if row else (None, 0)
             taken = link.execute(
                 "INSERT INTO ops.leases AS l"
                 " (name, fencing_token, owner_host, owner_pid, owner_run, acquired_at, heartbeat_at)"
@@ -231,7 +250,7 @@ class JobLock:
             ).fetchone()
         if taken is None:
             raise LockHeld(
-                self._held_message(former, None) + "; Redis is out of reach, so its lease must run out first"
+                self._held_message(former, left_ms) + "; Redis is out of reach, so its lease must run out first"
             )
         token: int = taken[0]
         return token
@@ -242,19 +261,23 @@ class JobLock:
         while not self._closing.wait(min(_LOOK_EVERY_SECONDS, renew_every)):
             try:
                 if not self._still_ours():
-                    self.lost.set()
+                    self._lose()
                     return
                 if time.monotonic() - renewed >= renew_every:
                     self._lock.reacquire()
                     renewed = time.monotonic()
                 self._last_answer = time.monotonic()
             except LockError:
-                self.lost.set()
+                self._lose()
                 return
             except RedisError as error:
                 if not self.degraded:
                     get_logger().warning("redis_lost", lock=self.name, error=type(error).__name__)
                 self.degraded = True
+
+    def _lose(self) -> None:
+        get_logger().warning("lock_lost", lock=self.name, effect="the run stops after its batch in hand")
+        self.lost.set()
 
     def _still_ours(self) -> bool:
         if self._client.get(self.name) == str(self._holder).encode():

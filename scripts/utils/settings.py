@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import psycopg
+import redis
 from psycopg.conninfo import conninfo_to_dict
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scripts.utils.errors import Misconfigured
 
@@ -21,8 +22,13 @@ def _postgres_url(value: SecretStr) -> SecretStr:
         raise ValueError("must be a PostgreSQL URL: postgresql://user:password@host/database")
     try:
         parts = conninfo_to_dict(value.get_secret_value())
-    except psycopg.ProgrammingError:
+    except (psycopg.ProgrammingError, ValueError):  # a ValueError's text may quote the value
         raise ValueError("is not a valid PostgreSQL URL") from None
+    # libpq would fill in what is missing from the shell's PG… variables, or take a local server.
+    if not parts.get("host") or not parts.get("dbname"):
+        raise ValueError("must name host and database: postgresql://user:password@host/database")
+    if not all(port.isdecimal() for port in str(parts.get("port", "5432")).split(",")):
+        raise ValueError("has a port that is not a number")
     if "options" in parts:
         raise ValueError("must not carry 'options': a transaction pooler refuses it")
     return value
@@ -32,17 +38,23 @@ def _redis_url(value: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(value.get_secret_value())
         usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is not a number
+        redis.ConnectionPool.from_url(value.get_secret_value()).make_connection()  # only made, not opened
+    except (ValueError, TypeError, redis.RedisError):  # a port that is not a number, an option that is unknown
         usable = False
     if not usable:
         raise ValueError("must be a Redis URL: redis://host:port or rediss://host:port")
     return value
 
 
-def _web_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("http", "https") or not parts.username or not parts.path.strip("/"):
-        raise ValueError("must be a Sentry DSN: https://key@host/project")
+def _sentry_dsn(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.username and parts.port != 0
+        usable = usable and parts.path.rpartition("/")[2].isdecimal()
+    except ValueError:  # its text may quote the value
+        usable = False
+    if not usable:
+        raise ValueError("must be a Sentry DSN: https://key@host/project-number")
     return value
 
 
@@ -69,6 +81,13 @@ def _codes(value: object) -> object:
     return codes
 
 
+def _handle(value: str) -> str:
+    # It stands in the audit, which is never changed and must not hold personal data.
+    if "@" in value or any(character.isspace() for character in value):
+        raise ValueError("must be a handle: no e-mail address, no spaces")
+    return value
+
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
@@ -92,7 +111,7 @@ class Settings(BaseSettings):
         None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; only for cleanup_pdfs"
     )
 
-    sentry_dsn: Annotated[SecretStr, AfterValidator(_web_url)] | None = Field(
+    sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(
         None, alias="SENTRY_DSN", description="error tracking; unset: none"
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
@@ -117,24 +136,38 @@ class Settings(BaseSettings):
         80, alias="SLA_WARNING_THRESHOLD_PERCENT", ge=1, le=1000, description="share of the time budget that warns"
     )
     sla_critical_threshold_percent: int = Field(
-        100, alias="SLA_CRITICAL_THRESHOLD_PERCENT", ge=1, le=1000, description="share of the budget that is a breach"
+        100,
+        alias="SLA_CRITICAL_THRESHOLD_PERCENT",
+        ge=1,
+        le=1000,
+        validate_default=True,
+        description="share of the budget that is a breach",
     )
 
-    mrq_sla_critical: int = Field(4, alias="MRQ_SLA_CRITICAL", ge=1, description="hours to resolve a critical item")
-    mrq_sla_high: int = Field(24, alias="MRQ_SLA_HIGH", ge=1, description="hours to resolve a high item")
-    mrq_sla_medium: int = Field(168, alias="MRQ_SLA_MEDIUM", ge=1, description="hours to resolve a medium item")
-    mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, description="hours to resolve a low item")
+    mrq_sla_critical: int = Field(
+        4, alias="MRQ_SLA_CRITICAL", ge=1, le=87_600, description="hours to resolve a critical item"
+    )
+    mrq_sla_high: int = Field(24, alias="MRQ_SLA_HIGH", ge=1, le=87_600, description="hours to resolve a high item")
+    mrq_sla_medium: int = Field(
+        168, alias="MRQ_SLA_MEDIUM", ge=1, le=87_600, description="hours to resolve a medium item"
+    )
+    mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, le=87_600, description="hours to resolve a low item")
 
-    operator: str | None = Field(None, alias="OPERATOR", description="handle of the person at the shell, for the audit")
-    exit_zero_for: Annotated[frozenset[int], BeforeValidator(_codes)] = Field(
+    operator: Annotated[str, AfterValidator(_handle)] | None = Field(
+        None, alias="OPERATOR", description="handle of the person at the shell, for the audit"
+    )
+    exit_zero_for: Annotated[frozenset[int], NoDecode, BeforeValidator(_codes)] = Field(
         frozenset(), alias="EXIT_ZERO_FOR", description="exit codes that the scheduler shall see as 0, such as 4,75"
     )
     render_git_commit: str = Field("unknown", alias="RENDER_GIT_COMMIT", description="set by Render: the version")
 
-    def model_post_init(self, _context: object) -> None:
-        """Check what concerns two settings at once."""
-        if self.sla_warning_threshold_percent > self.sla_critical_threshold_percent:
-            raise ValueError("SLA_WARNING_THRESHOLD_PERCENT must not exceed SLA_CRITICAL_THRESHOLD_PERCENT")
+    @field_validator("sla_critical_threshold_percent")
+    @classmethod
+    def _in_order(cls, critical: int, info: ValidationInfo) -> int:
+        # On the field, not on the whole: a check of the whole waits until every other setting is right.
+        if info.data.get("sla_warning_threshold_percent", critical) > critical:
+            raise ValueError("must not be below SLA_WARNING_THRESHOLD_PERCENT")
+        return critical
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -154,7 +187,8 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _problem(detail: Any) -> str:
-    name = str(detail["loc"][0]) if detail["loc"] else ""
+    name = str(detail["loc"][0]).upper()  # of a default that is wrong pydantic gives the field's name
     if detail["type"] == "missing":
         return f"{name} is not set"
-    return f"{name} {detail['msg'].removeprefix('Value error, ')}".strip()
+    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    return f"{name} {message}"

@@ -60,12 +60,13 @@ class Display:
         if not self.enabled or not rows:
             return
         table = Table(title=f"{title}: {'dry run, nothing was written' if dry_run else f'{duration:.1f} s'}")
+        # In a narrow terminal a name continues on the next line; a figure that is cut would be a wrong one.
         for heading in ("policy", "status"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for heading in ("would delete" if dry_run else "deleted", "held", "queued", "remaining"):
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for heading in ("SLA", "because"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for row in rows:
             counts = (row.records_deleted, row.records_held, row.records_queued, row.records_remaining)
             table.add_row(

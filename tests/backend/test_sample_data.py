@@ -307,3 +307,20 @@ def test_the_command_keeps_to_its_bounds(rows, capsys):
 
     assert stopped.value.code == 2
     assert "--rows" in capsys.readouterr().err
+
+
+def test_indexes_are_back_after_the_load_and_after_a_failed_one(connection, monkeypatch):
+    """They are put aside for speed; a load that fails leaves the tables as they were: empty, and indexed."""
+    query = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY indexdef"
+    expected = connection.execute(query).fetchall()
+    with monkeypatch.context() as broken:
+        broken.setattr(sample_data, "INSERT_BLACKLIST", "SELECT 1 / 0")
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            sample_data.load(connection, rows=20, as_of=AS_OF)
+
+    assert expected == connection.execute(query).fetchall()
+    assert _quiz_counts(connection)["total"] == 0
+
+    sample_data.load(connection, rows=20, as_of=AS_OF)
+
+    assert expected == connection.execute(query).fetchall()

@@ -1,208 +1,16 @@
-"""A job that can be frozen in the middle of a batch, and the sum that must hold after every fault.
-
-A trigger stops the DELETE at one chosen row until the test thaws it, so a fault hits the instant that is meant: no test
-here waits for time to pass, only for something to have happened.
-"""
+"""The stage of every fault test: its database, its job, and ways to run it."""
 
 import json
-import signal
-import threading
-import time
-from pathlib import Path
 
 import pytest
 
-from scripts.lifecycle import audit
+from scripts.cleanup.cleanup_quiz_responses import JOB
+from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
-from scripts.utils.test_helpers import start_script  # noqa: TID251 - a test
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
-NAME = "cleanup_quiz_responses"
-LOCK = "lock:cleanup:quiz_responses"
-CLOSED_PORT = 1
-_VALVE = 4711
-
-
-def wait_until(condition, seconds=20.0, what="the condition"):
-    """Poll until the condition returns something true, and return it."""
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, f"{what} did not come true within {seconds} s"
-        time.sleep(0.01)
-    return found
-
-
-def in_background(call, *args, **keywords):
-    """Call in a thread; the returned function waits for it and hands the result or the exception over."""
-    outcome = []
-
-    def work():
-        try:
-            outcome.append((call(*args, **keywords), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-
-    def result(seconds=20.0):
-        thread.join(seconds)
-        assert outcome, "the background call did not end"
-        value, error = outcome[0]
-        if error:
-            raise error
-        return value
-
-    result.done = lambda: not thread.is_alive()
-    return result
-
-
-class Quiz:
-    """The table under test: row ``n`` is the n-th oldest; the survivors are nobody's to delete."""
-
-    def __init__(self, database, jobs_database):
-        self.link = database.superuser()
-        self._database = database
-        self._jobs_database = jobs_database
-
-    @staticmethod
-    def id(number):
-        return f"{number:08x}-0000-4000-8000-000000000000"
-
-    def fill(self, due):
-        insert = (
-            "INSERT INTO public.quiz_responses (id, email, normalized_email, quiz_data, calorie_target, created_at,"
-            " payment_id, pdf_delivered_at) SELECT lpad(to_hex(n), 8, '0') || '-0000-4000-8000-000000000000', 'a', 'a',"
-            " '{}', 1, timezone('UTC', now()) - %s::interval + n * interval '1 second', %s, timezone('UTC', now()) - %s"
-            "::interval FROM generate_series(%s::int, %s::int) n"
-        )
-        for old, payment, delivered, first, count in [
-            ("10 days", None, None, 0, due),
-            ("5 hours", None, None, 0x10000, 3),  # abandoned, within its 24 hours
-            ("10 days", "p", "5 hours", 0x20000, 3),  # delivered, within its 24 hours
-            ("5 hours", "p", None, 0x30000, 3),  # paid, not delivered
-            ("10 days", None, None, 0x40000, 1),  # due, but held
-        ]:
-            self.link.execute(insert, (old, payment, delivered, first, first + count - 1))
-        self.link.execute(
-            "INSERT INTO ops.legal_holds (scope, table_name, resource_id, reason, placed_by)"
-            " VALUES ('row', 'public.quiz_responses', %s, 'test', 'test')",
-            (self.id(0x40000),),
-        )
-        self.due = {self.id(n) for n in range(due)}
-        self.survivors = self.present() - self.due
-
-    def present(self):
-        return {key for (key,) in self.link.execute("SELECT id FROM public.quiz_responses")}
-
-    def audited(self):
-        return [
-            key
-            for (key,) in self.link.execute(
-                "SELECT resource_id FROM ops.audit_log WHERE action = 'delete' AND resource_type ="
-                " 'public.quiz_responses' ORDER BY seq"
-            )
-        ]
-
-    def runs(self):
-        """The run records, oldest first."""
-        rows = self.link.execute("SELECT row_to_json(r) FROM ops.job_runs r ORDER BY started_at")
-        return [row for (row,) in rows]
-
-    def lease(self):
-        row = self.link.execute("SELECT row_to_json(l) FROM ops.leases l WHERE name = %s", (LOCK,)).fetchone()
-        return row[0] if row else None
-
-    def freeze_at(self, number):
-        """Let no DELETE get past this row until :meth:`thaw`."""
-        self.link.execute("SELECT pg_advisory_lock(%s)", (_VALVE,))
-        self.link.execute(
-            "CREATE FUNCTION public.close_valve() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = 0"
-            f" AS 'BEGIN PERFORM pg_advisory_xact_lock_shared({_VALVE}); RETURN OLD; END'"
-        )
-        self.link.execute(
-            "CREATE TRIGGER valve BEFORE DELETE ON public.quiz_responses FOR EACH ROW"
-            f" WHEN (OLD.id = '{self.id(number)}') EXECUTE FUNCTION public.close_valve()"
-        )
-
-    def frozen(self):
-        """The server process that stands in the trigger, or None."""
-        row = self.link.execute(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND NOT granted"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-            (_VALVE,),
-        ).fetchone()
-        return row[0] if row else None
-
-    def wait_frozen(self):
-        return wait_until(self.frozen, what="a DELETE in the trigger")
-
-    def thaw(self):
-        self.link.execute("SELECT pg_advisory_unlock(%s)", (_VALVE,))
-
-    def waiting(self, locktype, count=1):
-        """Whether so many sessions of this database wait for such a lock."""
-        row = self.link.execute(
-            "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted"
-            " AND l.locktype = %s AND l.objid IS DISTINCT FROM %s AND a.datname = current_database()",
-            (locktype, _VALVE),
-        ).fetchone()
-        return row[0] >= count
-
-    def balance(self, *, remaining=None):
-        """Assert the sum: what is gone is audited, once; what must stay is there; the chain and the records agree."""
-        present, audited = self.present(), self.audited()
-        assert len(audited) == len(set(audited)), "a row was audited twice"
-        assert set(audited) == self.due - present, "gone and audited differ"
-        assert self.survivors <= present, "something that must survive is gone"
-        if remaining is not None:
-            assert len(present & self.due) == remaining
-        assert audit.verify(self._jobs_database).intact
-        for run in self.runs():
-            if run["status"] in ("completed", "partial", "interrupted", "failed"):
-                (rows,) = self.link.execute(
-                    "SELECT count(*) FROM ops.audit_log WHERE run_id = %s", (run["id"],)
-                ).fetchone()
-                assert run["records_processed"] == rows
-
-
-class Running:
-    """A script that was started; its lines are read while it runs."""
-
-    def __init__(self, process):
-        self.process = process
-        self.events = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self):
-        for line in self.process.stdout:
-            self.events.append(json.loads(line))
-
-    def wait_for(self, event, seconds=20.0):
-        return wait_until(lambda: self.find(event), seconds, f"event {event}")
-
-    def find(self, event):
-        return next((line for line in self.events if line["event"] == event), None)
-
-    def send(self, number):
-        self.process.send_signal(number)
-
-    def finish(self, code, seconds=30.0):
-        """Wait for the end, and return the closing line."""
-        self.process.wait(seconds)
-        self._reader.join(5)
-        assert self.process.returncode == code, self.events
-        assert self.process.stderr.read() == ""
-        self.process.stderr.close()
-        self.process.stdout.close()
-        return self.events[-1]
-
-    def kill(self):
-        """SIGKILL, and wait until it is gone."""
-        self.send(signal.SIGKILL)
-        self.finish(-signal.SIGKILL)
+from scripts.utils.script_template import main
+from scripts.utils.test_helpers import Proxy, start_script
+from tests.faults.stage import LOCK, SCRIPT, Quiz, Running
 
 
 @pytest.fixture
@@ -242,6 +50,44 @@ def start(environment):
 
 
 @pytest.fixture
+def run_here(environment, monkeypatch, capsys):
+    """Run the job inside the test's own process: for bounds that have to be made shorter."""
+
+    def run_here(*args, **settings):
+        for name, value in (environment | settings).items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code = main(JOB, ["--batch-size", "5", *args])
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return code, [json.loads(line) for line in printed.out.splitlines()]
+
+    return run_here
+
+
+@pytest.fixture
+def patient(tmp_path):
+    """Flags for a policy whose batches wait longer for a row than any test does."""
+    text = DEFAULT_POLICY_FILE.read_text()
+    assert "lock_timeout: 500 milliseconds" in text
+    (tmp_path / "patient.yaml").write_text(text.replace("500 milliseconds", "50 seconds"))
+    return ("--policy-file", str(tmp_path / "patient.yaml"))
+
+
+@pytest.fixture
 def holder(redis_client):
     """Who holds the lock in Redis, or None."""
     return lambda: Holder.parse(redis_client.get(LOCK) or "")
+
+
+@pytest.fixture
+def proxy(database):
+    """A proxy in front of PostgreSQL."""
+    with Proxy.before(database.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(proxy, database):
+    """The setting that sends a job through the proxy."""
+    return {"DATABASE_URL": proxy.through(database.url)}

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import LOCK, wait_until
+from tests.faults.stage import LOCK, wait_until
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -1,0 +1,68 @@
+"""The script as an operator and a scheduler start it: a process of its own, from a folder that is not the repository."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.utils.test_helpers import script_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
+
+
+class Done:
+    """What a script left behind: its exit code, its output, and its lines."""
+
+    def __init__(self, process):
+        self.code = process.returncode
+        self.out = process.stdout
+        self.err = process.stderr
+
+    @property
+    def lines(self):
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def closing(self):
+        """The last line of standard output."""
+        return self.lines[-1]
+
+    def event(self, name):
+        (line,) = [line for line in self.lines if line["event"] == name]
+        return line
+
+
+@pytest.fixture
+def environment(database, redis_url):
+    """What the script must be told."""
+    return {"DATABASE_URL": database.url, "REDIS_URL": redis_url}
+
+
+@pytest.fixture
+def call(tmp_path):
+    """A function that runs the script in an environment with nothing else in it."""
+
+    def run(*arguments, env):
+        return Done(
+            subprocess.run(
+                [sys.executable, SCRIPT, *arguments],
+                cwd=tmp_path,
+                env=script_environment(env),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        )
+
+    return run
+
+
+@pytest.fixture
+def run(call, environment):
+    """A function that runs the script with its servers; settings are given by name."""
+    return lambda *arguments, **settings: call(*arguments, env=environment | settings)

@@ -1,0 +1,48 @@
+// Does one call of npm's @vercel/blob: the call comes as JSON on standard input, the outcome goes as JSON to standard output.
+const sdk = require("@vercel/blob");
+const { Readable } = require("node:stream");
+
+const calls = {
+  put: ({ pathname, body, streamed, ...options }) =>
+    sdk.put(pathname, streamed ? Readable.from([Buffer.from(body)]) : body, options),
+  head: ({ target }) => sdk.head(target),
+  list: (options) => sdk.list(options),
+  listAll: async ({ prefix, limit }) => {
+    const pathnames = [];
+    let cursor;
+    do {
+      const page = await sdk.list({ prefix, limit, cursor });
+      pathnames.push(...page.blobs.map((blob) => blob.pathname));
+      cursor = page.cursor;
+    } while (cursor);
+    return pathnames;
+  },
+  folders: async ({ prefix, limit }) => {
+    const found = { blobs: [], folders: [] };
+    let cursor;
+    do {
+      const page = await sdk.list({ prefix, limit, cursor, mode: "folded" });
+      found.blobs.push(...page.blobs.map((blob) => blob.pathname));
+      found.folders.push(...page.folders);
+      cursor = page.cursor;
+    } while (cursor);
+    return found;
+  },
+  copy: ({ source, pathname, ...options }) => sdk.copy(source, pathname, options),
+  delete: async ({ targets, ...options }) => (await sdk.del(targets, options)) ?? null,
+  createFolder: ({ pathname }) => sdk.createFolder(pathname),
+};
+
+async function main() {
+  const chunks = [];
+  for await (const chunk of process.stdin) chunks.push(chunk);
+  const { call, options } = JSON.parse(Buffer.concat(chunks));
+  try {
+    return { value: await calls[call](options) };
+  } catch (error) {
+    const name = Object.keys(sdk).find((key) => sdk[key] === error.constructor) ?? error.constructor.name;
+    return { error: name, message: error.message, retryAfter: error.retryAfter ?? null };
+  }
+}
+
+main().then((outcome) => process.stdout.write(JSON.stringify(outcome), () => process.exit(0)));

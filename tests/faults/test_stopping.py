@@ -1,0 +1,108 @@
+"""The stop switch and the time budget: seen before the start and between batches, and the next run carries on."""
+
+import pytest
+
+from tests.faults.stage import LOCK, NAME, in_background, wait_until
+
+SWITCH = "INSERT INTO ops.stop_switches (job, stopped_by, reason) VALUES (%s, 'ann', 'restore under way')"
+
+
+@pytest.mark.parametrize(("job", "named"), [(NAME, NAME), ("*", "all jobs")])
+def test_a_switch_that_is_on_keeps_the_job_from_starting(start, quiz, redis_client, job, named):
+    quiz.fill(40)
+    quiz.link.execute(SWITCH, (job,))
+    closing = start().finish(75)
+    assert closing["event"] == "cleanup_not_run"
+    assert closing["stop_reason"] == "stop_switch"
+    assert closing["error"].startswith(f"the stop switch for {named} is on since 2")
+    assert closing["error"].endswith("Z (by ann: restore under way)")
+    assert quiz.runs() == []
+    assert redis_client.get(LOCK) is None
+    quiz.balance(remaining=40)
+
+
+def test_another_jobs_switch_is_not_ours(start, quiz):
+    quiz.fill(40)
+    quiz.link.execute(SWITCH, ("cleanup_pdfs",))
+    start().finish(0)
+    quiz.balance(remaining=0)
+
+
+@pytest.mark.parametrize("job", [NAME, "*"])
+def test_a_switch_set_in_mid_run_stops_it_after_its_batch(start, quiz, redis_client, job):
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    running = start()
+    quiz.wait_frozen()
+    switched = in_background(quiz_switch, quiz, job)
+    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    quiz.thaw()
+    switched()
+    closing = running.finish(3)
+    assert closing["event"] == "cleanup_stopped"
+    assert (closing["stop_reason"], closing["records_deleted"]) == ("stop_switch", 15)
+    assert closing["error"] == "the stop switch was turned on"
+    (run,) = quiz.runs()
+    assert (run["status"], run["stop_reason"], run["exit_code"]) == ("partial", "stop_switch", 3)
+    assert redis_client.get(LOCK) is None
+    quiz.balance(remaining=25)
+
+    start().finish(75)
+    quiz.link.execute("DELETE FROM ops.stop_switches")
+    start().finish(0)
+    quiz.balance(remaining=0)
+
+
+def quiz_switch(quiz, job):
+    with quiz.another_session() as session:
+        session.execute(SWITCH, (job,))
+
+
+@pytest.fixture
+def used_up(quiz):
+    """Freeze a run in its third batch until more than a second has passed since it began."""
+
+    def used_up(running):
+        quiz.wait_frozen()
+        query = "SELECT clock_timestamp() > started_at + interval '1 second' FROM ops.job_runs"
+        wait_until(lambda: quiz.link.execute(query).fetchone()[0])
+        quiz.thaw()
+        return running
+
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    return used_up
+
+
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        (["--max-duration", "1"], {}),
+        ([], {"CLEANUP_MAX_DURATION_SECONDS": "1"}),
+        (["--max-duration", "1"], {"CLEANUP_MAX_DURATION_SECONDS": "100"}),
+    ],
+    ids=["flag", "environment", "the flag beats the environment"],
+)
+def test_a_used_up_budget_stops_the_run_and_the_next_carries_on(start, quiz, used_up, args, settings):
+    closing = used_up(start(*args, **settings)).finish(3)
+    assert (closing["stop_reason"], closing["records_deleted"]) == ("time_budget", 15)
+    assert closing["error"] == "the time budget of 1 s is used up"
+    assert closing["sla_status"] == "breached"
+    (run,) = quiz.runs()
+    assert (run["status"], run["stop_reason"], run["sla_budget_seconds"]) == ("partial", "time_budget", 1)
+    quiz.balance(remaining=25)
+    start().finish(0)
+    quiz.balance(remaining=0)
+
+
+def test_a_longer_budget_by_flag_beats_a_short_one_from_the_environment(start, quiz, used_up):
+    used_up(start("--max-duration", "100", CLEANUP_MAX_DURATION_SECONDS="1")).finish(0)
+    assert quiz.runs()[0]["sla_budget_seconds"] == 100
+    quiz.balance(remaining=0)
+
+
+def test_what_the_scheduler_sees_and_what_is_recorded_may_differ(start, quiz, used_up):
+    closing = used_up(start("--max-duration", "1", EXIT_ZERO_FOR="3")).finish(0)
+    assert (closing["event"], closing["exit_code"]) == ("cleanup_stopped", 3)
+    assert quiz.runs()[0]["exit_code"] == 3
+    quiz.balance(remaining=25)

@@ -1,0 +1,62 @@
+"""Every script, wherever it is started and whatever is missing."""
+
+import ast
+import subprocess
+import sys
+
+from scripts.utils.test_helpers import script_environment
+from tests.project.conftest import FOLDERS, ROOT, SCRIPTS, each_script, load_script
+
+PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
+
+
+def test_there_are_scripts():
+    assert {path.stem for path in SCRIPTS} >= {"cleanup_quiz_responses"}
+    assert all((ROOT / "scripts" / folder).is_dir() for folder in FOLDERS)
+
+
+@each_script
+def test_help_needs_nothing(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, script, "--help"],
+        cwd=tmp_path,
+        env=script_environment({}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"usage: {script.name}")
+    assert "needs no environment" in done.stdout
+
+
+@each_script
+def test_the_path_line_is_the_same_and_comes_before_the_imports_that_need_it(script):
+    lines = script.read_text().splitlines()
+    assert lines.count(PATH_LINE) == 1
+    ours = [number for number, line in enumerate(lines) if line.startswith(("from scripts.", "import scripts"))]
+    assert ours
+    assert lines.index(PATH_LINE) < min(ours)
+    assert lines[0] == "#!/usr/bin/env python3"
+
+
+@each_script
+def test_the_job_is_named_like_its_file(script):
+    job = load_script(script).JOB
+    assert job.name == script.stem
+    assert job.description.endswith(".")
+
+
+@each_script
+def test_no_module_beside_a_script_hides_a_library(script):
+    """A script's own folder comes first on sys.path."""
+    assert script.stem not in sys.stdlib_module_names
+    assert script.stem not in {"redis", "yaml", "rich", "psycopg", "pydantic", "structlog", "queue", "utils"}
+
+
+@each_script
+def test_a_script_is_short_and_says_what_it_is(script):
+    source = script.read_text()
+    assert ast.get_docstring(ast.parse(source)), "no docstring"
+    code = [line for line in source.splitlines() if line.strip()]
+    assert len(code) <= 120

@@ -1,0 +1,118 @@
+"""A run's figures, and that losing them is not losing the run."""
+
+import json
+import time
+
+import pytest
+
+from scripts.lifecycle.results import PolicyResult
+from scripts.utils import metrics_utils
+from scripts.utils.errors import ExitCode
+from scripts.utils.script_template import Job, main
+
+COUNTED = PolicyResult(
+    "quiz", "completed", "done", ExitCode.DONE, records_deleted=7, records_remaining=2, oldest_overdue_seconds=61.5
+)
+NOT_COUNTED = PolicyResult("pdfs", "failed", "database_error", ExitCode.FAILED)
+
+
+class Broken:
+    """A sink that is out of reach."""
+
+    def send(self, figures):
+        raise ConnectionError("to https://push:pw@metrics.example.com")
+
+
+class Kept:
+    """A sink that keeps what it is sent."""
+
+    def __init__(self):
+        self.figures = []
+
+    def send(self, figures):
+        self.figures += figures
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A sink that keeps figures, behind one that is broken."""
+    sink = Kept()
+    monkeypatch.setattr(metrics_utils, "SINKS", [Broken(), sink])
+    return sink
+
+
+@pytest.fixture
+def run_job(job_environment, capsys):
+    """A function that runs a job which comes to COUNTED, and returns its code and lines."""
+
+    def run(*arguments):
+        job = Job("cleanup_quiz_responses", lambda run: run.results.append(COUNTED), "A job.")
+        code = main(job, ["--log-format", "json", *arguments])
+        return code, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def values(figures):
+    return {(figure.name, figure.labels.get("policy")): figure.value for figure in figures}
+
+
+def test_figures_of_a_run():
+    before = time.time()
+    figures = metrics_utils.figures_of("a_job", [COUNTED], duration_seconds=1.23456, exit_code=4)
+    found = values(figures)
+    for name in ("last_completion", "last_success"):
+        assert before <= found.pop((f"lifecycle_job_{name}_timestamp_seconds", None)) <= time.time()
+    assert found == {
+        ("lifecycle_job_last_run_duration_seconds", None): 1.235,
+        ("lifecycle_job_last_exit_code", None): 4,
+        ("lifecycle_job_last_run_records_deleted", "quiz"): 7,
+        ("lifecycle_job_records_remaining", "quiz"): 2,
+        ("lifecycle_job_oldest_overdue_seconds", "quiz"): 61.5,
+    }
+    assert {figure.labels["job"] for figure in figures} == {"a_job"}
+
+
+def test_what_was_not_counted_has_no_figure_rather_than_zero():
+    found = values(metrics_utils.figures_of("a_job", [NOT_COUNTED, COUNTED], duration_seconds=1, exit_code=1))
+    assert ("lifecycle_job_last_run_records_deleted", "pdfs") in found
+    assert ("lifecycle_job_records_remaining", "pdfs") not in found
+    assert ("lifecycle_job_oldest_overdue_seconds", "pdfs") not in found
+    assert ("lifecycle_job_records_remaining", "quiz") in found
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 75, 130, 143])
+def test_only_a_run_that_did_its_work_is_a_success(code):
+    found = values(metrics_utils.figures_of("a_job", [], duration_seconds=1, exit_code=code))
+    assert ("lifecycle_job_last_success_timestamp_seconds", None) not in found
+    assert found["lifecycle_job_last_exit_code", None] == code
+
+
+def test_a_broken_sink_costs_a_warning_and_nothing_else(run_job, kept):
+    code, lines = run_job()
+    assert code == 0
+    (warning,) = [line for line in lines if line["event"] == "metrics_lost"]
+    assert (warning["level"], warning["sink"], warning["error"]) == ("WARNING", "Broken", "ConnectionError")
+    assert "metrics.example.com" not in json.dumps(lines)
+    assert lines[-1]["event"] == "cleanup_completed"
+    assert values(kept.figures)["lifecycle_job_last_run_records_deleted", "quiz"] == 7
+
+
+def test_the_log_alone_has_all_the_figures(run_job):
+    _, lines = run_job()
+    (line,) = [line for line in lines if line["event"] == "run_figures"]
+    figures = {figure["name"]: figure for figure in line["figures"]}
+    assert figures["lifecycle_job_records_remaining"] == {
+        "name": "lifecycle_job_records_remaining",
+        "value": 2,
+        "job": "cleanup_quiz_responses",
+        "policy": "quiz",
+    }
+    assert len(figures) == 7
+
+
+def test_a_dry_run_has_no_figures(run_job, kept):
+    code, lines = run_job("--dry-run")
+    assert code == 0
+    assert kept.figures == []
+    assert not {"run_figures", "metrics_lost"} & {line["event"] for line in lines}
