@@ -23,6 +23,7 @@ from datetime import datetime
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
+from uuid import uuid4
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -57,9 +58,15 @@ DUE = (
     "(pdf_delivered_at < %(delivered)s"
     " OR payment_id IS NULL AND pdf_delivered_at IS NULL AND created_at < %(abandoned)s)"
 )
+# The facts that ops.audit_log shows of a deleted record, as a table with nothing but its key.
 SCRATCH = (
     "CREATE TABLE public.naive_audit (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
-    " occurred_at timestamptz NOT NULL DEFAULT now(), action text NOT NULL, resource_id text NOT NULL)"
+    " occurred_at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL, action text NOT NULL,"
+    " resource_type text NOT NULL, resource_id text NOT NULL, reason text NOT NULL, run_id uuid NOT NULL)"
+)
+NOTE = (
+    "INSERT INTO public.naive_audit (actor, action, resource_type, resource_id, reason, run_id)"
+    " VALUES (%s, %s, %s, %s, %s, %s)"
 )
 
 console = Console(stderr=True)
@@ -169,7 +176,7 @@ class Bench:
     def naive(self, template: Template, cap: float) -> tuple[float, bool]:
         """Time the naive loop, up to a cap; what is left is extrapolated at the rate reached, in its favour."""
         find = f"SELECT id FROM public.quiz_responses WHERE {DUE} ORDER BY created_at LIMIT {NAIVE_BATCH}"
-        deleted = 0
+        deleted, run_id = 0, uuid4()
         with self._copy(template) as name, self._superuser(name) as connection:
             connection.execute(SCRATCH)
             started = time.monotonic()
@@ -178,8 +185,11 @@ class Bench:
                     ids = [key for (key,) in cursor.execute(find, template.parameters)]
                     cursor.execute("DELETE FROM public.quiz_responses WHERE id = ANY(%s)", (ids,))
                     cursor.executemany(
-                        "INSERT INTO public.naive_audit (action, resource_id) VALUES ('delete', %s)",
-                        [(key,) for key in ids],
+                        NOTE,
+                        [
+                            ("system:naive", "delete", "public.quiz_responses", key, "retention_policy", run_id)
+                            for key in ids
+                        ],
                     )
                 if not ids:
                     break
@@ -433,8 +443,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             local_stack.stop(stack)
             local_stack.delete(stack)
     lines = judge(bench.figures, full=options.rows >= FULL_ROWS)
-    title = f"{options.rows:,} rows, {options.trials} trials, medians (range)"
-    Console().print(table_of(lines, title))
+    title = f"{options.rows:,} rows; medians and ranges of {options.trials} trial{'s' * (options.trials > 1)}"
+    Console(width=None if sys.stdout.isatty() else 110).print(table_of(lines, title))
     return int(any(line.passed is False for line in lines))
 
 

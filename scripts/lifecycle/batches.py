@@ -111,6 +111,7 @@ class BatchWriter:
         # Kept from batch to batch: lending one anew costs a round trip for its check.
         self._connection: Connection | None = None
         self._lent = ExitStack()
+        self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
         self._selection = selection
         self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
         self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
@@ -183,7 +184,7 @@ class BatchWriter:
         question: tuple[sql.Composed, dict[str, Any]] | None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
     ) -> Outcome:
-        rows, removable = self._rows(window, skip_locked=skip_locked)
+        *before, delete = self._statements(connection, window.clause, skip_locked=skip_locked)
         passed: Cursor[Any] | None = None
         try:
             with connection.pipeline():
@@ -191,22 +192,9 @@ class BatchWriter:
                 connection.execute(self._set, self._at_the_gate)
                 passed = connection.execute(_GATE)
                 connection.execute(self._set, self._in_the_batch)
-                if self._locks_first:
-                    connection.execute(self._lock(window.clause, skip_locked=skip_locked), parameters)
-                for number, reach in enumerate(self._selection.reaches):
-                    statement = self._dependants(number, reach, window.clause, skip_locked=skip_locked)
+                for statement in before:
                     connection.execute(statement, parameters)
-                result = connection.execute(
-                    _DELETE.format(
-                        may_run=_MAY_RUN,
-                        table=self._selection.table,
-                        rows=rows,
-                        removable=removable,
-                        key=self._selection.key,
-                        rule=self._selection.rule_name,
-                    ),
-                    parameters,
-                )
+                result = connection.execute(delete, parameters)
                 asked = connection.execute(*question) if question else None
                 if heartbeat:
                     connection.execute(*heartbeat)
@@ -220,7 +208,20 @@ class BatchWriter:
                 raise GateClosed from error
             raise
 
-    def _rows(self, window: Window, *, skip_locked: bool) -> tuple[sql.Composed, sql.Composed]:
+    def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
+        """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""
+        kept = (window.as_bytes(connection), skip_locked)
+        if kept not in self._composed:
+            statements = [self._lock(window, skip_locked=skip_locked)] if self._locks_first else []
+            statements += [
+                self._dependants(number, reach, window, skip_locked=skip_locked)
+                for number, reach in enumerate(self._selection.reaches)
+            ]
+            statements.append(self._delete(window, skip_locked=skip_locked))
+            self._composed[kept] = [statement.as_bytes(connection) for statement in statements]
+        return self._composed[kept]
+
+    def _delete(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
         selection = self._selection
         children_left = [
             sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(
@@ -229,12 +230,18 @@ class BatchWriter:
             for reach in selection.reaches
         ]
         removable = sql.SQL(" AND ").join([self._removable, *children_left])
-        rows = sql.SQL("{}").format(window.clause)
         if skip_locked:
             rows = sql.SQL(
                 "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
             ).format(selection.table, rows, removable)
-        return rows, removable
+        return _DELETE.format(
+            may_run=_MAY_RUN,
+            table=selection.table,
+            rows=rows,
+            removable=removable,
+            key=selection.key,
+            rule=selection.rule_name,
+        )
 
     @property
     def _removable(self) -> sql.Composed:

@@ -261,7 +261,7 @@ class Deleter:
                 " batch.statement_timeout; look for an unindexed foreign key or a slow trigger",
             ) from error
         self._log.warning("batch_timed_out", rows=len(keys), effect="splitting it")
-        self.batch_rows = max(1, self.batch_rows // 2)
+        self.batch_rows = min(self.batch_rows, len(keys) // 2)
         for part in _halves(keys):
             self._run.checkpoint()
             self._delete(chosen_keys(self._selection, part), None)
@@ -276,6 +276,8 @@ class Deleter:
                 self._patiently(chosen_keys(self._selection, part), None)
             except _WindowLocked:
                 continue
+            except psycopg.errors.QueryCanceled as error:
+                self._split(chosen_keys(self._selection, part), error)
             except psycopg.Error as error:
                 if not _is_about_a_row(error):
                     raise

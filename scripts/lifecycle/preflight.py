@@ -28,6 +28,7 @@ SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) 
        current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
        row_security_active(c.oid) AS row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
        has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'DELETE') AS may_delete,
+       has_any_column_privilege(c.oid, 'UPDATE') AS may_lock,
        current_setting('server_version_num')::int AS server_version
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
 """
@@ -43,6 +44,9 @@ SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
 _FOREIGN_KEYS = """
 SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
        pg_table_size(c.oid) AS table_bytes, has_table_privilege(c.oid, 'SELECT') AS may_select,
+       has_table_privilege(c.oid, 'DELETE') AS may_delete,
+       (SELECT bool_and(has_column_privilege(c.oid, p.attnum, 'UPDATE')) FROM unnest(k.conkey) AS p (attnum))
+           AS may_update,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.conkey) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum) AS columns,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.confkey) WITH ORDINALITY AS p (attnum, place)
@@ -147,6 +151,11 @@ class _Preflight:
                 self._problems.append(
                     f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
                 )
+        if not table["may_lock"]:
+            self._problems.append(
+                f"no right to UPDATE any column of {name}, without which no row can be locked:"
+                " run backend/migrate.py --grants with this policy file"
+            )
         return table
 
     def _columns(self, table: dict[str, Any]) -> dict[str, str]:
@@ -177,10 +186,11 @@ class _Preflight:
         refusing: list[ForeignKey] = []
         table = self._policy.table
         for row in self._rows(_FOREIGN_KEYS, {"oid": oid}):
-            may_select, child = row.pop("may_select"), row.pop("oid")
+            child = row.pop("oid")
+            may = {right: row.pop(f"may_{right}") for right in ("select", "delete", "update")}
             key = ForeignKey(**row | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
             dependant = declared.pop((key.table, key.columns[0]), None)
-            if not may_select:
+            if not may["select"]:
                 self._problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
             if not key.indexed:
                 self._slow(key.table_bytes, f"foreign key {key.name} on {key.table} has no index")
@@ -193,7 +203,16 @@ class _Preflight:
             elif dependant is None or dependant.action == "refuse":
                 refusing.append(key)
             else:
-                reaches.append(Reach(key, dependant.action, dependant.key))
+                right = "delete" if dependant.action == "delete" else "update"
+                if not may[right]:
+                    self._problems.append(
+                        f"no right to {right.upper()} on {key.table}: run backend/migrate.py --grants with this file"
+                    )
+                columns = {c["attname"]: c["type"] for c in self._rows(_COLUMNS, {"oid": child, "unique": False})}
+                if dependant.key not in columns:
+                    self._problems.append(f"column {key.table}.{dependant.key} does not exist")
+                    continue
+                reaches.append(Reach(key, dependant.action, dependant.key, columns[dependant.key]))
                 if dependant.action == "delete":
                     self._no_further_reach(key.table, child)
         self._problems.extend(

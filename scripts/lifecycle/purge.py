@@ -110,9 +110,10 @@ def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Su
     cleared = preflight(connection, policy, run.cutoff)
     found = survey(connection, cleared.selection)
     if found.unnameable:
+        whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
         raise PolicyFailed(
             "preflight_failed",
-            f"policy {policy.name} was not started: {found.unnameable} due rows of {policy.table} have a text key"
+            f"policy {policy.name} was not started: {found.unnameable} due rows of {whose} have a text key"
             " that is no UUID and may be personal data, which the audit must not hold",
         )
     return cleared, found
@@ -183,7 +184,7 @@ class _Purge:
             finally:
                 self._batches = deleter.batches
                 self._queued += deleter.queued
-        self._queued += self._queue_excepted(cleared.selection)
+        self._queued += self._queue_excepted(cleared)
         return self._judge(deleter)
 
     def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
@@ -235,23 +236,26 @@ class _Purge:
         )
         return queue.raise_item(self._run.database, self._run.settings, item, self._policy.name)
 
-    def _queue_excepted(self, selection: Selection) -> int:
-        return sum(
-            queue.raise_excepted(
+    def _queue_excepted(self, cleared: Cleared) -> int:
+        new = 0
+        for name, exception in self._policy.exceptions.items():
+            if not exception.queue:
+                continue
+            overdue = queue.overdue_exception(cleared.selection, name)
+            walk = IndexWalk(cleared.selection, exception.queue.anchor, overdue)
+            new += queue.raise_excepted(
                 self._run.database,
                 self._run.settings,
-                selection,
+                cleared.selection,
                 name,
+                _sweep(cleared) if cleared.facts.sweepable else walk,
                 raised_by=f"system:{self._run.script}",
                 between_pages=self._run.checkpoint,
             )
-            for name, exception in self._policy.exceptions.items()
-            if exception.queue
-        )
+        return new
 
     def _paths(self, deleter: Deleter, cleared: Cleared, found: Survey) -> list[Path]:
         facts = cleared.facts
-        sweep = Sweep(blocks=facts.blocks, rows_per_block=facts.rows_per_block)
         suits = (
             facts.sweepable
             and found.removable >= SWEEP_SHARE * facts.rows
@@ -259,7 +263,7 @@ class _Purge:
             and deleter.batch_rows >= facts.rows_per_block
             and self._run.options.limit is None
         )
-        paths: list[Path] = [sweep] if suits else _walks(cleared.selection)
+        paths: list[Path] = [_sweep(cleared)] if suits else _walks(cleared.selection)
         if facts.large:
             with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
                 for path in paths:
@@ -302,6 +306,10 @@ class _Purge:
             runs.close_run(self._run.database, run_id, result)
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._log.error("run_record_not_closed", error=type(error).__name__)
+
+
+def _sweep(cleared: Cleared) -> Sweep:
+    return Sweep(blocks=cleared.facts.blocks, rows_per_block=cleared.facts.rows_per_block)
 
 
 def _walks(selection: Selection) -> list[Path]:

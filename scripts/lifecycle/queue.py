@@ -14,11 +14,12 @@ from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.policies import QueueRule
 from scripts.lifecycle.selection import Selection
-from scripts.lifecycle.windows import IndexWalk, Window
+from scripts.lifecycle.windows import Path, Window
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.settings import Settings
 
-_PAGE = 1000
+# Rows that are looked at in one transaction; few of them are put on the queue.
+_WINDOW_ROWS = 50_000
 
 _RAISE = sql.SQL("""
 INSERT INTO ops.manual_resolution_queue AS q
@@ -92,19 +93,21 @@ def raise_excepted(
     settings: Settings,
     selection: Selection,
     exception: str,
+    path: Path,
     *,
     raised_by: str,
     between_pages: Callable[[], None],
 ) -> int:
-    """Put every row that an exception keeps beyond its time on the queue, a page a transaction.
+    """Put every row that an exception keeps beyond its time on the queue, a window a transaction.
 
     Args:
         database: The database.
         settings: Gives the deadlines.
         selection: The policy's selection.
         exception: The exception's name; it must have a queue rule.
+        path: The way through the table.
         raised_by: The actor, such as ``system:cleanup_quiz_responses``.
-        between_pages: Called before each page; may raise to stop.
+        between_pages: Called before each window; may raise to stop.
 
     Returns:
         How many items are new.
@@ -114,18 +117,18 @@ def raise_excepted(
     item = Item(
         rule.item_type, selection.policy.table, rule.priority, rule.reason, raised_by, {"policy": selection.policy.name}
     )
-    walk = IndexWalk(selection, rule.anchor, overdue)
     window: Window | None = None
     new = 0
     while True:
         between_pages()
         with database.transaction() as connection:
-            question, parameters = walk.question(window, _PAGE)
-            window = walk.following(window, connection.execute(question, parameters).fetchone(), _PAGE)
+            question = path.question(window, _WINDOW_ROWS)
+            answer = connection.execute(*question).fetchone() if question else None
+            window = path.following(window, answer, _WINDOW_ROWS)
             if window is None:
                 return new
-            rows = sql.SQL("(SELECT t.{}::text AS resource_id FROM {} t WHERE {})").format(
-                selection.key, selection.table, window.clause
+            rows = sql.SQL("(SELECT t.{}::text AS resource_id FROM {} t WHERE {} AND {})").format(
+                selection.key, selection.table, window.clause, overdue
             )
             raised = connection.execute(
                 _RAISE.format(rows=rows), item.parameters(settings) | selection.parameters | window.parameters

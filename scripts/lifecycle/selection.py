@@ -65,6 +65,7 @@ class Reach:
     foreign_key: ForeignKey
     action: str
     key: str
+    key_type: str
 
 
 class Selection:
@@ -210,15 +211,30 @@ class Selection:
 
     @property
     def nameable(self) -> sql.Composed:
-        """Rows whose key may stand in the audit: a text key that is no UUID could be an e-mail address."""
-        if self._types[self.policy.key] in _IMPERSONAL_TYPES:
-            return sql.SQL("true").format()
-        # Together as strict as one regular expression with counts, at a tenth of its cost.
-        return sql.SQL(
-            "(t.{key}::text LIKE '________-____-____-____-____________' AND t.{key}::text !~ '[^0-9a-fA-F-]')"
-        ).format(key=self.key)
+        """Rows whose key may stand in the audit, with the keys of those that go along."""
+        parts = [_nameable("t", self.policy.key, self._types[self.policy.key])]
+        parts += [
+            sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {} AND NOT {})").format(
+                table_identifier(reach.foreign_key.table),
+                reach.foreign_key.joins("c"),
+                _nameable("c", reach.key, reach.key_type),
+            )
+            for reach in self.reaches
+            if reach.key_type not in _IMPERSONAL_TYPES
+        ]
+        return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
 
     @property
     def removable(self) -> sql.Composed:
         """What a run deletes."""
         return sql.SQL("{} AND NOT {} AND NOT {} AND {}").format(self.due, self.held, self.referenced, self.nameable)
+
+
+def _nameable(alias: str, column: str, column_type: str) -> sql.Composed:
+    """Return the condition that a key is no personal data: a text key that is no UUID could be an e-mail address."""
+    if column_type in _IMPERSONAL_TYPES:
+        return sql.SQL("true").format()
+    # Together as strict as one regular expression with counts, at a tenth of its cost.
+    return sql.SQL(
+        "({key}::text LIKE '________-____-____-____-____________' AND {key}::text !~ '[^0-9a-fA-F-]')"
+    ).format(key=sql.Identifier(alias, column))

@@ -46,12 +46,13 @@ def survey(connection: Connection, selection: Selection) -> Survey:
         )
         for name in selection.due_before
     )
+    # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
     statement = sql.SQL(
         "SELECT rule, count(*), count(*) FILTER (WHERE nameable AND NOT held AND NOT referenced),"
         " count(*) FILTER (WHERE held), count(*) FILTER (WHERE referenced AND NOT held),"
         " count(*) FILTER (WHERE NOT nameable), extract(epoch FROM max(overdue) FILTER (WHERE NOT held))"
         " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"
-        " CASE {overdue} END AS overdue FROM {table} t WHERE {due}) rows GROUP BY rule ORDER BY rule"
+        " CASE {overdue} END AS overdue FROM {table} t WHERE {due} OFFSET 0) rows GROUP BY rule ORDER BY rule"
     ).format(
         rule=selection.rule_name,
         held=selection.held,

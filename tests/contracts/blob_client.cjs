@@ -1,4 +1,5 @@
-// Does one call of npm's @vercel/blob: the call comes as JSON on standard input, the outcome goes as JSON to standard output.
+// Makes calls with npm's @vercel/blob: each comes as a line of JSON on standard input, its outcome goes to standard output.
+const readline = require("node:readline");
 const sdk = require("@vercel/blob");
 const { Readable } = require("node:stream");
 
@@ -33,10 +34,8 @@ const calls = {
   createFolder: ({ pathname }) => sdk.createFolder(pathname),
 };
 
-async function main() {
-  const chunks = [];
-  for await (const chunk of process.stdin) chunks.push(chunk);
-  const { call, options } = JSON.parse(Buffer.concat(chunks));
+async function outcome({ call, options, environment }) {
+  Object.assign(process.env, environment);
   try {
     return { value: await calls[call](options) };
   } catch (error) {
@@ -45,4 +44,10 @@ async function main() {
   }
 }
 
-main().then((outcome) => process.stdout.write(JSON.stringify(outcome), () => process.exit(0)));
+async function main() {
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    process.stdout.write(`${JSON.stringify(await outcome(JSON.parse(line)))}\n`);
+  }
+}
+
+main().then(() => process.exit(0));

@@ -1,32 +1,35 @@
-"""Do one call of PyPI's vercel-blob: the call comes as JSON on standard input, the outcome goes as JSON to standard output.
+"""Make calls with PyPI's vercel-blob: each comes as a line of JSON on standard input, its outcome goes to standard output.
 
 The packages are those of the folder given as the argument, none of the project's: run with ``python -I -S``.
 """
 
 import dataclasses
-import datetime
+import datetime as dt
 import io
 import json
+import os
+import re
 import sys
 
 sys.path.insert(0, sys.argv[1])
 
+from vercel.api import session
 from vercel.blob import sync as sdk
 
 
-def put(pathname, body, *, access, streamed=False, addRandomSuffix=False, allowOverwrite=False, contentType=None,
-        cacheControlMaxAge=None):
+def put(pathname, body, *, streamed=False, **options):
     content = body.encode()
-    return sdk.put_blob(
-        pathname,
-        io.BytesIO(content) if streamed else content,
-        access=access,
-        content_length=len(content) if streamed else None,
-        add_random_suffix=addRandomSuffix,
-        allow_overwrite=allowOverwrite,
-        content_type=contentType,
-        cache_control_max_age=cacheControlMaxAge,
-    )
+    if streamed:
+        return sdk.put_blob(pathname, io.BytesIO(content), content_length=len(content), **options)
+    return sdk.put_blob(pathname, content, **options)
+
+
+def head(target):
+    return sdk.head_blob(target)
+
+
+def list_page(prefix):
+    return {"blobs": [as_json(blob) for blob in sdk.query_blobs(prefix=prefix)]}
 
 
 def list_all(prefix=None, limit=None):
@@ -41,49 +44,48 @@ def folders(prefix=None, limit=None):
     }
 
 
-def copy(source, pathname, *, access, ifMatch=None, allowOverwrite=False):
-    return sdk.copy_blob(source, pathname, access=access, if_match=ifMatch, allow_overwrite=allowOverwrite)
-
-
-def delete(targets, ifMatch=None):
-    return sdk.delete_blob(targets, if_match=ifMatch)
+def delete(targets, **options):
+    return sdk.delete_blob(targets, **options)
 
 
 CALLS = {
     "put": put,
-    "head": lambda target: sdk.head_blob(target),
-    "list": lambda **options: {"blobs": [value(blob) for blob in sdk.query_blobs(**options)]},
+    "head": head,
+    "list": list_page,
     "listAll": list_all,
     "folders": folders,
-    "copy": copy,
+    "copy": sdk.copy_blob,
     "delete": delete,
 }
 
 
-def value(result):
-    if not dataclasses.is_dataclass(result):
-        return result
-    pairs = ((camel(name), part) for name, part in dataclasses.asdict(result).items())
-    return {name: iso(part) if isinstance(part, datetime.datetime) else part for name, part in pairs}
-
-
-def iso(moment):
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def as_json(result):
+    """Write a result as the JavaScript client does."""
+    if isinstance(result, dt.datetime):
+        return result.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    if dataclasses.is_dataclass(result):
+        return {camel(name): as_json(part) for name, part in dataclasses.asdict(result).items()}
+    return result
 
 
 def camel(name):
-    first, *rest = name.split("_")
-    return first + "".join(part.title() for part in rest)
+    return re.sub(r"_(.)", lambda found: found[1].upper(), name)
 
 
-def main():
-    asked = json.load(sys.stdin)
+def snake(name):
+    return re.sub(r"[A-Z]", lambda found: f"_{found[0].lower()}", name)
+
+
+def outcome(asked):
+    os.environ.update(asked["environment"])
+    options = {snake(name): option for name, option in asked["options"].items()}
     try:
-        outcome = {"value": value(CALLS[asked["call"]](**asked["options"]))}
+        with session():  # reads the settings anew
+            return {"value": as_json(CALLS[asked["call"]](**options))}
     except sdk.BlobError as error:
-        retry_after = getattr(error, "retry_after", None)
-        outcome = {"error": type(error).__name__, "message": str(error), "retryAfter": retry_after}
-    json.dump(outcome, sys.stdout)
+        return {"error": type(error).__name__, "message": str(error), "retryAfter": getattr(error, "retry_after", None)}
 
 
-main()
+for line in sys.stdin:
+    sys.stdout.write(json.dumps(outcome(json.loads(line))) + "\n")
+    sys.stdout.flush()

@@ -13,6 +13,8 @@ from scripts.utils.script_template import Job, main
 from scripts.utils.settings import load_settings
 from tests.lifecycle.support import AS_OF, THING_COLUMNS, JobRun, read_lines
 
+NOW = AS_OF.isoformat()
+
 
 @pytest.fixture
 def admin(database):
@@ -45,7 +47,7 @@ def db(database):
 def run_job(_settings, capsys):
     """A function that runs a job as of AS_OF (unless told otherwise) and returns what it said."""
 
-    def run(*arguments, job=JOB, as_of=AS_OF.isoformat()):
+    def run(*arguments, job=JOB, as_of=NOW):
         capsys.readouterr()
         code = main(job, [*(["--as-of", as_of] if as_of else []), *arguments])
         return JobRun(code, read_lines(capsys.readouterr().out))
@@ -65,7 +67,9 @@ def apply(run_job, database, tmp_path):
         path = tmp_path / "policies.yaml"
         lock = {"schedule": "0 2 * * *", "budget": "3600 seconds", "lock": "lock:cleanup:things"}
         path.write_text(
-            yaml.safe_dump({"policies": policies, "jobs": {"cleanup_things": lock}}, sort_keys=False, allow_unicode=True)
+            yaml.safe_dump(
+                {"policies": policies, "jobs": {"cleanup_things": lock}}, sort_keys=False, allow_unicode=True
+            )
         )
         if grant:
             migrate.grant(database.superuser_url, path)

@@ -30,8 +30,8 @@ def test_keys_of_many_types(apply, admin, key_type, batch):
     admin.execute('CREATE INDEX ON odd ("made at")')
     for key in keys[:5]:
         # All at one moment: the walk goes on by the key alone.
-        admin.execute('INSERT INTO odd VALUES (%s, %s)', (key, ago(days=31).replace(tzinfo=None)))
-    admin.execute('INSERT INTO odd VALUES (%s, %s)', (keys[5], ago(days=29).replace(tzinfo=None)))
+        admin.execute("INSERT INTO odd VALUES (%s, %s)", (key, ago(days=31).replace(tzinfo=None)))
+    admin.execute("INSERT INTO odd VALUES (%s, %s)", (keys[5], ago(days=29).replace(tzinfo=None)))
     admin.execute(
         "INSERT INTO ops.legal_holds (scope, table_name, resource_id, reason, placed_by)"
         " VALUES ('row', 'public.odd', %s, 'lawsuit', 'ops')",

@@ -15,7 +15,7 @@ CASES = [
     ({"in": ["red", "blue"]}, {RED, BLUE}),
     ({"in": ["Red"]}, set()),
     ({"in": [""]}, {EMPTY}),
-    ({"in": ["it's \\ \"odd\", {%s}"]}, {QUOTED}),
+    ({"in": ['it\'s \\ "odd", {%s}']}, {QUOTED}),
     # A null is not red: it is in what is not in.
     ({"not_in": ["red"]}, ALL - {RED}),
     ({"not_in": ["red", "blue", ""]}, {NULL, QUOTED}),
@@ -24,7 +24,7 @@ CASES = [
 
 @pytest.fixture
 def kinds(things):
-    rows = {NULL: None, EMPTY: "", RED: "red", BLUE: "blue", QUOTED: "it's \\ \"odd\", {%s}"}
+    rows = {NULL: None, EMPTY: "", RED: "red", BLUE: "blue", QUOTED: 'it\'s \\ "odd", {%s}'}
     things.cursor().executemany(
         "INSERT INTO things (id, made_at, kind) VALUES (%s, %s, %s)",
         [(number, ago(days=31), kind) for number, kind in rows.items()],

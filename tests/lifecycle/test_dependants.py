@@ -182,7 +182,9 @@ def test_what_reaches_beyond_a_dependant_is_refused_by_name(apply, family, on_de
     run = apply({"things": declared("delete")})
 
     assert run.code == 1
-    assert "foreign key stars_of_notes on public.stars reaches beyond the dependant public.notes" in run.closing["error"]
+    assert (
+        "foreign key stars_of_notes on public.stars reaches beyond the dependant public.notes" in run.closing["error"]
+    )
     assert (len(left(family)), len(notes_left(family)), left(family, "stars")) == (5, 5, [1])
 
 

@@ -127,7 +127,7 @@ def test_a_foreign_key_without_an_index_is_a_warning_on_a_small_table_and_refuse
 ):
     monkeypatch.setattr(preflight, "LARGE_TABLE_BYTES", limit)
     # A large table is also asked for its plan; this keeps the planner from reading so few rows one by one.
-    five.execute("ALTER ROLE lifecycle_jobs IN DATABASE {} SET enable_seqscan = off".format(five.info.dbname))
+    five.execute(f"ALTER ROLE lifecycle_jobs IN DATABASE {five.info.dbname} SET enable_seqscan = off")
     add_notes(five, "RESTRICT", index=False)
 
     run = apply({"things": policy()})
@@ -163,7 +163,9 @@ def test_a_child_that_is_being_added_while_its_parent_goes_is_neither_deleted_no
     adding.execute("INSERT INTO notes VALUES (7, 3)")
 
     def commit_once_waited_for():
-        waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
         end = time.monotonic() + 10
         while five.execute(waiting).fetchone() == (0,) and time.monotonic() < end:
             time.sleep(0.005)

@@ -36,9 +36,7 @@ SCOPES = {
 
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("batch", ["1", "1000"])
-def test_a_hold_keeps_its_rows_and_the_others_go_and_after_its_release_they_go_too(
-    run_job, answers, db, scope, batch
-):
+def test_a_hold_keeps_its_rows_and_the_others_go_and_after_its_release_they_go_too(run_job, answers, db, scope, batch):
     where, kept = SCOPES[scope]
     hold = holds.place(db, **where, **BY)
 
@@ -165,7 +163,8 @@ def test_an_address_is_normalized_as_the_application_does(address):
 
 
 @pytest.mark.parametrize(
-    "address", ["", "anna", "anna@", "@example.com", "anna@localhost", "an na@example.com", "+x@gmail.com", ".@gmail.com"]
+    "address",
+    ["", "anna", "anna@", "@example.com", "anna@localhost", "an na@example.com", "+x@gmail.com", ".@gmail.com"],
 )
 def test_what_is_no_address_is_refused_without_repeating_it(address):
     with pytest.raises(Misconfigured) as refusal:

@@ -20,9 +20,7 @@ def test_delivered_answers_go_once_more_than_24_hours_have_passed_since_delivery
 
 
 @pytest.mark.parametrize(("created", "stays"), EDGES)
-def test_abandoned_answers_go_once_more_than_24_hours_have_passed_since_they_were_given(
-    run_job, admin, created, stays
-):
+def test_abandoned_answers_go_once_more_than_24_hours_have_passed_since_they_were_given(run_job, admin, created, stays):
     add_quiz(admin, "answers", created=created)
 
     run = run_job()
@@ -107,4 +105,8 @@ def test_an_empty_table_is_nothing_to_do_and_no_failure(run_job):
     run = run_job()
 
     assert run.code == 0
-    assert (run.closing["records_deleted"], run.closing["records_remaining"], run.closing["stop_reason"]) == (0, 0, "done")
+    assert (run.closing["records_deleted"], run.closing["records_remaining"], run.closing["stop_reason"]) == (
+        0,
+        0,
+        "done",
+    )

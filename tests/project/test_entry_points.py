@@ -1,6 +1,5 @@
 """Every script, wherever it is started and whatever is missing."""
 
-import ast
 import subprocess
 import sys
 
@@ -52,11 +51,3 @@ def test_no_module_beside_a_script_hides_a_library(script):
     """A script's own folder comes first on sys.path."""
     assert script.stem not in sys.stdlib_module_names
     assert script.stem not in {"redis", "yaml", "rich", "psycopg", "pydantic", "structlog", "queue", "utils"}
-
-
-@each_script
-def test_a_script_is_short_and_says_what_it_is(script):
-    source = script.read_text()
-    assert ast.get_docstring(ast.parse(source)), "no docstring"
-    code = [line for line in source.splitlines() if line.strip()]
-    assert len(code) <= 120

@@ -14,7 +14,7 @@ MIGRATION = "MIGRATION_DATABASE_URL"
 FIELDS = {field.alias: field for field in Settings.model_fields.values()}
 EXAMPLE = ROOT / ".env.example"
 README = ROOT / "README.md"
-NOTHING = ("", "-", "–", "—", "none", "unset")
+NOTHING = ("", "-", "—", "none", "unset")
 
 
 def written(default):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import redis
@@ -17,7 +18,7 @@ from scripts.utils.test_helpers import Proxy
 
 NAME = "lock:test:job"
 AWAY = "redis://127.0.0.1:1/0"
-HERE = socket.gethostname()
+HERE = socket.gethostname().replace(" ", "-")
 
 
 @pytest.fixture
@@ -29,13 +30,22 @@ def leases(database):
 
 
 @pytest.fixture
-def make(leases, redis_url):
-    """A function that makes locks; what is still held at the end is released."""
+def other_process():
+    """The number of another process that lives as long as the test."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+
+
+@pytest.fixture
+def make(leases, redis_url, other_process):
+    """A function that makes locks as if in another process; what is still held at the end is released."""
     made, clients = [], []
 
     def make(run, *, url=redis_url, timeout=60.0):
         clients.append(connect_redis(url, "test"))
         made.append(JobLock(leases, clients[-1], name=NAME, timeout=timeout, run=run))
+        made[-1]._holder = replace(made[-1]._holder, pid=other_process)
+        made[-1]._lock.local.token = str(made[-1]._holder).encode()
         return made[-1]
 
     yield make
@@ -72,10 +82,10 @@ def ended_process():
     return process.pid
 
 
-def test_taken_seen_and_given_back(make, redis_client, database):
+def test_taken_seen_and_given_back(make, redis_client, database, other_process):
     lock = make("one")
     lock.acquire()
-    assert Holder.parse(redis_client.get(NAME)) == Holder("one", HERE, os.getpid(), redis_client.get(NAME)[-20:])
+    assert Holder.parse(redis_client.get(NAME)) == Holder("one", HERE, other_process, redis_client.get(NAME)[-20:])
     assert 55_000 < redis_client.pttl(NAME) <= 60_000
     assert (lock.fencing_token, lock.degraded, lock.lost.is_set()) == (1, False, False)
     assert lease(database) == (1, "one", True)
@@ -87,10 +97,10 @@ def test_taken_seen_and_given_back(make, redis_client, database):
     assert again.fencing_token == 2
 
 
-def test_the_second_is_told_who_and_until_when(make):
+def test_the_second_is_told_who_and_until_when(make, other_process):
     make("one").acquire()
     with pytest.raises(
-        LockHeld, match=rf"^{NAME} is held by run one \(host .+, pid {os.getpid()}, since 2.+Z\), until 2"
+        LockHeld, match=rf"^{NAME} is held by run one \(host .+, pid {other_process}, since 2.+Z\), until 2"
     ):
         make("two").acquire()
 
@@ -102,9 +112,7 @@ def test_a_foreign_value_or_a_lock_without_end_is_respected(make, redis_client):
     assert redis_client.get(NAME) == "maintenance until noon"
 
 
-@pytest.mark.parametrize(
-    ("host", "taken"), [(HERE.replace(" ", "-"), True), ("elsewhere", False)], ids=["on this host", "elsewhere"]
-)
+@pytest.mark.parametrize(("host", "taken"), [(HERE, True), ("elsewhere", False)], ids=["on this host", "elsewhere"])
 def test_only_this_host_can_tell_that_an_owner_is_dead(make, redis_client, host, taken):
     redis_client.set(NAME, str(Holder("dead", host, ended_process(), "2026-01-01T00:00:00Z")), ex=60)
     lock = make("one")
@@ -119,7 +127,7 @@ def test_only_this_host_can_tell_that_an_owner_is_dead(make, redis_client, host,
 def test_an_owner_that_nobody_has_buried_is_dead(make, redis_client):
     process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
     assert process.stdout.read() == b""  # it has closed its output, and is not waited for
-    wait_until(Holder("zombie", HERE.replace(" ", "-"), process.pid, "").is_dead)
+    wait_until(Holder("zombie", HERE, process.pid, "").is_dead)
     process.stdout.close()
     process.wait()
 
@@ -222,7 +230,8 @@ def test_giving_back_survives_a_database_that_is_gone(make, leases, redis_client
 def test_a_holder_reads_back_what_it_wrote():
     holder = Holder.this_process("run")
     assert Holder.parse(str(holder)) == holder
-    assert not holder.is_dead()
+    assert holder.pid == os.getpid()
+    assert holder.is_dead()  # another run with this process's number: a container that was started again
     for foreign in ("", "a b c d", "a b 1", "a b 1 c d"):
         assert Holder.parse(foreign) is None
 
