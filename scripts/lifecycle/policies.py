@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,8 @@ _PERIOD = re.compile(r"(\d+) (minute|hour|day|week|month|year)s?")
 _DURATION = re.compile(r"(\d+) (millisecond|second|minute|hour|day)s?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
+# A policy is named by its place in the file, so no key that a file could hold.
+_NAME_KEY = "(name)"
 _LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
 
 
@@ -54,15 +56,22 @@ def _period(value: object) -> Period:
     match = _PERIOD.fullmatch(str(value))
     if not match:
         raise ValueError("is not a period: write a number and a unit, such as '24 hours' or '7 years', or 'forever'")
-    length = relativedelta(**{match[2] + "s": int(match[1])})  # type: ignore[arg-type]
-    return Period(str(value), length)
+    period = Period(str(value), relativedelta(**{match[2] + "s": int(match[1])}))  # type: ignore[arg-type]
+    try:
+        period.before(datetime(2000, 1, 1, tzinfo=UTC))
+    except (OverflowError, ValueError):
+        raise ValueError("reaches back beyond the calendar: write 'forever'") from None
+    return period
 
 
 def _duration(value: object) -> timedelta:
     match = _DURATION.fullmatch(str(value))
     if not match or int(match[1]) == 0:
         raise ValueError("is not a duration: write a number and a unit, such as '500 milliseconds' or '25 hours'")
-    return timedelta(**{match[2] + "s": int(match[1])})
+    try:
+        return timedelta(**{match[2] + "s": int(match[1])})
+    except OverflowError:
+        raise ValueError("is too long") from None
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ class Overdue(_Model):
 class Policy(_Model):
     """What is kept how long, why, and how it goes."""
 
-    name: Name
+    name: Name = Field(validation_alias=_NAME_KEY)
     description: str = Field(min_length=1)
     table: Table
     key: Column
@@ -220,7 +229,7 @@ class _Document(_Model):
     def _name_policies(cls, document: Any) -> Any:
         if isinstance(document, dict) and isinstance(document.get("policies"), dict):
             named = {
-                name: {"name": name, **policy} if isinstance(policy, dict) else policy
+                name: {**policy, _NAME_KEY: name} if isinstance(policy, dict) else policy
                 for name, policy in document["policies"].items()
             }
             return document | {"policies": named}
@@ -253,12 +262,20 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused below, as unhashable
             if key_node.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key_node.value} is written twice", key_node.start_mark
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # what looks like a date or a number and is none
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
@@ -268,7 +285,7 @@ def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
         Misconfigured: Names every problem with its place.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # as it is: line ends are under the hash
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"policy file {path}: cannot be read ({type(error).__name__})") from None
     return parse_policies(text, str(path))

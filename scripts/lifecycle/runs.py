@@ -34,7 +34,9 @@ def abandon_dead_runs(connection: Connection, script: str) -> int:
         How many runs were found abandoned.
     """
     return connection.execute(
-        "UPDATE ops.job_runs SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone'"
+        "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
+        " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
+        " WHERE b.run_id = r.id AND b.action = 'delete')"
         " WHERE script = %s AND status = 'running'",
         (script,),
     ).rowcount

@@ -19,7 +19,8 @@ import httpx
 import pytest
 
 from backend import blob_server
-from backend.blob_server import ALWAYS, BlobServer, Counters
+from backend.blob_faults import ALWAYS, Counters
+from backend.blob_server import BlobServer
 from backend.blob_store import BlobRefused, checked_pathname
 
 BAD_PATHNAMES = [
@@ -191,7 +192,7 @@ def test_listing_50_000_blobs_is_flat_and_fast(server):
     assert listed == 50_000
     assert peak < 3_000_000  # three pages, not 50
     assert time.perf_counter() - begun < 20
-    assert sorted(pages[-10:])[5] < 5 * sorted(pages[:10])[5]
+    assert min(pages[-10:]) < 5 * min(pages[:10])  # the best of ten: other processes take their share of the rest
 
 
 def test_delete_of_too_many_or_none_or_not_a_list(api):

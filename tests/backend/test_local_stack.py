@@ -14,7 +14,7 @@ import redis
 
 from backend import embedded_servers, local_stack
 from scripts.utils.errors import Misconfigured, OpsError
-from scripts.utils.test_helpers import run_script  # noqa: TID251 - a test
+from scripts.utils.test_helpers import run_script
 
 SCRIPT = local_stack.__file__
 
@@ -35,12 +35,12 @@ def postmaster(started):
 
 
 def execute(url, statement):
-    with psycopg.connect(url, autocommit=True) as connection:  # noqa: TID251 - a test's own connection
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(statement)
 
 
 def ask(url, question):
-    with psycopg.connect(url, autocommit=True) as connection:  # noqa: TID251 - a test's own connection
+    with psycopg.connect(url, autocommit=True) as connection:
         return connection.execute(question).fetchone()[0]
 
 

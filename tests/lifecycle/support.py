@@ -6,9 +6,11 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import NAMESPACE_OID, uuid5
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from psycopg import sql
+
+from scripts.lifecycle import audit
 
 # Every run is asked about this moment, so that an edge is an edge and not a race with the clock.
 AS_OF = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)
@@ -114,6 +116,16 @@ def record(admin, policy="things") -> dict[str, Any]:
 def queue_items(admin, columns="item_type, resource_id, occurrences") -> list[tuple[Any, ...]]:
     query = sql.SQL("SELECT {} FROM ops.manual_resolution_queue ORDER BY item_type, resource_id")
     return admin.execute(query.format(sql.SQL(columns))).fetchall()
+
+
+ENTRY = {"actor": "system:tests", "action": "delete", "resource_type": "public.things", "reason": "a_test"}
+
+
+def append_batches(db, number, ids=("1", "2")):
+    """Append so many batches to the audit, each in a transaction of its own."""
+    for _ in range(number):
+        with db.transaction() as connection:
+            audit.append(connection, **ENTRY, resource_ids=list(ids), run_id=uuid4(), metadata={"a": 1})
 
 
 def policy(**changes: Any) -> dict[str, Any]:
