@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or config.option.help or config.option.collectonly:
         return
     directory = Path(tempfile.mkdtemp(prefix="lifecycle-tests-"))
-    os.environ[STACK_VARIABLE] = str(directory)  # noqa: TID251 - how xdist's workers learn of it
+    os.environ[STACK_VARIABLE] = str(directory)
     stack = local_stack.start(directory, durable=False)
     local_stack.prepare(stack, database=TEMPLATE)
 
@@ -54,7 +54,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop and delete what pytest_configure started, even where that failed half-way."""
     if hasattr(config, "workerinput"):
         return
-    directory = os.environ.pop(STACK_VARIABLE, None)  # noqa: TID251 - as above
+    directory = os.environ.pop(STACK_VARIABLE, None)
     if directory and (Path(directory) / "stack.json").exists():
         stack = local_stack.load(Path(directory))
         local_stack.stop(stack)
@@ -85,7 +85,7 @@ class TestDatabase:
             connection.close()
 
     def _open(self, url: str) -> psycopg.Connection[Any]:
-        connection = psycopg.connect(url, autocommit=True)  # noqa: TID251 - a test's own connection
+        connection = psycopg.connect(url, autocommit=True)
         self._connections.append(connection)
         return connection
 
@@ -93,7 +93,7 @@ class TestDatabase:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch):
     """No setting of the developer's shell reaches a test."""
-    for name in list(os.environ):  # noqa: TID251 - to empty it
+    for name in list(os.environ):
         if name in SETTINGS or name.startswith(SETTING_PREFIXES):
             monkeypatch.delenv(name)
 
@@ -101,13 +101,13 @@ def _clean_environment(monkeypatch):
 @pytest.fixture(scope="session")
 def stack():
     """The run's servers."""
-    return local_stack.load(Path(os.environ[STACK_VARIABLE]))  # noqa: TID251 - how xdist's workers learn of them
+    return local_stack.load(Path(os.environ[STACK_VARIABLE]))
 
 
 @pytest.fixture(scope="session")
 def administrator(stack):
     """One connection that creates and drops the tests' databases."""
-    with psycopg.connect(stack.superuser_url(), autocommit=True) as connection:  # noqa: TID251 - not a script's
+    with psycopg.connect(stack.superuser_url(), autocommit=True) as connection:
         # The kernel copies the template's files, where PostgreSQL was built for it: a third of the time.
         with contextlib.suppress(psycopg.Error):
             connection.execute("SET file_copy_method = clone")

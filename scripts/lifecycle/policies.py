@@ -273,9 +273,15 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except ValueError as error:  # what looks like a date or a number and is none
             raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+        # YAML reads no, on, 010 and 12:30 as false, true, 8 and 750: an exception for Norway would keep nobody.
+        if isinstance(value, bool | int) and str(value).lower() != str(node.value).lower():
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value} would mean {str(value).lower()}: write that, or quote it", node.start_mark
+            )
+        return value
 
 
 def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:

@@ -148,6 +148,10 @@ def test_every_mistake_is_named_at_once():
         ("    key: id\n", "    key: !!python/object:os.system id\n", 6, "could not determine a constructor"),
         ("    key: id\n", "    ? [a, b]\n    : id\n", 6, "found unhashable key"),
         ("owner: me", "owner: *nobody", 18, "found undefined alias"),
+        ("{kind: red}", "{kind: {in: [se, no]}}", 10, "no would mean false: write that, or quote it"),
+        ("{kind: red}", "{kind: On}", 10, "On would mean true: write that, or quote it"),
+        ("{kind: red}", "{kind: {in: [010]}}", 10, "010 would mean 8: write that, or quote it"),
+        ("{kind: red}", "{kind: 12:30}", 10, "12:30 would mean 750: write that, or quote it"),
     ],
 )
 def test_a_mistake_in_the_yaml_is_named_with_its_line(old, new, line, said):
@@ -227,6 +231,23 @@ def test_a_right_file_is_read_as_it_is_written():
     assert things.rules["old"].when["kind"].values == ("red",)
     assert (things.dependants[0].key, things.batch.statement_timeout) == ("id", timedelta(minutes=1))
     assert loaded.jobs["cleanup_things"].lock == "lock:cleanup:things"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("true", "true"),
+        ("False", "false"),
+        ("'no'", "no"),
+        ("'010'", "010"),
+        ("-7", "-7"),
+        ("{in: ['on', 1]}", ("on", "1")),
+    ],
+)
+def test_values_are_compared_as_they_are_written(written, meant):
+    condition = parse(TEXT.replace("{kind: red}", f"{{kind: {written}}}")).policies["things"].rules["old"].when["kind"]
+
+    assert condition.values == (meant if isinstance(meant, tuple) else (meant,))
 
 
 def test_nothing_can_be_changed_after_reading():

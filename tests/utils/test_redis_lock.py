@@ -37,15 +37,15 @@ def other_process():
 
 
 @pytest.fixture
-def make(leases, redis_url, other_process):
+def make(leases, redis_url, other_process, monkeypatch):
     """A function that makes locks as if in another process; what is still held at the end is released."""
     made, clients = [], []
+    here = Holder.this_process
+    monkeypatch.setattr(Holder, "this_process", lambda run: replace(here(run), pid=other_process))
 
     def make(run, *, url=redis_url, timeout=60.0):
         clients.append(connect_redis(url, "test"))
         made.append(JobLock(leases, clients[-1], name=NAME, timeout=timeout, run=run))
-        made[-1]._holder = replace(made[-1]._holder, pid=other_process)
-        made[-1]._lock.local.token = str(made[-1]._holder).encode()
         return made[-1]
 
     yield make

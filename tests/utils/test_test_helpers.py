@@ -5,7 +5,7 @@ import time
 import psycopg
 import pytest
 
-from scripts.utils.test_helpers import Proxy, run_script, start_script  # noqa: TID251 - a test
+from scripts.utils.test_helpers import Proxy, run_script, start_script
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def connect(database, proxy):
     opened = []
 
     def make():
-        opened.append(psycopg.connect(proxy.through(database.superuser_url), connect_timeout=5))  # noqa: TID251
+        opened.append(psycopg.connect(proxy.through(database.superuser_url), connect_timeout=5))
         return opened[-1]
 
     yield make
@@ -87,12 +87,12 @@ def test_refuses_as_often_as_told(connect, proxy):
 
 def test_a_server_that_is_gone_refuses(database):
     with Proxy("127.0.0.1", 1) as proxy, pytest.raises(psycopg.OperationalError):
-        psycopg.connect(proxy.through(database.url), connect_timeout=5)  # noqa: TID251
+        psycopg.connect(proxy.through(database.url), connect_timeout=5)
 
 
 def test_an_end_closes_what_is_open(database):
     with Proxy.before(database.url) as proxy:
-        connection = psycopg.connect(proxy.through(database.url))  # noqa: TID251
+        connection = psycopg.connect(proxy.through(database.url))
     with pytest.raises(psycopg.OperationalError):
         connection.execute("SELECT 1")
     connection.close()
