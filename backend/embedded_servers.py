@@ -81,7 +81,7 @@ class Stack:
     @property
     def redis_url(self) -> str:
         """URL of logical database 0 of Valkey."""
-        return f"redis://:{self.redis_password}@{HOST}:{self.redis_port}/0"
+        return f"redis://default:{self.redis_password}@{HOST}:{self.redis_port}/0"
 
     def superuser_url(self, database: str = "postgres") -> str:
         """Return a PostgreSQL URL as the superuser."""

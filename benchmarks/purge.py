@@ -113,6 +113,8 @@ class Figures:
     idle: list[float] = field(default_factory=list)
     turns_a_batch: float = 0.0
     verify_seconds: list[float] = field(default_factory=list)
+    load_before: float = field(default_factory=lambda: os.getloadavg()[0])
+    """What else the machine is busy with: the more, the less a single figure means."""
 
 
 class Bench:
@@ -359,6 +361,7 @@ def judge(figures: Figures, *, full: bool) -> list[Line]:
         ),
         Line("process start to first batch, idle table", "under 1.5 s", f"{idle:.2f} s", idle < 1.5),
         Line("verifying the audit's chain", "", f"{max(figures.verify_seconds):.2f} s"),
+        Line("load of the machine before the benchmark", "", f"{figures.load_before:.1f} on {os.cpu_count()} cores"),
     ]
 
 

@@ -21,8 +21,6 @@ from scripts.lifecycle.selection import Reach, Selection
 from scripts.lifecycle.windows import Window
 from scripts.utils.db_utils import Connection, Database, connection_lost, local_settings
 
-# An ambiguous COMMIT is settled once the batch's server process has ended, at most its statement time-out later.
-_SETTLE_SECONDS = 120.0
 # Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
 _GATE_SECONDS = 10.0
 
@@ -285,7 +283,7 @@ class BatchWriter:
         Returns:
             How many of the policy's rows it deleted, or None if nothing of it happened.
         """
-        with self._database.transaction(lock_timeout=_SETTLE_SECONDS, statement_timeout=_SETTLE_SECONDS) as connection:
+        with self._database.closing_gate() as connection:
             # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
             connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = connection.execute(

@@ -21,7 +21,7 @@ def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> 
     confirmed = run.options.confirm_cap
     if confirmed is not None:
         return f"{rows} rows are due, --confirm-cap allows {confirmed}" if rows > confirmed else None
-    cure = f"look at a dry run, then allow it once with --confirm-cap {rows}"
+    cure = f"look at a dry run, then allow it once with --confirm-cap {rows}, or some more"
     if rows > policy.max_rows:
         return f"{rows} rows are due, the policy's max_rows is {policy.max_rows}: {cure}"
     usual = runs.usual_rows(connection, run.script, policy.name)

@@ -16,9 +16,6 @@ from scripts.lifecycle import audit
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured, OpsError
 
-# The gate may have to wait for a batch as long as its statement time-out.
-_GATE_WAIT_SECONDS = 120.0
-
 
 @dataclass(frozen=True)
 class Hold:
@@ -71,7 +68,7 @@ def place(
     if bool(person) == bool(table) or (resource_id and not table):
         raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
     scope = "person" if person else "row" if resource_id else "table"
-    with database.transaction(lock_timeout=_GATE_WAIT_SECONDS, statement_timeout=_GATE_WAIT_SECONDS) as connection:
+    with database.closing_gate() as connection:
         if table and not _exists(connection, table):
             raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
         row = connection.execute(
@@ -110,7 +107,7 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
     Raises:
         OpsError: There is no such hold in force; someone may have released it first.
     """
-    with database.transaction(lock_timeout=_GATE_WAIT_SECONDS, statement_timeout=_GATE_WAIT_SECONDS) as connection:
+    with database.closing_gate() as connection:
         row = connection.execute(
             "UPDATE ops.legal_holds SET released_at = now(), released_by = %s, person = NULL"
             " WHERE id = %s AND released_at IS NULL RETURNING scope",

@@ -100,6 +100,7 @@ def _predict(run: Run, policy: Policy) -> None:
             records_remaining=found.remaining - deleted,
             oldest_overdue_seconds=found.oldest_overdue_seconds,
             by_rule=found.by_rule,
+            sla_status=sla_status(run, found.oldest_overdue_seconds, policy.overdue.warning, policy.overdue.critical),
             error=refused,
         )
     )
@@ -309,7 +310,7 @@ class _Purge:
 
 
 def _sweep(cleared: Cleared) -> Sweep:
-    return Sweep(blocks=cleared.facts.blocks, rows_per_block=cleared.facts.rows_per_block)
+    return Sweep(cleared.selection.table, blocks=cleared.facts.blocks, rows_per_block=cleared.facts.rows_per_block)
 
 
 def _walks(selection: Selection) -> list[Path]:

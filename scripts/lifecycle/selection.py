@@ -166,29 +166,31 @@ class Selection:
     @property
     def held(self) -> sql.Composed:
         """Rows under a legal hold: on the row, its person, the table, or a row that would go along."""
-        active = "h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())"
+        active = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
+        # IN, not EXISTS: the holds are hashed once a statement instead of being looked up for every row.
         holds = [
             sql.SQL(
-                "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'table'"
+                "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND h.scope = 'table'"
                 " AND h.table_name = %(table_name)s)"
-            ).format(),
+            ).format(active=active),
             sql.SQL(
-                "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'row'"
-                " AND h.table_name = %(table_name)s AND h.resource_id = t.{}::text)"
-            ).format(self.key),
+                "(t.{key}::text IN (SELECT h.resource_id FROM ops.legal_holds h WHERE {active} AND h.scope = 'row'"
+                " AND h.table_name = %(table_name)s)) IS TRUE"
+            ).format(active=active, key=self.key),
         ]
         if self.policy.person:
             holds.append(
                 sql.SQL(
-                    "EXISTS (SELECT FROM ops.legal_holds h WHERE " + active + " AND h.scope = 'person'"
-                    " AND h.person = t.{}::text)"
-                ).format(sql.Identifier(self.policy.person))
+                    "(t.{person}::text IN (SELECT h.person FROM ops.legal_holds h WHERE {active}"
+                    " AND h.scope = 'person')) IS TRUE"
+                ).format(active=active, person=sql.Identifier(self.policy.person))
             )
         holds += [
             sql.SQL(
-                "EXISTS (SELECT FROM {table} c JOIN ops.legal_holds h ON " + active + " AND h.table_name = {name}"
+                "EXISTS (SELECT FROM {table} c JOIN ops.legal_holds h ON {active} AND h.table_name = {name}"
                 " AND (h.scope = 'table' OR h.scope = 'row' AND h.resource_id = c.{key}::text) WHERE {joins})"
             ).format(
+                active=active,
                 table=table_identifier(reach.foreign_key.table),
                 name=sql.Literal(reach.foreign_key.table),
                 key=sql.Identifier(reach.key),

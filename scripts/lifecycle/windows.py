@@ -46,22 +46,32 @@ class Sweep:
     name = "sweep"
     _CLAUSE = sql.SQL("t.ctid >= %(from_tid)s::tid AND t.ctid < %(to_tid)s::tid")
 
-    def __init__(self, *, blocks: int, rows_per_block: float) -> None:
+    def __init__(self, table: sql.Composable, *, blocks: int, rows_per_block: float) -> None:
+        self._table = table
         self._blocks = blocks
         self._rows_per_block = max(rows_per_block, 1.0)
 
-    def question(self, window: Window | None, rows: int) -> None:
-        """Ask nothing: the ranges are known beforehand."""
+    def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:  # noqa: ARG002
+        """Read the range behind the window; the count itself is of no use, all ranges are known beforehand.
+
+        Reading a page prunes its deleted rows while it is in the cache and already in the WAL. Otherwise the survey
+        after the run would write every page once more.
+        """
+        if window is None or window.parameters["behind_tid"] == window.parameters["from_tid"]:
+            return None
+        behind = sql.SQL("SELECT count(*) FROM {} t WHERE t.ctid >= %(behind_tid)s::tid AND t.ctid < %(from_tid)s::tid")
+        return behind.format(self._table), window.parameters
 
     def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
         """Return the next range of about ``rows`` rows."""
-        start = window.parameters["to_block"] if window else 0
+        start: int = window.parameters["to_block"] if window else 0
+        behind = window.parameters["from_tid"] if window else "(0,0)"
         if start >= self._blocks:
             return None
         end = min(start + max(1, int(rows / self._rows_per_block)), self._blocks)
         return Window(
             self._CLAUSE,
-            {"from_tid": f"({start},0)", "to_tid": f"({end},0)", "to_block": end},
+            {"behind_tid": behind, "from_tid": f"({start},0)", "to_tid": f"({end},0)", "to_block": end},
             end / self._blocks,
         )
 

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable
+from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, GateBusy
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 CONNECT_TIMEOUT_SECONDS = 10
 CONNECT_ATTEMPTS = 6
 CONNECT_SECONDS = 30.0
+# Closing the gate waits for a batch in hand, which may take as long as its policy's statement time-out.
+GATE_SECONDS = 120.0
 # Who waited that long in vain waits no longer than this for each thing still to be said: record, lease, audit head.
 LAST_WORD_SECONDS = 1.0
 
@@ -173,6 +175,23 @@ class Database:
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             connection.execute(statement, parameters)
             yield connection
+
+    @contextmanager
+    def closing_gate(self) -> Iterator[Connection]:
+        """Lend a transaction that closes the gate: it waits for the batches under way.
+
+        Raises:
+            GateBusy: It could not be closed in time; nothing was done.
+        """
+        try:
+            # The statement's time is longer: it is the lock that must be seen to run out.
+            with self.transaction(lock_timeout=GATE_SECONDS, statement_timeout=2 * GATE_SECONDS) as connection:
+                yield connection
+        except psycopg.errors.LockNotAvailable:
+            raise GateBusy(
+                f"the gate could not be closed within {GATE_SECONDS:.0f} s: a batch, or a session about to place"
+                " a hold or set the stop switch, does not end; look for it in pg_stat_activity"
+            ) from None
 
     def read(self, work: Callable[[Connection], Result], *, statement_timeout: float = 300.0) -> Result:
         """Read in one read-only snapshot, again from the start where the connection breaks.

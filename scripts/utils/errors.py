@@ -116,6 +116,12 @@ class DatabaseUnavailable(OpsError):
     stop_reason = "database_unavailable"
 
 
+class GateBusy(OpsError):
+    """The batches under way, or another session at the gate, did not let this one close it in time."""
+
+    stop_reason = "gate_closed"
+
+
 class DatabaseRefused(Misconfigured):
     """PostgreSQL answered and refused: password, role, database or missing schema."""
 

@@ -121,6 +121,7 @@ def configure_logging(*, script: str, correlation_id: str, level: str, log_forma
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
     # A pool's warning repeats the server's message for every failed attempt; connects are reported by db_utils.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("resilient_circuit").setLevel(logging.ERROR)
     # Only Sentry uses it, from a thread of its own: its complaints would come after the closing line.
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     return log_format

@@ -30,8 +30,6 @@ from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 _LOOK_EVERY_SECONDS = 2.0
-# Taking a lease over waits for the former holder's batch in hand.
-_GATE_WAIT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -219,7 +217,7 @@ class JobLock:
         return f"{self.name} is held by {who}{until}"
 
     def _take_lease(self) -> int:
-        with self._database.transaction(lock_timeout=_GATE_WAIT_SECONDS, statement_timeout=_GATE_WAIT_SECONDS) as link:
+        with self._database.closing_gate() as link:
             # Exclusive: no batch of the former holder is under way when its token becomes old.
             link.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = link.execute(

@@ -140,7 +140,7 @@ def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message:
     if not job.changes_data:
         log(event, exit_code=int(code), **({"error": message} if message else {}))
         return
-    if not run.options.dry_run:
+    if not run.options.dry_run and code is not ExitCode.NOT_RUN:
         metrics_utils.emit(job.name, run.results, duration_seconds=run.duration(), exit_code=int(code))
     results = run.results
     stop_reason = stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done")

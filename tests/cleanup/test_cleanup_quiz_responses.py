@@ -134,7 +134,7 @@ def test_the_batch_size_of_the_flag_beats_the_environment_and_that_the_policy(ru
             (["--batch-size", "200"], {"CLEANUP_BATCH_SIZE": "300"}),
         ]
     ]
-    assert said == [2000, 300, 200]
+    assert said == [5000, 300, 200]
 
 
 def test_the_time_budget_of_the_flag_beats_the_environment_and_that_the_policy(run):

@@ -61,6 +61,7 @@ def test_a_hold_on_a_locked_row_that_was_skipped(start, quiz, place, other_sessi
 def test_a_hold_by_whoever_has_the_row_locked(start, quiz, other_session):
     quiz.fill(40)
     other_session.execute("BEGIN")
+    other_session.execute("SET LOCAL deadlock_timeout = '60s'")  # the job gives way long before
     other_session.execute("UPDATE public.quiz_responses SET calorie_target = 2 WHERE id = %s", (quiz.id(7),))
     running = start()
     wait_until(lambda: quiz.waiting("transactionid"), what="the batch at the locked row")

@@ -88,6 +88,7 @@ def test_a_row_that_another_session_deletes_meanwhile_is_not_claimed(start, quiz
 
 def test_a_deadlock_is_resolved_by_doing_the_batch_again(start, quiz, patient, other):
     quiz.fill(40)
+    quiz.link.execute(f"ALTER DATABASE {quiz.link.info.dbname} SET deadlock_timeout = '3s'")
     other.execute("SET LOCAL deadlock_timeout = '60s'")  # so that the job is the one to be undone
     change(other, quiz.id(7))
     running = start(*patient)

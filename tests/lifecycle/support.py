@@ -146,3 +146,32 @@ def policy(**changes: Any) -> dict[str, Any]:
         "batch": {"rows": 1000, "lock_timeout": "500 milliseconds", "statement_timeout": "60 seconds"},
         "overdue": {"warning": "25 hours", "critical": "48 hours"},
     } | changes
+
+
+POLICY_TEXT = """\
+# A comment.
+policies:
+  things:
+    description: Things
+    table: public.things
+    key: id
+    person: null
+    action: delete
+    rules:
+      old: {when: {kind: red}, anchor: made_at, keep: 30 days}
+    exceptions:
+      odd:
+        when: {kind: set}
+        queue: {item_type: odd_thing, priority: low, anchor: made_at, after: 1 day, reason: is odd}
+    dependants:
+      - {table: public.notes, column: thing_id, action: delete}
+    legal_basis: none
+    owner: me
+    decision: page
+    max_rows: 10
+    max_poison: 0
+    batch: {rows: 10, lock_timeout: 1 second, statement_timeout: 1 minute}
+    overdue: {warning: 1 hour, critical: 2 hours}
+jobs:
+  cleanup_things: {schedule: "0 2 * * *", budget: 60 seconds, lock: "lock:cleanup:things"}
+"""

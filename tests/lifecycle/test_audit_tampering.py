@@ -12,6 +12,7 @@ from scripts.lifecycle import audit
 from tests.lifecycle.support import append_batches
 
 LENGTH = 5
+TABLES = ("audit_batches", "audit_head")
 COPY = (
     "INSERT INTO ops.audit_batches SELECT {}, gen_random_uuid(), occurred_at, actor, action, resource_type, reason,"
     " run_id, ARRAY['9'], metadata, seal FROM ops.audit_batches WHERE seq = {}"
@@ -23,12 +24,24 @@ ALTER = "UPDATE ops.audit_batches SET {} = {} WHERE seq = {}"
 
 @pytest.fixture
 def tamper(admin, db):
-    """A chain of five, and a connection that nothing hinders."""
+    """A chain of five, kept aside as it was written, and a connection that nothing hinders."""
     append_batches(db, LENGTH)
-    admin.execute("SET session_replication_role = replica")
+    admin.execute("SET session_replication_role = replica; CREATE SCHEMA written")
     admin.execute("ALTER TABLE ops.audit_batches DROP CONSTRAINT audit_batches_seq_check")
     admin.execute("ALTER TABLE ops.audit_batches DROP CONSTRAINT audit_batches_seq_key")
+    for table in TABLES:
+        admin.execute(f"CREATE TABLE written.{table} AS TABLE ops.{table}")
     return admin
+
+
+def put_back(admin):
+    for table in TABLES:
+        admin.execute(f"TRUNCATE ops.{table}; INSERT INTO ops.{table} TABLE written.{table}")
+
+
+def found(db):
+    """Return what an operator is told, without the batches' ids."""
+    return [re.sub(r" \([0-9a-f-]{36}\)", "", str(finding)) for finding in audit.verify(db).findings]
 
 
 ALTERED = {
@@ -45,17 +58,21 @@ ALTERED = {
 }
 
 
-@pytest.mark.parametrize("column", ALTERED)
-def test_a_column_that_was_altered_is_found_and_its_batch_named(db, tamper, column):
-    tamper.execute(ALTER.format(column, ALTERED[column], 3))
+def test_a_column_that_was_altered_is_found_and_its_batch_named(db, tamper):
+    for column, value in ALTERED.items():
+        put_back(tamper)
+        tamper.execute(ALTER.format(column, value, 3))
 
-    findings = audit.verify(db).findings
+        # The next batch's seal stands on this one's.
+        altered = [3, 4] if column == "seal" else [3]
+        assert found(db) == [f"batch {number} was altered" for number in altered], column
 
-    assert (findings[0].kind, findings[0].seq) == ("altered", 3)
+
+def test_the_finding_carries_the_batchs_id(db, tamper):
+    tamper.execute(ALTER.format("actor", "'operator:eve'", 3))
+
     (batch_id,) = tamper.execute("SELECT id::text FROM ops.audit_batches WHERE seq = 3").fetchone()
-    assert str(findings[0]) == f"batch 3 ({batch_id}) was altered"
-    # The next batch's seal stands on this one's.
-    assert [finding.seq for finding in findings] == ([3, 4] if column == "seal" else [3])
+    assert [str(finding) for finding in audit.verify(db).findings] == [f"batch 3 ({batch_id}) was altered"]
 
 
 TAMPERED = {
@@ -96,14 +113,12 @@ TAMPERED = {
 }
 
 
-@pytest.mark.parametrize("case", TAMPERED)
-def test_tampering_is_found_and_the_batch_named(db, tamper, case):
-    statement, expected = TAMPERED[case]
-    tamper.execute(statement)
+def test_tampering_is_found_and_the_batch_named(db, tamper):
+    for case, (statement, expected) in TAMPERED.items():
+        put_back(tamper)
+        tamper.execute(statement)
 
-    found = [re.sub(r" \([0-9a-f-]{36}\)", "", str(finding)) for finding in audit.verify(db).findings]
-
-    assert found == expected
+        assert found(db) == expected, case
 
 
 @pytest.mark.parametrize("page", [1, 3, 200])
@@ -131,10 +146,7 @@ STEP = st.one_of(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(steps=st.lists(STEP, max_size=4))
 def test_a_chain_verifies_only_while_it_is_what_was_written(db, tamper, steps):
-    tamper.execute("CREATE SCHEMA IF NOT EXISTS written")
-    for table in ("audit_batches", "audit_head"):
-        tamper.execute(f"CREATE TABLE IF NOT EXISTS written.{table} AS TABLE ops.{table}")
-        tamper.execute(f"TRUNCATE ops.{table}; INSERT INTO ops.{table} TABLE written.{table}")
+    put_back(tamper)
     for step in steps:
         tamper.execute(step)
     (same,) = tamper.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from psycopg import sql
 
 from tests.lifecycle.support import ago, left, policy, queue_items
 
@@ -22,29 +23,47 @@ CASES = [
 ]
 
 
+ROWS = {NULL: None, EMPTY: "", RED: "red", BLUE: "blue", QUOTED: 'it\'s \\ "odd", {%s}'}
+
+
+def fill(admin, table="things"):
+    admin.cursor().executemany(
+        sql.SQL("INSERT INTO {} (id, made_at, kind) VALUES (%s, %s, %s)").format(sql.Identifier(table)),
+        [(number, ago(days=31), kind) for number, kind in ROWS.items()],
+    )
+    return admin
+
+
 @pytest.fixture
 def kinds(things):
-    rows = {NULL: None, EMPTY: "", RED: "red", BLUE: "blue", QUOTED: 'it\'s \\ "odd", {%s}'}
-    things.cursor().executemany(
-        "INSERT INTO things (id, made_at, kind) VALUES (%s, %s, %s)",
-        [(number, ago(days=31), kind) for number, kind in rows.items()],
+    return fill(things)
+
+
+def run_cases(apply, admin, policy_of):
+    """Run a policy for each case, each on a table of its own, and return what is left of them."""
+    policies = {}
+    for number, (condition, _) in enumerate(CASES):
+        admin.execute(f"CREATE TABLE case_{number} (LIKE things INCLUDING ALL)")
+        fill(admin, f"case_{number}")
+        policies[f"case_{number}"] = policy(table=f"public.case_{number}", **policy_of(condition))
+    assert apply(policies).code == 0
+    return [(condition, set(left(admin, f"case_{number}"))) for number, (condition, _) in enumerate(CASES)]
+
+
+def test_a_rule_takes_what_its_condition_means(apply, things):
+    kept = run_cases(
+        apply,
+        things,
+        lambda condition: {"rules": {"old": {"when": {"kind": condition}, "anchor": "made_at", "keep": "30 days"}}},
     )
-    return things
+
+    assert kept == [(condition, ALL - meant) for condition, meant in CASES]
 
 
-@pytest.mark.parametrize(("condition", "meant"), CASES)
-def test_a_rule_takes_what_its_condition_means(apply, kinds, condition, meant):
-    rules = {"old": {"when": {"kind": condition}, "anchor": "made_at", "keep": "30 days"}}
+def test_an_exception_keeps_what_its_condition_means_and_nothing_more(apply, things):
+    kept = run_cases(apply, things, lambda condition: {"exceptions": {"spared": {"when": {"kind": condition}}}})
 
-    assert apply({"things": policy(rules=rules)}).code == 0
-    assert set(left(kinds)) == ALL - meant
-
-
-@pytest.mark.parametrize(("condition", "meant"), CASES)
-def test_an_exception_keeps_what_its_condition_means_and_nothing_more(apply, kinds, condition, meant):
-    apply({"things": policy(exceptions={"spared": {"when": {"kind": condition}}})})
-
-    assert set(left(kinds)) == meant
+    assert kept == CASES
 
 
 def test_several_columns_are_all_required(apply, kinds):
@@ -92,29 +111,32 @@ def test_a_permanent_row_is_one_whose_flag_is_true_not_one_whose_flag_is_unknown
     assert left(things) == [1]
 
 
-@pytest.mark.parametrize(
-    ("keep", "due_before"),
-    [
-        # AS_OF is 2026-01-31 02:00: a month before it is 31 December, two are 30 November, which has no 31st.
-        ("1 month", "2025-12-31 02:00"),
-        ("2 months", "2025-11-30 02:00"),
-        ("11 months", "2025-02-28 02:00"),
-        ("1 year", "2025-01-31 02:00"),
-        ("2 weeks", "2026-01-17 02:00"),
-        ("90 minutes", "2026-01-31 00:30"),
-        ("0 hours", "2026-01-31 02:00"),
-    ],
-)
-def test_months_and_years_are_calendar_ones(apply, things, keep, due_before):
-    things.execute(
-        "INSERT INTO things (id, made_at) SELECT n, (%s::timestamp AT TIME ZONE 'UTC') + make_interval(secs => n)"
-        " FROM generate_series(-1, 1) n",
-        (due_before,),
-    )
+PERIODS = {
+    # AS_OF is 2026-01-31 02:00: a month before it is 31 December, two are 30 November, which has no 31st.
+    "1 month": "2025-12-31 02:00",
+    "2 months": "2025-11-30 02:00",
+    "11 months": "2025-02-28 02:00",
+    "1 year": "2025-01-31 02:00",
+    "2 weeks": "2026-01-17 02:00",
+    "90 minutes": "2026-01-31 00:30",
+    "0 hours": "2026-01-31 02:00",
+}
 
-    apply({"things": policy(rules={"old": {"anchor": "made_at", "keep": keep}})})
 
-    assert left(things) == [0, 1]
+def test_months_and_years_are_calendar_ones(apply, things):
+    rules = {}
+    for number, (keep, due_before) in enumerate(PERIODS.items()):
+        rules[f"rule_{number}"] = {"when": {"kind": keep}, "anchor": "made_at", "keep": keep}
+        things.execute(
+            "INSERT INTO things (id, made_at, kind) SELECT 10 * %s + n, (%s::timestamp AT TIME ZONE 'UTC')"
+            " + make_interval(secs => n), %s FROM generate_series(-1, 1) n",
+            (number, due_before, keep),
+        )
+
+    apply({"things": policy(rules=rules)})
+
+    # Of each three, the one that is a second older is gone.
+    assert left(things) == [10 * number + n for number in range(len(PERIODS)) for n in (0, 1)]
 
 
 def test_a_leap_day_is_a_year_old_on_the_day_after_the_end_of_february(apply, things):

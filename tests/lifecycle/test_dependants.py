@@ -41,9 +41,8 @@ BOTH = pytest.mark.parametrize("family", ["CASCADE", "SET NULL", "RESTRICT"], in
 
 
 @BOTH
-@pytest.mark.parametrize("batch", ["1", "1000"])
-def test_declared_to_be_deleted_they_go_with_their_parent_and_are_audited(apply, family, batch):
-    run = apply({"things": declared("delete")}, "--batch-size", batch)
+def test_declared_to_be_deleted_they_go_with_their_parent_and_are_audited(apply, family):
+    run = apply({"things": declared("delete")}, "--batch-size", "3")
 
     assert (run.code, run.closing["records_deleted"], run.closing["records_remaining"]) == (0, 4, 0)
     assert (left(family), notes_left(family)) == ([99], [(0, None), (991, 99)])

@@ -39,7 +39,7 @@ def checksum(admin):
     return {name: admin.execute(query.format(sql.Identifier(*name))).fetchone()[0] for name in tables}
 
 
-@pytest.mark.parametrize("later", [timedelta(0), timedelta(hours=1), timedelta(hours=3), timedelta(days=3)])
+@pytest.mark.parametrize("later", [timedelta(hours=-1), timedelta(hours=2)])
 def test_it_predicts_what_the_real_run_at_the_same_moment_does(run_job, mixed, later):
     moment = (AS_OF + later).isoformat()
 

@@ -35,12 +35,11 @@ SCOPES = {
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("batch", ["1", "1000"])
-def test_a_hold_keeps_its_rows_and_the_others_go_and_after_its_release_they_go_too(run_job, answers, db, scope, batch):
+def test_a_hold_keeps_its_rows_and_the_others_go_and_after_its_release_they_go_too(run_job, answers, db, scope):
     where, kept = SCOPES[scope]
     hold = holds.place(db, **where, **BY)
 
-    dry, run = run_job("--dry-run"), run_job("--batch-size", batch)
+    dry, run = run_job("--dry-run"), run_job("--batch-size", "2")
 
     assert quiz_left(answers) == kept
     assert dry.closing["records_held"] == run.closing["records_held"] == len(kept)

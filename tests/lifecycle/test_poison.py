@@ -160,3 +160,21 @@ def test_a_trigger_that_silently_keeps_rows_does_not_make_a_green_run(apply, hun
     assert (run.closing["records_deleted"], run.closing["records_remaining"]) == (90, 10)
     assert len(audited(hundred)) == 90
     assert record(hundred)["status"] == "partial"
+
+
+@pytest.mark.parametrize("check", ["", "DEFERRABLE INITIALLY DEFERRED"])
+def test_a_reference_that_appears_while_its_row_goes_is_a_foreign_key_violation_by_name(apply, hundred, check):
+    hundred.execute(
+        "CREATE TABLE notes (id bigint PRIMARY KEY, thing bigint CONSTRAINT notes_of_things REFERENCES things"
+        f" ON DELETE NO ACTION {check}); CREATE INDEX ON notes (thing); GRANT SELECT ON notes TO lifecycle_jobs;"
+        "CREATE FUNCTION refer() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+        " $$ BEGIN INSERT INTO public.notes VALUES (1, OLD.id); RETURN OLD; END $$;"
+        "CREATE TRIGGER refer BEFORE DELETE ON things FOR EACH ROW WHEN (OLD.id = 17) EXECUTE FUNCTION refer()"
+    )
+
+    run = apply({"things": policy()})
+
+    assert (run.code, run.closing["records_deleted"]) == (4, 99)
+    assert (left(hundred), left(hundred, "notes")) == ([17], [])
+    facts = {"policy": "things", "sqlstate": "23503", "constraint": "notes_of_things", "table": "notes"}
+    assert queue_items(hundred, "item_type, resource_id, context") == [("foreign_key_violation", "17", facts)]
