@@ -12,6 +12,7 @@ from scripts.utils.settings import Settings
 
 # An operator's command has no line under jobs: in the policy file.
 COMMAND_SECONDS = 3600.0
+MAX_BATCH_ROWS = 100_000
 
 
 def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: JobSpec | None) -> Options:
@@ -40,7 +41,7 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
     if job.changes_data:
         parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
         parser.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
-        parser.add_argument("--batch-size", type=_positive, metavar="N", help="rows a batch")
+        parser.add_argument("--batch-size", type=_batch_rows, metavar="N", help="rows a batch")
         parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
         parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")
         parser.add_argument("--as-of", type=moment, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z")
@@ -59,6 +60,13 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         "--log-format", choices=["json", "console"], default=absent, help="default: console on a terminal"
     )
     parser.add_argument("--verbose", action="store_true", default=absent, help="every batch and detail")
+
+
+def _batch_rows(text: str) -> int:
+    rows = _positive(text)
+    if rows > MAX_BATCH_ROWS:
+        raise argparse.ArgumentTypeError(f"{rows} is more than {MAX_BATCH_ROWS}")
+    return rows
 
 
 def _positive(text: str) -> int:

@@ -18,7 +18,7 @@ from scripts.utils.db_utils import Database
 from scripts.utils.errors import ExitCode, Misconfigured, OpsError, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redis_lock import JobLock
-from scripts.utils.settings import Settings
+from scripts.utils.settings import Settings, handle
 from scripts.utils.terminal import Display
 
 
@@ -98,9 +98,13 @@ class Run:
 
     @property
     def operator(self) -> str:
-        """Who is at the shell: ``--operator``, else OPERATOR, else the login name."""
+        """Who is at the shell: ``--operator``, else OPERATOR, else the login name.
+
+        Raises:
+            Misconfigured: It is no handle; the audit must not hold an e-mail address.
+        """
         named: str | None = self.options.flags.operator
-        return named or self.settings.operator or getpass.getuser()
+        return checked_operator(named or self.settings.operator or getpass.getuser())
 
     @property
     def lock(self) -> JobLock:
@@ -148,6 +152,18 @@ class Run:
         """Record a policy that could not be looked at."""
         get_logger().error("policy_failed", policy=policy, stop_reason=error.stop_reason, error=str(error))
         self.results.append(PolicyResult(policy, "failed", error.stop_reason, error.exit_code, error=str(error)))
+
+
+def checked_operator(name: str) -> str:
+    """Return the name if it may stand in the audit.
+
+    Raises:
+        Misconfigured: It is an e-mail address, or has spaces.
+    """
+    try:
+        return handle(name)
+    except ValueError as error:
+        raise Misconfigured(f"--operator, OPERATOR or the login name {error}") from None
 
 
 def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: timedelta) -> SlaStatus:

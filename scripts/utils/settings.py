@@ -81,7 +81,8 @@ def _codes(value: object) -> object:
     return codes
 
 
-def _handle(value: str) -> str:
+def handle(value: str) -> str:
+    """Return an operator's handle, or raise ValueError."""
     # It stands in the audit, which is never changed and must not hold personal data.
     if "@" in value or any(character.isspace() for character in value):
         raise ValueError("must be a handle: no e-mail address, no spaces")
@@ -153,7 +154,7 @@ class Settings(BaseSettings):
     )
     mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, le=87_600, description="hours to resolve a low item")
 
-    operator: Annotated[str, AfterValidator(_handle)] | None = Field(
+    operator: Annotated[str, AfterValidator(handle)] | None = Field(
         None, alias="OPERATOR", description="handle of the person at the shell, for the audit"
     )
     exit_zero_for: Annotated[frozenset[int], NoDecode, BeforeValidator(_codes)] = Field(

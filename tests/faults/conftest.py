@@ -44,9 +44,7 @@ def start(environment):
 
     yield start
     for running in started:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
+        running.bury()
 
 
 @pytest.fixture

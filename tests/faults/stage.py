@@ -204,6 +204,14 @@ class Running:
         assert self.process.returncode == code, self.events
         return self.events[-1]
 
+    def bury(self):
+        """Leave nothing behind, also after a test that failed half-way."""
+        self.process.kill()
+        self.process.wait()
+        self._reader.join(5)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
     def kill(self):
         """SIGKILL, and wait until it is gone."""
         self.send(signal.SIGKILL)
