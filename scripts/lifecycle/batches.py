@@ -24,7 +24,9 @@ from scripts.utils.db_utils import Connection, Database, connection_lost, local_
 # Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
 _GATE_SECONDS = 10.0
 
-_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
+# Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
+# small window: it is told which path is meant.
+_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key()), set_config('enable_seqscan', 'off', true)")
 
 _MAY_RUN = sql.SQL("""
 may_run AS MATERIALIZED (

@@ -23,7 +23,7 @@ from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
-from scripts.utils.db_utils import Connection
+from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import (
     DatabaseUnavailable,
     ExitCode,
@@ -32,6 +32,7 @@ from scripts.utils.errors import (
     describe_database_error,
 )
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run, sla_status
 
 # From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
@@ -304,7 +305,12 @@ class _Purge:
         )
         self._run.results.append(result)
         try:
-            runs.close_run(self._run.database, run_id, result)
+            retry(
+                lambda: runs.close_run(self._run.database, run_id, result),
+                on=connection_lost,
+                attempts=4,
+                seconds=10.0,
+            )
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._log.error("run_record_not_closed", error=type(error).__name__)
 
