@@ -25,7 +25,7 @@ from redis.exceptions import AuthenticationError, LockError, RedisError
 from redis.lock import Lock
 from redis.retry import Retry
 
-from scripts.utils.db_utils import Database
+from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
 
@@ -217,16 +217,16 @@ class JobLock:
         return f"{self.name} is held by {who}{until}"
 
     def _take_lease(self) -> int:
+        if self.degraded:
+            # Before the gate is closed: whoever must not run shall not stop the batches of those who may.
+            with self._database.transaction(read_only=True) as link:
+                former, left_ms = self._lease_holder(link)
+            if former and left_ms > 0 and not former.is_dead():
+                raise self._lease_held(former, left_ms)
         with self._database.closing_gate() as link:
             # Exclusive: no batch of the former holder is under way when its token becomes old.
             link.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
-            row = link.execute(
-                'SELECT owner_run, owner_host, owner_pid, to_char(acquired_at, \'YYYY-MM-DD"T"HH24:MI:SS"Z"\'),'
-                " (1000 * (%s + extract(epoch FROM heartbeat_at - clock_timestamp())))::bigint"
-                " FROM ops.leases WHERE name = %s AND heartbeat_at IS NOT NULL",
-                (self._timeout, self.name),
-            ).fetchone()
-            former, left_ms = (Holder(*row[:4]), row[4]) if row else (None, 0)
+            former, left_ms = self._lease_holder(link)
             taken = link.execute(
                 "INSERT INTO ops.leases AS l"
                 " (name, fencing_token, owner_host, owner_pid, owner_run, acquired_at, heartbeat_at)"
@@ -247,11 +247,24 @@ class JobLock:
                 },
             ).fetchone()
         if taken is None:
-            raise LockHeld(
-                self._held_message(former, left_ms) + "; Redis is out of reach, so its lease must run out first"
-            )
+            raise self._lease_held(former, left_ms)
         token: int = taken[0]
         return token
+
+    def _lease_holder(self, link: Connection) -> tuple[Holder | None, int]:
+        """Return who holds the lease, and for how many milliseconds at most without a further heartbeat."""
+        row = link.execute(
+            'SELECT owner_run, owner_host, owner_pid, to_char(acquired_at, \'YYYY-MM-DD"T"HH24:MI:SS"Z"\'),'
+            " (1000 * (%s + extract(epoch FROM heartbeat_at - clock_timestamp())))::bigint"
+            " FROM ops.leases WHERE name = %s AND heartbeat_at IS NOT NULL",
+            (self._timeout, self.name),
+        ).fetchone()
+        return (Holder(*row[:4]), row[4]) if row else (None, 0)
+
+    def _lease_held(self, former: Holder | None, left_ms: int) -> LockHeld:
+        return LockHeld(
+            self._held_message(former, left_ms) + "; Redis is out of reach, so its lease must run out first"
+        )
 
     def _watch(self) -> None:
         renew_every = self._timeout / 3

@@ -34,6 +34,7 @@ def test_nothing_at_all_is_done():
         (errors.Misconfigured(""), 2),
         (errors.DatabaseRefused(""), 2),
         (errors.DatabaseUnavailable(""), 1),
+        (errors.GateBusy(""), 1),
         (errors.PolicyFailed("cap_exceeded", ""), 1),
         (errors.AuditBroken(""), 1),
         (errors.StoppedEarly("time_budget", ""), 3),
@@ -48,7 +49,15 @@ def test_an_error_says_which_code_it_leads_to(error, code):
 
 
 def test_what_the_error_hierarchy_knows_is_in_the_table_above():
-    named = {"Misconfigured", "DatabaseRefused", "DatabaseUnavailable", "PolicyFailed", "AuditBroken", "StoppedEarly"}
+    named = {
+        "Misconfigured",
+        "DatabaseRefused",
+        "DatabaseUnavailable",
+        "GateBusy",
+        "PolicyFailed",
+        "AuditBroken",
+        "StoppedEarly",
+    }
     known = {
         name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.OpsError)
     }
