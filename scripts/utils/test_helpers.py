@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 _HOST = "127.0.0.1"
 _CHUNK_BYTES = 65_536
 _REPLY_SECONDS = 10.0
+_TERMINATE = b"X\0\0\0\4"  # a client's last word: it waits for no answer
 
 
 class _Link:
@@ -166,7 +167,7 @@ class Proxy:
     def _from_client(self, link: _Link) -> None:
         for chunk in _chunks(link.client):
             with self._lock:
-                self.turns += link.server_spoke_last
+                self.turns += link.server_spoke_last and chunk != _TERMINATE
                 link.server_spoke_last = False
             found = self._pattern_in(link, chunk)
             if found is None:

@@ -126,7 +126,7 @@ def test_a_batch_added_between_is_found_whichever_of_the_two_is_read_first(db, t
     monkeypatch.setattr(audit, "_PAGE", page)
     tamper.execute(COPY.format(3, 3))
 
-    assert not audit.verify(db).intact
+    assert "batch 3 was added" in found(db)
 
 
 NUMBER = st.integers(1, LENGTH)
