@@ -59,6 +59,7 @@ _GRANTS = {
 }
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
+    "change": ("select", "update"),
     "set_null": ("select", "update"),
     "refuse": ("select",),
 }
@@ -186,7 +187,8 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
     wanted: list[tuple[str, str, str]] = []
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
-        wanted += _rights("delete", policy.table, policy.key)
+        for column in (policy.key, *policy.written):
+            wanted += _rights("delete" if policy.action == "delete" else "change", policy.table, column)
         for dependant in policy.dependants:
             wanted += _rights(dependant.action, dependant.table, dependant.column)
     return [
@@ -199,7 +201,10 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
 
 def _rights(action: str, table: str, column: str) -> list[tuple[str, str, str]]:
     schema = table.split(".", maxsplit=1)[0]
-    return [("usage", schema, ""), *((right, table, column) for right in _RIGHTS_OF_ACTION[action])]
+    return [
+        ("usage", schema, ""),
+        *((right, table, column if right == "update" else "") for right in _RIGHTS_OF_ACTION[action]),
+    ]
 
 
 def _state(migration: Migration, ledger: dict[tuple[str, str], str]) -> str:

@@ -13,41 +13,51 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import Cursor, sql
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.policies import table_identifier
+from scripts.lifecycle.gated import MAY_RUN, Context, GatedTransaction, Statement
+from scripts.lifecycle.policies import SoftDelete, table_identifier
 from scripts.lifecycle.selection import Reach, Selection
 from scripts.lifecycle.windows import Window
-from scripts.utils.db_utils import Connection, Database, connection_lost, local_settings
+from scripts.utils.db_utils import Connection, Database, connection_lost
 
-# Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
-_GATE_SECONDS = 10.0
-
-# Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
-# small window: it is told which path is meant.
-_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key()), set_config('enable_seqscan', 'off', true)")
-
-_MAY_RUN = sql.SQL("""
-may_run AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
-           EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
-)
-""")
-
-_DELETE = sql.SQL("""
-WITH {may_run}, gone AS (
+_DELETE = sql.SQL("""gone AS (
     DELETE FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
     RETURNING t.{key}::text AS key, {rule} AS rule
-), audited AS (
+)""")
+
+# The rule is worked out before the row changes: it may look at the very columns that mark it.
+_SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
+    SELECT t.{key} AS id, t.{key}::text AS key, {rule} AS rule FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE
+), gone AS (
+    UPDATE {table} t SET {marks} FROM chosen c WHERE t.{key} = c.id RETURNING c.key, c.rule
+)""")
+
+_AUDITED = sql.SQL("""
+WITH {may_run}, {gone}, audited AS (
     SELECT rule, count(*) AS rows,
-           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete', %(table_name)s,
+           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
       FROM gone GROUP BY rule
 )
 SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
   FROM may_run
+""")
+
+# What the blobs' removal then carries out. An intent that is open already stands for the same.
+_INTEND = sql.SQL("""
+WITH {may_run}, written AS (
+    INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, run_id)
+    SELECT %(policy)s, {rule}, %(table_name)s, t.{key}::text, t.{blob}, {person}, %(run_id)s
+      FROM {table} t WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+        ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
+    RETURNING id
+)
+SELECT owned, stopped, (SELECT count(*) FROM written) FROM may_run
 """)
 
 # A child that is being added while its parent goes: the DELETE would wait for it, then not look again, and the foreign
@@ -70,16 +80,6 @@ SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %
 
 
 @dataclass(frozen=True)
-class Context:
-    """What stays the same for every batch of a run."""
-
-    lease: str
-    fencing_token: int
-    script: str
-    run_id: UUID
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a batch found and did."""
 
@@ -98,10 +98,6 @@ class Ambiguous(Exception):
         self.entry_ids = entry_ids
 
 
-class GateClosed(Exception):
-    """Somebody has been closing the gate for too long: a hold, a stop or a lease in a transaction left open."""
-
-
 class BatchWriter:
     """Composes a policy's batches once and runs them."""
 
@@ -114,17 +110,12 @@ class BatchWriter:
         self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
         self._selection = selection
         self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
-        self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
-        _, self._in_the_batch = local_settings(
-            lock_timeout=policy.batch.lock_timeout.total_seconds(),
-            statement_timeout=policy.batch.statement_timeout.total_seconds(),
-        )
-        self._constants: dict[str, Any] = selection.parameters | {
-            "lease": context.lease,
-            "fencing_token": context.fencing_token,
-            "script": context.script,
-            "actor": f"system:{context.script}",
-            "run_id": context.run_id,
+        self._gated = GatedTransaction(policy)
+        self._constants: dict[str, Any] = {
+            **selection.parameters,
+            **context.parameters(),
+            "policy": policy.name,
+            "action": policy.action,
             "reason_prefix": policy.reason(""),
             "facts": Jsonb({rule: {"due_before": moment.isoformat()} for rule, moment in selection.due_before.items()}),
         }
@@ -184,29 +175,13 @@ class BatchWriter:
         question: tuple[sql.Composed, dict[str, Any]] | None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
     ) -> Outcome:
-        *before, delete = self._statements(connection, window.clause, skip_locked=skip_locked)
-        passed: Cursor[Any] | None = None
-        try:
-            with connection.pipeline():
-                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-                connection.execute(self._set, self._at_the_gate)
-                passed = connection.execute(_GATE)
-                connection.execute(self._set, self._in_the_batch)
-                for statement in before:
-                    connection.execute(statement, parameters)
-                result = connection.execute(delete, parameters)
-                asked = connection.execute(*question) if question else None
-                if heartbeat:
-                    connection.execute(*heartbeat)
-                connection.execute("COMMIT")
-            owned, stopped, deleted = result.fetchone() or (False, False, 0)
-            return Outcome(owned, stopped, deleted, asked.fetchone() if asked else None)
-        except BaseException as error:
-            if not connection.closed:
-                connection.rollback()
-            if isinstance(error, psycopg.errors.LockNotAvailable) and passed is not None and passed.pgresult is None:
-                raise GateClosed from error
-            raise
+        composed = self._statements(connection, window.clause, skip_locked=skip_locked)
+        statements: list[Statement] = [(statement, parameters) for statement in composed]
+        statements += [extra for extra in (question, heartbeat) if extra]
+        cursors = self._gated.send(connection, statements)
+        owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
+        answer = cursors[len(composed)].fetchone() if question else None
+        return Outcome(owned, stopped, deleted, answer)
 
     def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
         """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""
@@ -234,14 +209,22 @@ class BatchWriter:
             rows = sql.SQL(
                 "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
             ).format(selection.table, rows, removable)
-        return _DELETE.format(
-            may_run=_MAY_RUN,
-            table=selection.table,
-            rows=rows,
-            removable=removable,
-            key=selection.key,
-            rule=selection.rule_name,
-        )
+        names = {
+            "table": selection.table,
+            "rows": rows,
+            "removable": removable,
+            "key": selection.key,
+            "rule": selection.rule_name,
+        }
+        policy = selection.policy
+        if policy.blob:
+            person = sql.SQL("t.{}::text").format(sql.Identifier(policy.person)) if policy.person else sql.SQL("NULL")
+            return _INTEND.format(may_run=MAY_RUN, blob=sql.Identifier(policy.blob.column), person=person, **names)
+        if policy.soft_delete:
+            gone = _SOFT_DELETE.format(marks=_marks(selection, policy.soft_delete), **names)
+        else:
+            gone = _DELETE.format(**names)
+        return _AUDITED.format(may_run=MAY_RUN, gone=gone)
 
     @property
     def _removable(self) -> sql.Composed:
@@ -266,7 +249,7 @@ class BatchWriter:
             nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in foreign_key.columns)
             change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
         return _DEPENDANTS.format(
-            may_run=_MAY_RUN,
+            may_run=MAY_RUN,
             referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
             table=selection.table,
             rows=rows,
@@ -294,3 +277,10 @@ class BatchWriter:
                 (self._selection.policy.table, entry_ids),
             ).fetchone()
         return int(row[0] or 0) if row else None
+
+
+def _marks(selection: Selection, columns: SoftDelete) -> sql.Composed:
+    moment = sql.SQL("{} = {}").format(sql.Identifier(columns.deleted_at), selection.now(columns.deleted_at))
+    if columns.flag is None:
+        return moment
+    return sql.SQL("{} = true, {}").format(sql.Identifier(columns.flag), moment)

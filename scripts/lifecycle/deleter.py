@@ -16,7 +16,9 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle.batches import Ambiguous, BatchWriter, Context, GateClosed, Outcome
+from scripts.lifecycle import runs
+from scripts.lifecycle.batches import Ambiguous, BatchWriter, Outcome
+from scripts.lifecycle.gated import Context, GateClosed
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import Path, Window, chosen_keys
@@ -48,18 +50,16 @@ class Deleter:
     Args:
         run: The run; it holds the job's lock.
         selection: What is to go.
-        run_id: The run record's id.
+        context: Lease and run record.
     """
 
-    def __init__(self, run: Run, selection: Selection, run_id: UUID) -> None:
+    def __init__(self, run: Run, selection: Selection, context: Context) -> None:
         self._run = run
         self._selection = selection
         self._policy = selection.policy
-        self._run_id = run_id
+        self._context = context
         self._log = get_logger().bind(policy=self._policy.name)
-        self._writer = BatchWriter(
-            run.database, selection, Context(run.lock.name, run.lock.fencing_token, run.script, run_id)
-        )
+        self._writer = BatchWriter(run.database, selection, context)
         self._breaker = CircuitBreaker(
             f"locks of {self._policy.table}",
             failure_limit=Fraction(4, 5),
@@ -67,8 +67,10 @@ class Deleter:
         )
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._heartbeat_at = self._progress_at = time.monotonic()
+        self._counted = "blobs_intended" if self._policy.blob else "records_deleted"
         self.batch_rows = run.options.batch_size or self._policy.batch.rows
         self.deleted = 0
+        """Rows that are gone; of blobs, intents written."""
         self.batches = 0
         self.queued = 0
         self.poison: list[str] = []
@@ -111,7 +113,8 @@ class Deleter:
         return self.batch_rows if limit is None else max(1, min(self.batch_rows, limit - self.deleted))
 
     def _tell(self, outcome: Outcome, seconds: float) -> None:
-        self._run.advance(self._policy.name, self.deleted)
+        if not self._policy.blob:
+            self._run.advance(self._policy.name, self.deleted)
         say = self._log.debug
         if time.monotonic() - self._progress_at >= PROGRESS_SECONDS:
             self._progress_at = time.monotonic()
@@ -119,9 +122,8 @@ class Deleter:
         say(
             "batch_completed",
             batch=self.batches,
-            records_deleted=outcome.deleted,
-            records_deleted_so_far=self.deleted,
             duration_seconds=round(seconds, 4),
+            **{self._counted: outcome.deleted, f"{self._counted}_so_far": self.deleted},
         )
 
     def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
@@ -226,21 +228,12 @@ class Deleter:
         if time.monotonic() - self._heartbeat_at < self._heartbeat_every:
             return None
         self._heartbeat_at = time.monotonic()
-        lock = self._run.lock
-        return (
-            sql.SQL(
-                "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
-                " WHERE name = %(lease)s AND fencing_token = %(token)s)"
-                " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(deleted)s,"
-                " batches = %(batches)s WHERE id = %(run_id)s"
-            ).format(),
-            {
-                "lease": lock.name,
-                "token": lock.fencing_token,
-                "deleted": self.deleted,
-                "batches": self.batches,
-                "run_id": self._run_id,
-            },
+        return runs.heartbeat(
+            self._context.run_id,
+            lease=self._context.lease,
+            fencing_token=self._context.fencing_token,
+            records=0 if self._policy.blob else self.deleted,
+            batches=self.batches,
         )
 
     def _keys(self, window: Window) -> list[str]:

@@ -187,6 +187,32 @@ class Overdue(_Model):
         return self
 
 
+class SoftDelete(_Model):
+    """The columns that mark a row as deleted; a second policy deletes it for good, anchored at ``deleted_at``."""
+
+    flag: Column | None = None
+    """Set to true, where the table has such a column."""
+    deleted_at: Column
+
+
+class Blob(_Model):
+    """The blob that a row names, and what becomes of the row once it is gone."""
+
+    column: Column
+    """Holds the blob's URL or pathname."""
+    deleted_at: Column | None
+    """Set to the moment (UTC) when the blob was gone."""
+    cleared: str | None = None
+    """What the column holds afterwards: null, or a text where it may not be null."""
+    prefix: str = Field(min_length=1)
+    """Only blobs whose pathname starts with this are the policy's; nothing else in the store is touched."""
+    orphans: PeriodField
+    """How long a blob that no row names is kept after its upload."""
+    item_type: Name
+    """What a blob that cannot be deleted is on the manual-resolution queue."""
+    priority: Literal["critical", "high", "medium", "low"]
+
+
 class Policy(_Model):
     """What is kept how long, why, and how it goes."""
 
@@ -195,7 +221,9 @@ class Policy(_Model):
     table: Table
     key: Column
     person: Column | None
-    action: Literal["delete"]
+    action: Literal["delete", "soft_delete", "delete_blob"]
+    soft_delete: SoftDelete | None = None
+    blob: Blob | None = None
     rules: dict[Name, Rule] = Field(min_length=1)
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
@@ -206,6 +234,25 @@ class Policy(_Model):
     max_poison: int = Field(ge=0)
     batch: Batch
     overdue: Overdue
+
+    @model_validator(mode="after")
+    def _says_what_its_action_needs(self) -> Policy:
+        for action, section in (("soft_delete", self.soft_delete), ("delete_blob", self.blob)):
+            name = action.removeprefix("delete_")
+            if (self.action == action) != (section is not None):
+                raise ValueError(f"action {action} and the section {name} belong together")
+        if self.action != "delete" and self.dependants:
+            raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
+        return self
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The columns that the action itself changes."""
+        if self.soft_delete:
+            return tuple(filter(None, (self.soft_delete.flag, self.soft_delete.deleted_at)))
+        if self.blob:
+            return tuple(filter(None, (self.blob.column, self.blob.deleted_at)))
+        return ()
 
     def reason(self, rule: str) -> str:
         """Return the audit's reason code for a row that went by this rule."""

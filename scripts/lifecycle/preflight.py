@@ -29,6 +29,9 @@ SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) 
        row_security_active(c.oid) AS row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
        has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'DELETE') AS may_delete,
        has_any_column_privilege(c.oid, 'UPDATE') AS may_lock,
+       (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
+         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+           AND NOT has_column_privilege(c.oid, a.attnum, 'UPDATE')) AS may_not_update,
        current_setting('server_version_num')::int AS server_version
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
 """
@@ -115,7 +118,8 @@ class _Preflight:
     def run(self, cutoff: datetime) -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
-        reaches, refusing = self._foreign_keys(table["oid"])
+        # A row that stays keeps whatever refers to it.
+        reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.action == "delete" else ([], [])
         if self._problems:
             raise self._failure()
         return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
@@ -146,7 +150,7 @@ class _Preflight:
             self._problems.append(
                 f"no right to USAGE of the schema of {name}: run backend/migrate.py --grants with this policy file"
             )
-        for right in ("select", "delete"):
+        for right in ("select", "delete") if self._policy.action == "delete" else ("select",):
             if not table[f"may_{right}"]:
                 self._problems.append(
                     f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
@@ -166,7 +170,7 @@ class _Preflight:
         }
         anchors = {rule.anchor for rule in policy.rules.values()}
         anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
-        named = {policy.key, *anchors, *([policy.person] if policy.person else [])}
+        named = {policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
         for column in sorted(named - found.keys()):
@@ -178,7 +182,30 @@ class _Preflight:
                 self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
         if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
             self._problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
+        self._written(table, found)
         return {name: row["type"] for name, row in found.items()}
+
+    def _written(self, table: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
+        """Check the columns that the action changes."""
+        policy = self._policy
+        for column in sorted(set(policy.written) & set(table["may_not_update"])):
+            self._problems.append(
+                f"no right to UPDATE {policy.table}.{column}: run backend/migrate.py --grants with this policy file"
+            )
+        section = policy.soft_delete or policy.blob
+        if section and section.deleted_at in found and found[section.deleted_at]["type"] not in ANCHOR_TYPES:
+            self._problems.append(f"{policy.table}.{section.deleted_at} is not a date or timestamp")
+        flag = policy.soft_delete.flag if policy.soft_delete else None
+        if flag in found and found[flag]["type"] != "boolean":
+            self._problems.append(f"{policy.table}.{flag} is not a boolean")
+        if policy.blob is None or policy.blob.column not in found:
+            return
+        blob = found[policy.blob.column]
+        if blob["attnotnull"] and policy.blob.cleared is None:
+            self._problems.append(f"{policy.table}.{policy.blob.column} may not be null: say blob.cleared, such as ''")
+        if not blob["indexed"]:
+            what = "whether another row names a blob is asked for each"
+            self._slow(table["bytes"], f"{policy.table}.{policy.blob.column} has no index, and {what}")
 
     def _foreign_keys(self, oid: int) -> tuple[list[Reach], list[ForeignKey]]:
         declared = {(d.table, d.column): d for d in self._policy.dependants}

@@ -15,14 +15,17 @@ import psycopg
 from psycopg import sql
 
 from scripts.lifecycle import queue, runs
+from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
+from scripts.lifecycle.gated import Context
 from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.preflight import Cleared, check_access_path, preflight
 from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
+from scripts.utils.blob_client import store_of
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import (
     DatabaseUnavailable,
@@ -39,8 +42,6 @@ from scripts.utils.run import Run, sla_status
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
 SURVEY_SECONDS = 1800.0
-# The queue item of a policy whose rows other tables still refer to.
-REFERENCED = "foreign_key_violation"
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,11 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
+        Misconfigured: The policy is about blobs and there is no token.
     """
     rules = run.policies.policies[policy]
+    if rules.blob:
+        store_of(run.settings)
     if run.options.dry_run:
         _predict(run, rules)
     else:
@@ -79,7 +83,7 @@ def _predict(run: Run, policy: Policy) -> None:
                 for name, exception in policy.exceptions.items()
                 if exception.queue
             )
-            if found.referenced and not queue.is_open(connection, REFERENCED, policy.table, policy.name):
+            if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
                 to_queue += 1
     except PolicyFailed as error:
         run.fail(policy.name, error)
@@ -110,6 +114,8 @@ def _predict(run: Run, policy: Policy) -> None:
 def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
     """Check the policy against the database, and count."""
     cleared = preflight(connection, policy, run.cutoff)
+    if policy.blob:
+        cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
     found = survey(connection, cleared.selection)
     if found.unnameable:
         whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
@@ -132,6 +138,7 @@ class _Purge:
         self._residue: Survey | None = None
         self._batches = 0
         self._queued = 0
+        self._unknown = 0
 
     def carry_out(self) -> None:
         """Run the policy from its record's first line to its last."""
@@ -180,11 +187,15 @@ class _Purge:
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
-        with closing(Deleter(self._run, cleared.selection, run_id)) as deleter:
+        context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, run_id)
+        with closing(Deleter(self._run, cleared.selection, context)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
+                if self._policy.blob:
+                    self._remove_blobs(deleter, cleared, context)
+                self._finish(deleter, cleared)
             finally:
-                self._batches = deleter.batches
+                self._batches += deleter.batches
                 self._queued += deleter.queued
         self._queued += self._queue_excepted(cleared)
         return self._judge(deleter)
@@ -201,9 +212,23 @@ class _Purge:
         )
         for path in paths:
             deleter.follow(path)
+
+    def _remove_blobs(self, deleter: Deleter, cleared: Cleared, context: Context) -> None:
+        with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
+            try:
+                removal.drain()
+            finally:
+                self._batches += removal.rounds
+                self._queued += removal.queued
+                self._unknown = removal.unknown
+                deleter.poison += removal.failed
+                deleter.locked |= removal.locked > 0
+
+    def _finish(self, deleter: Deleter, cleared: Cleared) -> None:
         residue = self._survey(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
-        if residue.removable > len(deleter.poison) and not deleter.limit_reached:
+        left = residue.removable > len(deleter.poison) and not deleter.limit_reached
+        if left and not self._policy.blob:
             for path in _walks(cleared.selection):
                 deleter.follow(path)
             residue = self._survey(cleared.selection)
@@ -219,15 +244,18 @@ class _Purge:
         if deleter.locked:
             message = f"{left} due rows stayed locked by other sessions"
             return Ending("partial", "rows_locked", ExitCode.STOPPED_EARLY, message)
+        if self._unknown:
+            message = f"the store did not say what became of {self._unknown} blobs: the next run asks for them again"
+            return Ending("partial", "blobs_unknown", ExitCode.STOPPED_EARLY, message)
         message = f"{left} due rows are still there although nothing refused them: look for a trigger that keeps them"
         return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, message)
 
     def _queue_referenced(self, selection: Selection, found: Survey) -> int:
         item = queue.Item(
-            item_type=REFERENCED,
+            item_type=_referenced_type(self._policy),
             resource_type=self._policy.table,
             priority="medium",
-            reason="rows past their date are still referred to by other tables",
+            reason="something else still needs what is past its date",
             raised_by=f"system:{self._run.script}",
             context={
                 "policy": self._policy.name,
@@ -313,6 +341,11 @@ class _Purge:
             )
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._log.error("run_record_not_closed", error=type(error).__name__)
+
+
+def _referenced_type(policy: Policy) -> str:
+    """Return the queue item of a policy whose due rows something else still needs: other tables, or other rows."""
+    return "retention_exception" if policy.blob else "foreign_key_violation"
 
 
 def _sweep(cleared: Cleared) -> Sweep:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid4
 
 from psycopg import sql
@@ -36,7 +37,7 @@ def abandon_dead_runs(connection: Connection, script: str) -> int:
     return connection.execute(
         "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
         " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
-        " WHERE b.run_id = r.id AND b.action = 'delete')"
+        " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob'))"
         " WHERE script = %s AND status = 'running'",
         (script,),
     ).rowcount
@@ -74,6 +75,25 @@ def open_run(
         ),
     )
     return run_id
+
+
+def heartbeat(
+    run_id: UUID, *, lease: str, fencing_token: int, records: int, batches: int
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """Return the statement that shows a run to be alive, on its record and on its lease."""
+    statement = sql.SQL(
+        "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
+        " WHERE name = %(lease)s AND fencing_token = %(token)s)"
+        " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(records)s,"
+        " batches = %(batches)s WHERE id = %(run_id)s"
+    ).format()
+    return statement, {
+        "lease": lease,
+        "token": fencing_token,
+        "records": records,
+        "batches": batches,
+        "run_id": run_id,
+    }
 
 
 def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:

@@ -94,7 +94,8 @@ class Selection:
         self.reaches = tuple(reaches)
         self.refusing = tuple(refusing)
         self._types = column_types
-        self.parameters: dict[str, Any] = {"table_name": policy.table}
+        # blob_store is the store's id: a URL and a pathname may name the same blob.
+        self.parameters: dict[str, Any] = {"table_name": policy.table, "blob_store": ""}
         self.due_before: dict[str, datetime] = {}
         for name, rule in policy.rules.items():
             moment = rule.keep.before(cutoff)
@@ -109,6 +110,10 @@ class Selection:
     def moment(self, column: str, parameter: str) -> sql.Composed:
         """Return a time-zone aware parameter as a value of the column's type; naive columns hold UTC."""
         return sql.SQL(_CASTS[self._types[column]]).format(sql.Placeholder(parameter))
+
+    def now(self, column: str) -> sql.Composed:
+        """Return the database's now as a value of the column's type."""
+        return sql.SQL(_CASTS[self._types[column]]).format(sql.SQL("now()"))
 
     def instant(self, column: str) -> sql.Composed:
         """Return a column of the table as a moment in time."""
@@ -155,7 +160,27 @@ class Selection:
             for name, exception in self.policy.exceptions.items()
         ]
         either = sql.SQL(" OR ").join(rules) if rules else sql.SQL("false")
-        return sql.SQL(" AND ").join([sql.SQL("({})").format(either), *excepted])
+        return sql.SQL(" AND ").join([sql.SQL("({})").format(either), *self._not_done, *excepted])
+
+    @property
+    def _not_done(self) -> list[sql.Composed]:
+        """What tells a row that the action has yet to change from one that it has changed."""
+        policy = self.policy
+        if policy.soft_delete:
+            return [sql.SQL("t.{} IS NULL").format(sql.Identifier(policy.soft_delete.deleted_at))]
+        if policy.blob:
+            return [self.names_blob("t")]
+        return []
+
+    def names_blob(self, alias: str) -> sql.Composed:
+        """Return SQL that is true where a row still names a blob."""
+        blob = self.policy.blob
+        if blob is None:
+            raise ValueError(f"policy {self.policy.name} has no blobs")
+        column = sql.Identifier(alias, blob.column)
+        if blob.cleared is None:
+            return sql.SQL("{} IS NOT NULL").format(column)
+        return sql.SQL("{} <> {}").format(column, sql.Literal(blob.cleared))
 
     @property
     def rule_name(self) -> sql.Composed:
@@ -209,7 +234,18 @@ class Selection:
             )
             for foreign_key in self.refusing
         ]
+        if self.policy.blob:
+            needs.append(self._shared(self.policy.blob.column))
         return sql.SQL("({})").format(sql.SQL(" OR ").join(needs)) if needs else sql.SQL("false").format()
+
+    def _shared(self, column: str) -> sql.Composed:
+        """Rows whose blob is also named by a row that is not due, or is held."""
+        return sql.SQL(
+            "EXISTS (SELECT FROM (SELECT t.{column} AS blob FROM {table} t WHERE {names}"
+            " AND NOT ({due} AND NOT {held})) other WHERE other.blob = ANY(ops.blob_names(t.{column}, %(blob_store)s)))"
+        ).format(
+            column=sql.Identifier(column), table=self.table, names=self.names_blob("t"), due=self.due, held=self.held
+        )
 
     @property
     def nameable(self) -> sql.Composed:

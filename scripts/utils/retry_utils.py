@@ -6,6 +6,7 @@ retried is a connect or a call, never a whole job.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from fractions import Fraction
@@ -27,6 +28,8 @@ def retry(
     seconds: float,
     longest_wait: float = 10.0,
     before_wait: Callable[[int, BaseException], None] | None = None,
+    asked_wait: Callable[[BaseException], float | None] = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Result:
     """Call until it succeeds, fails for good, or a bound is met.
 
@@ -37,6 +40,8 @@ def retry(
         seconds: No further attempt begins later than this after the first.
         longest_wait: Upper bound of one wait, in seconds; waits grow exponentially and have full jitter.
         before_wait: Told the number of the failed attempt and its exception.
+        asked_wait: Returns the seconds that the other side asked for (``Retry-After``); None: it did not.
+        sleep: Waits; may raise to give up.
 
     Returns:
         What the call returned.
@@ -49,10 +54,18 @@ def retry(
         if before_wait and state.outcome and (error := state.outcome.exception()):
             before_wait(state.attempt_number, error)
 
+    jittered = tenacity.wait_random_exponential(multiplier=0.2, max=longest_wait)
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = asked_wait(error) if error else None
+        return jittered(state) if asked is None else asked
+
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(on),
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_before_delay(seconds),
-        wait=tenacity.wait_random_exponential(multiplier=0.2, max=longest_wait),
+        wait=wait,
+        sleep=sleep,
         before_sleep=tell,
         reraise=True,
     )

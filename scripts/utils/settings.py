@@ -5,6 +5,7 @@ What is wrong is reported all at once, by name and without the value: a mistyped
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -15,6 +16,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scripts.utils.errors import Misconfigured
+
+_BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
+_PSEUDONYM_KEY = re.compile(r"[a-z0-9]{1,16}:(?:[0-9a-f]{2}){32,}")
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -55,6 +59,31 @@ def _sentry_dsn(value: SecretStr) -> SecretStr:
         usable = False
     if not usable:
         raise ValueError("must be a Sentry DSN: https://key@host/project-number")
+    return value
+
+
+def _blob_token(value: SecretStr) -> SecretStr:
+    if not _BLOB_TOKEN.fullmatch(value.get_secret_value()):
+        raise ValueError("must be a read-write token of Vercel Blob: vercel_blob_rw_<store id>_<secret>")
+    return value
+
+
+def _blob_api_url(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
+        usable = parts.scheme == "https" or (parts.scheme == "http" and loopback)
+        usable = usable and bool(parts.hostname) and parts.port != 0 and not parts.username
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be an https URL; http only on this machine, since the token travels with every call")
+    return value
+
+
+def _pseudonym_key(value: SecretStr) -> SecretStr:
+    if not _PSEUDONYM_KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("must be a key's id, a colon and at least 64 hexadecimal digits: k1:$(openssl rand -hex 32)")
     return value
 
 
@@ -108,8 +137,29 @@ class Settings(BaseSettings):
         300, alias="REDIS_LOCK_TIMEOUT", ge=5, le=86_400, description="seconds after which an unrenewed lock ends"
     )
 
-    blob_read_write_token: SecretStr | None = Field(
+    blob_read_write_token: Annotated[SecretStr, AfterValidator(_blob_token)] | None = Field(
         None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; only for cleanup_pdfs"
+    )
+    vercel_blob_api_url: Annotated[str, AfterValidator(_blob_api_url)] = Field(
+        "https://vercel.com/api/blob", alias="VERCEL_BLOB_API_URL", description="the API, as its own clients name it"
+    )
+    blob_rate_limit_per_minute: int = Field(
+        900,
+        alias="BLOB_RATE_LIMIT_PER_MINUTE",
+        ge=1,
+        le=1_000_000,
+        description="blobs deleted in any 60 seconds, all processes together",
+    )
+    blob_batch_size: int = Field(100, alias="BLOB_BATCH_SIZE", ge=1, le=1000, description="blobs a call")
+    blob_concurrency: int = Field(4, alias="BLOB_CONCURRENCY", ge=1, le=32, description="calls at once")
+    blob_timeout_seconds: int = Field(
+        20, alias="BLOB_TIMEOUT_SECONDS", ge=1, le=300, description="seconds that a call may take"
+    )
+
+    audit_pseudonym_key: Annotated[SecretStr, AfterValidator(_pseudonym_key)] | None = Field(
+        None,
+        alias="AUDIT_PSEUDONYM_KEY",
+        description="key for what the audit must name without saying it: id, colon, 64 hexadecimal digits",
     )
 
     sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from backend.blob_server import BlobServer
 from scripts.utils.test_helpers import script_environment
+from tests.cleanup.plans import Plans
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
+PDF_SCRIPT = ROOT / "scripts" / "cleanup" / "cleanup_pdfs.py"
 
 
 class Done:
@@ -43,12 +46,12 @@ def environment(database, redis_url):
 
 @pytest.fixture
 def call(tmp_path):
-    """A function that runs the script in an environment with nothing else in it."""
+    """A function that runs a script in an environment with nothing else in it."""
 
-    def run(*arguments, env):
+    def run(*arguments, env, script=SCRIPT):
         return Done(
             subprocess.run(
-                [sys.executable, SCRIPT, *arguments],
+                [sys.executable, script, *arguments],
                 cwd=tmp_path,
                 env=script_environment(env),
                 stdin=subprocess.DEVNULL,
@@ -66,3 +69,28 @@ def call(tmp_path):
 def run(call, environment):
     """A function that runs the script with its servers; settings are given by name."""
     return lambda *arguments, **settings: call(*arguments, env=environment | settings)
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    """A local server of Vercel Blob's protocol over a folder."""
+    with BlobServer(tmp_path / "store") as server:
+        yield server
+
+
+@pytest.fixture
+def plans(database, blobs):
+    """Meal plans, and what became of them."""
+    return Plans(database, blobs)
+
+
+@pytest.fixture
+def pdf_environment(environment, blobs):
+    """What cleanup_pdfs must be told."""
+    return environment | blobs.settings() | {"BLOB_RATE_LIMIT_PER_MINUTE": "100000"}
+
+
+@pytest.fixture
+def run_pdfs(call, pdf_environment):
+    """A function that runs cleanup_pdfs."""
+    return lambda *arguments, **settings: call(*arguments, env=pdf_environment | settings, script=PDF_SCRIPT)

@@ -1,0 +1,26 @@
+#!/usr/bin/env python3
+"""Delete e-mail blacklist entries that have expired.
+
+Permanent entries are never touched.
+
+Policy: email_blacklist · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle.purge import purge
+from scripts.utils.script_template import Job, Run, main
+
+
+def work(run: Run) -> None:
+    """Delete what has expired."""
+    purge(run, policy="email_blacklist")
+
+
+JOB = Job("cleanup_blacklist", work, "Delete e-mail blacklist entries that have expired.")
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,31 @@
+#!/usr/bin/env python3
+"""Delete magic-link tokens that have expired.
+
+Used or not. Where the policy file has magic_link_tokens_soft, they are marked as deleted first and go later.
+
+Policies: magic_link_tokens_soft (optional), magic_link_tokens · Schedule and budget: retention_policies.yaml, jobs
+Runbook: scripts/cleanup/README.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle.purge import purge
+from scripts.utils.script_template import Job, Run, main
+
+SOFT = "magic_link_tokens_soft"
+
+
+def work(run: Run) -> None:
+    """Delete what has expired."""
+    if SOFT in run.policies.policies:
+        purge(run, policy=SOFT)
+    purge(run, policy="magic_link_tokens")
+
+
+JOB = Job("cleanup_magic_links", work, "Delete magic-link tokens that have expired.")
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,217 @@
+"""The ledger of blobs that are to go: ops.blob_deletions.
+
+Its states: ``pending`` (written in the batch that chose the row) becomes ``sending`` (about to be named to the store;
+hold, period and other rows were looked at again, under the gate) or ``cancelled`` (one of them keeps the blob);
+``sending`` becomes ``confirmed`` (the store said that it is gone) or ``failed`` (it would not; a person has it now).
+Whatever a crash left ``pending`` or ``sending`` is taken up by the next run: naming a blob twice does no harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransaction, Statement
+from scripts.lifecycle.policies import Blob
+from scripts.lifecycle.selection import Selection
+from scripts.utils.db_utils import Database, connection_lost, is_deadlock
+from scripts.utils.errors import StoppedEarly
+from scripts.utils.retry_utils import retry
+
+ORPHANED = "orphaned"
+
+_CLAIM = sql.SQL("""
+WITH {may_run}, open AS MATERIALIZED (
+    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+     WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
+       AND (SELECT owned AND NOT stopped FROM may_run)
+     ORDER BY d.id LIMIT %(rows)s FOR UPDATE
+), free AS MATERIALIZED (
+    SELECT t.{key} AS key FROM {table} t
+     WHERE t.{key} = ANY(ARRAY(SELECT resource_id::{key_type} FROM open WHERE rule <> %(orphaned)s))
+       FOR UPDATE SKIP LOCKED
+), judged AS MATERIALIZED (
+    SELECT o.id, o.blob, o.resource_id,
+           t.{key} IS NOT NULL AND t.{key} NOT IN (SELECT key FROM free) AS locked,
+           CASE WHEN EXISTS (SELECT FROM {table} r WHERE r.{blob} = ANY(ops.blob_names(o.blob, %(blob_store)s))
+                                AND r.{key}::text <> o.resource_id
+                                AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
+                                                   AND d.resource_id = r.{key}::text AND d.closed_at IS NULL))
+                     THEN 'named_by_a_row'
+                WHEN o.rule = %(orphaned)s THEN NULL
+                WHEN t.{key} IS NULL THEN 'row_changed'
+                WHEN {held} THEN 'held'
+                WHEN NOT ({due}) THEN 'not_due' END AS kept
+      FROM open o LEFT JOIN {table} t
+        ON t.{blob} = o.blob AND t.{key} = CASE WHEN o.rule <> %(orphaned)s THEN o.resource_id::{key_type} END
+), claimed AS (
+    UPDATE ops.blob_deletions d
+       SET status = CASE WHEN j.kept IS NULL THEN 'sending' ELSE 'cancelled' END, reason = j.kept, run_id = %(run_id)s,
+           sending_at = CASE WHEN j.kept IS NULL THEN clock_timestamp() ELSE d.sending_at END,
+           closed_at = CASE WHEN j.kept IS NOT NULL THEN clock_timestamp() END,
+           blob = CASE WHEN j.kept IS NULL THEN d.blob END, person = CASE WHEN j.kept IS NULL THEN d.person END
+      FROM judged j WHERE d.id = j.id AND NOT j.locked
+)
+SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
+  FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
+""")
+
+# A run that repeats it, or another one, finds nothing 'sending' any more: nothing is audited twice.
+_CONFIRM = sql.SQL("""
+WITH sent AS MATERIALIZED (
+    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+     WHERE d.id = ANY(%(ids)s) AND d.status = 'sending' ORDER BY d.id FOR UPDATE
+), closed AS (
+    UPDATE ops.blob_deletions d
+       SET status = 'confirmed', closed_at = clock_timestamp(), run_id = %(run_id)s, blob = NULL, person = NULL
+      FROM sent s WHERE d.id = s.id
+), cleared AS (
+    UPDATE {table} t SET {changes} FROM sent s
+     WHERE t.{blob} = s.blob AND t.{key} = CASE WHEN s.rule <> %(orphaned)s THEN s.resource_id::{key_type} END
+), audited AS (
+    SELECT count(*) AS rows,
+           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
+                            %(reason_prefix)s || rule, %(run_id)s, array_agg(resource_id),
+                            coalesce(%(facts)s::jsonb -> rule, '{{}}')) AS entry
+      FROM sent GROUP BY rule
+), resolved AS (
+    UPDATE ops.manual_resolution_queue q
+       SET status = 'resolved', resolved_at = clock_timestamp(), resolved_by = %(actor)s, decision = 'gone_meanwhile',
+           justification = 'a later run deleted the blob', context = '{{}}'
+      FROM sent s
+     WHERE q.item_type = %(item_type)s AND q.resource_type = %(table_name)s AND q.resource_id = s.resource_id
+       AND q.status <> 'resolved'
+    RETURNING q.id::text
+), noted AS (
+    SELECT ops.append_audit(%(note_id)s, %(actor)s, 'queue_item_resolved', 'ops.manual_resolution_queue',
+                            %(item_type)s, %(run_id)s, array_agg(id), '{{}}') AS entry
+      FROM resolved HAVING count(*) > 0
+)
+SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint, (SELECT count(entry) FROM noted) FROM audited
+""")
+
+_FAIL = sql.SQL("""
+UPDATE ops.blob_deletions
+   SET status = 'failed', reason = %(reason)s, closed_at = clock_timestamp(), blob = NULL, person = NULL
+ WHERE id = %(id)s AND status = 'sending'
+""")
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A blob that is to go now."""
+
+    id: int
+    blob: str
+    resource_id: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim found."""
+
+    intents: list[Intent]
+    last_id: int | None
+    """None: nothing is open any more."""
+    locked: int = 0
+    """Rows that somebody else is writing to right now: left as they are."""
+    cancelled: int = 0
+
+
+class Intents:
+    """One policy's open intents, in one run."""
+
+    def __init__(self, database: Database, selection: Selection, context: Context, facts: dict[str, Any]) -> None:
+        policy = selection.policy
+        if policy.blob is None:
+            raise ValueError(f"policy {policy.name} has no blobs")
+        self._database = database
+        self._gated = GatedTransaction(policy)
+        self._rules = [*policy.rules, ORPHANED]
+        self._parameters: dict[str, Any] = {
+            **selection.parameters,
+            **context.parameters(),
+            "policy": policy.name,
+            "orphaned": ORPHANED,
+            "item_type": policy.blob.item_type,
+            "reason_prefix": policy.reason(""),
+            "facts": Jsonb(facts),
+        }
+        names = {
+            "table": selection.table,
+            "key": selection.key,
+            "key_type": selection.key_type,
+            "blob": sql.Identifier(policy.blob.column),
+        }
+        self._claim = _CLAIM.format(may_run=MAY_RUN, held=selection.held, due=selection.due, **names)
+        self._confirm = _CONFIRM.format(changes=changes(selection, policy.blob), **names)
+
+    def claim(self, after: int, rows: int, heartbeat: Statement) -> Claim:
+        """Take up what is open beyond an id: what may go is ``sending`` from now on.
+
+        Raises:
+            StoppedEarly: The lock was lost, the stop switch is on, or the gate stays closed.
+        """
+        found = self._send([(self._claim, self._parameters | {"after": after, "rows": rows}), heartbeat])
+        owned, stopped = found[0][:2] if found else (False, False)
+        if not owned:
+            raise StoppedEarly("lock_lost", "the lease was taken over by another run")
+        if stopped:
+            raise StoppedEarly("stop_switch", "the stop switch was turned on")
+        opened = [row[2:] for row in found if row[2] is not None]
+        return Claim(
+            intents=[Intent(*row[:3]) for row in opened if not row[3] and row[4] is None],
+            last_id=opened[-1][0] if opened else None,
+            locked=sum(row[3] for row in opened),
+            cancelled=sum(row[4] is not None and not row[3] for row in opened),
+        )
+
+    def confirm(self, ids: list[int]) -> int:
+        """Close intents whose blobs are gone: row, audit and queue in one transaction.
+
+        Returns:
+            How many were closed now.
+        """
+        entries = {rule: str(uuid4()) for rule in self._rules}
+        parameters = self._parameters | {"ids": ids, "entry_ids": Jsonb(entries), "note_id": uuid4()}
+        return int(self._send([(self._confirm, parameters)])[0][0])
+
+    def fail(self, intent: Intent, reason: str) -> None:
+        """Close an intent that cannot be carried out; the next run writes a new one."""
+        self._send([(_FAIL.format(), {"id": intent.id, "reason": reason})])
+
+    def _send(self, statements: list[Statement]) -> list[tuple[Any, ...]]:
+        """Repeat through lost connections, locked rows and deadlocks: each statement is safe to repeat."""
+
+        def once() -> list[tuple[Any, ...]]:
+            with self._database.connection() as connection:
+                first = self._gated.send(connection, statements)[0]
+                return first.fetchall() if first.description else []
+
+        try:
+            return retry(
+                once,
+                on=lambda error: (
+                    connection_lost(error)
+                    or is_deadlock(error)
+                    or isinstance(error, GateClosed | psycopg.errors.LockNotAvailable)
+                ),
+                attempts=6,
+                seconds=60.0,
+            )
+        except GateClosed:
+            raise StoppedEarly("gate_closed", "another session keeps the gate closed: see pg_stat_activity") from None
+
+
+def changes(selection: Selection, blob: Blob) -> sql.Composed:
+    """Return what becomes of a row whose blob is gone."""
+    cleared = sql.SQL("{} = {}").format(sql.Identifier(blob.column), sql.Literal(blob.cleared))
+    if blob.deleted_at is None:
+        return cleared
+    moment = sql.SQL("{} = {}").format(sql.Identifier(blob.deleted_at), selection.now(blob.deleted_at))
+    return sql.SQL("{}, {}").format(cleared, moment)

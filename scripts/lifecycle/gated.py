@@ -1,0 +1,94 @@
+"""One transaction behind the gate, in one round trip.
+
+BEGIN, settings and gate, the statements, COMMIT go out as one pipeline. The statements see a snapshot taken after the
+gate: a hold, a lease take-over or a stop that was committed before is seen, one that comes later waits until this
+transaction is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import Cursor, sql
+
+from scripts.lifecycle.policies import Policy
+from scripts.utils.db_utils import Connection, local_settings
+
+Statement = tuple[sql.Composed | bytes, dict[str, Any]]
+
+# Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
+_GATE_SECONDS = 10.0
+
+# Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
+# small window: it is told which path is meant.
+_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key()), set_config('enable_seqscan', 'off', true)")
+
+MAY_RUN = sql.SQL("""
+may_run AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
+           EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
+)
+""")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What stays the same for every batch of a run."""
+
+    lease: str
+    fencing_token: int
+    script: str
+    run_id: UUID
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what :data:`MAY_RUN` and an audit entry ask for."""
+        return {
+            "lease": self.lease,
+            "fencing_token": self.fencing_token,
+            "script": self.script,
+            "actor": f"system:{self.script}",
+            "run_id": self.run_id,
+        }
+
+
+class GateClosed(Exception):
+    """Somebody has been closing the gate for too long: a hold, a stop or a lease in a transaction left open."""
+
+
+class GatedTransaction:
+    """Sends a policy's transactions, under the lock and statement time-outs of its batches."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
+        _, self._in_the_batch = local_settings(
+            lock_timeout=policy.batch.lock_timeout.total_seconds(),
+            statement_timeout=policy.batch.statement_timeout.total_seconds(),
+        )
+
+    def send(self, connection: Connection, statements: Sequence[Statement]) -> list[Cursor[Any]]:
+        """Run the statements and return their cursors.
+
+        Raises:
+            GateClosed: The gate could not be passed in time; nothing happened.
+            psycopg.Error: Anything else that the server refused; nothing happened, unless the connection broke.
+        """
+        passed: Cursor[Any] | None = None
+        try:
+            with connection.pipeline():
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                connection.execute(self._set, self._at_the_gate)
+                passed = connection.execute(_GATE)
+                connection.execute(self._set, self._in_the_batch)
+                cursors = [connection.execute(statement, parameters) for statement, parameters in statements]
+                connection.execute("COMMIT")
+        except BaseException as error:
+            if not connection.closed:
+                connection.rollback()
+            if isinstance(error, psycopg.errors.LockNotAvailable) and passed is not None and passed.pgresult is None:
+                raise GateClosed from error
+            raise
+        return cursors

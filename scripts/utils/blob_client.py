@@ -1,0 +1,216 @@
+"""Vercel Blob's HTTP API (version 12): delete many, list, head.
+
+Called directly: the official Python client has no retry, no limit and fifteen distributions (docs/decisions/0008).
+Both official clients check, in tests/contracts/, the server that this one is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.rate_limit import SharedRateLimit
+from scripts.utils.retry_utils import CircuitBreaker, retry
+from scripts.utils.settings import Settings
+
+API_VERSION = "12"
+PAGE = 1000
+ATTEMPTS = 4
+RETRY_SECONDS = 300.0
+LONGEST_RETRY_AFTER = 60.0
+_HOST_SUFFIXES = (".public.blob.vercel-storage.com", ".private.blob.vercel-storage.com")
+# The code decides, not the status: the same code comes with different ones.
+_RETRYABLE = frozenset({"service_unavailable", "internal_server_error", "unknown_error", "rate_limited", "no_answer"})
+_FATAL = frozenset({"forbidden", "store_not_found", "store_suspended", "not_allowed"})
+
+
+class BlobCallFailed(Exception):
+    """The store refused a call, or gave no answer: whether it was carried out is then unknown.
+
+    Args:
+        code: The store's error code, or ``no_answer``.
+        retry_after: Seconds that the store asked to wait.
+    """
+
+    def __init__(self, code: str, retry_after: float | None = None) -> None:
+        super().__init__(code)
+        self.code = code
+        self.retry_after = retry_after
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later."""
+        return self.code in _RETRYABLE
+
+    @property
+    def fatal(self) -> bool:
+        """Whether every further call would fail alike: token or store."""
+        return self.code in _FATAL
+
+
+@dataclass(frozen=True)
+class ListedBlob:
+    """A blob in a listing."""
+
+    pathname: str
+    uploaded_at: datetime
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a listing; ``cursor`` is None on the last one."""
+
+    blobs: list[ListedBlob]
+    cursor: str | None
+
+
+class BlobClient:
+    """The store that the token belongs to.
+
+    Args:
+        settings: Token, URL and limits.
+        breaker: Sees every attempt that ``delete``, ``page`` and ``exists`` make, unless they are told otherwise.
+        limit: Counts the blobs of every delete.
+        pause: Waits for so many seconds; raises to give up.
+    """
+
+    def __init__(
+        self, settings: Settings, *, breaker: CircuitBreaker, limit: SharedRateLimit, pause: Callable[[float], None]
+    ) -> None:
+        self.store = store_of(settings)
+        self._breaker = breaker
+        self._limit = limit
+        self._pause = pause
+        self._http = httpx.Client(
+            base_url=settings.vercel_blob_api_url.rstrip("/"),
+            headers={
+                "authorization": f"Bearer {_secret(settings)}",
+                "x-api-version": API_VERSION,
+            },
+            timeout=httpx.Timeout(settings.blob_timeout_seconds, connect=min(5.0, settings.blob_timeout_seconds)),
+            limits=httpx.Limits(max_connections=settings.blob_concurrency, max_keepalive_connections=None),
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def pathname(self, name: str) -> str | None:
+        """Return the pathname that a URL or pathname names; None: it is not in this store, so it gets no call."""
+        if "://" not in name:
+            return name
+        try:
+            parts = urlsplit(name)
+            host = parts.hostname or ""
+        except ValueError:
+            return None
+        ours = parts.scheme == "https" and host in {self.store.lower() + suffix for suffix in _HOST_SUFFIXES}
+        return unquote(parts.path.removeprefix("/")) if ours and parts.port is None else None
+
+    def delete(self, names: Sequence[str], *, attempts: int = ATTEMPTS, counted: bool = True) -> None:
+        """Delete blobs by URL or pathname; one that is gone already counts as deleted.
+
+        Args:
+            names: At most as many as the limit lets through a minute.
+            attempts: Calls at most.
+            counted: Whether the breaker sees failures.
+
+        Raises:
+            BlobCallFailed: What became of the blobs is unknown.
+            CircuitOpen: Too many of the last calls failed.
+        """
+
+        def call() -> None:
+            self._limit.acquire(len(names), self._pause)
+            self._request("POST", "/delete", json={"urls": list(names)})
+
+        self._repeat(call if not counted else lambda: self._breaker.call(call), attempts)
+
+    def page(self, prefix: str, cursor: str | None) -> Page:
+        """List blobs, 1,000 a call.
+
+        Raises:
+            BlobCallFailed: No page could be had.
+        """
+        query = {"prefix": prefix, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
+        body = self._repeat(lambda: self._breaker.call(lambda: self._request("GET", "", params=query)), ATTEMPTS)
+        try:
+            blobs = [ListedBlob(blob["pathname"], datetime.fromisoformat(blob["uploadedAt"])) for blob in body["blobs"]]
+            return Page(blobs, body.get("cursor") if body["hasMore"] else None)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise BlobCallFailed("unknown_error") from None
+
+    def exists(self, name: str) -> bool:
+        """Tell whether a blob is there.
+
+        Raises:
+            BlobCallFailed: The store did not say.
+        """
+        try:
+            self._repeat(lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS)
+        except BlobCallFailed as error:
+            # By its code: a proxy's 404, or that of a wrong address, says nothing about the blob.
+            if error.code == "not_found":
+                return False
+            raise
+        return True
+
+    def _repeat(self, call: Callable[[], Any], attempts: int) -> Any:
+        return retry(
+            call,
+            on=lambda error: isinstance(error, BlobCallFailed) and error.retryable,
+            attempts=attempts,
+            seconds=RETRY_SECONDS,
+            longest_wait=5.0,
+            before_wait=_tell,
+            asked_wait=lambda error: error.retry_after if isinstance(error, BlobCallFailed) else None,
+            sleep=self._pause,
+        )
+
+    def _request(self, method: str, path: str, **content: Any) -> Any:
+        try:
+            answer = self._http.request(method, path, **content)
+        except httpx.HTTPError:
+            raise BlobCallFailed("no_answer") from None  # its text may quote the URL
+        try:
+            body = answer.json()
+        except ValueError:
+            body = None
+        if answer.is_success:
+            return body
+        error = body.get("error") if isinstance(body, dict) else None
+        code = error.get("code") if isinstance(error, dict) else None
+        raise BlobCallFailed(code if isinstance(code, str) else "unknown_error", _retry_after(answer))
+
+
+def store_of(settings: Settings) -> str:
+    """Return the id of the store that the token belongs to.
+
+    Raises:
+        Misconfigured: There is no token.
+    """
+    return _secret(settings).split("_")[3]
+
+
+def _secret(settings: Settings) -> str:
+    if settings.blob_read_write_token is None:
+        raise Misconfigured("BLOB_READ_WRITE_TOKEN is not set: a policy with action delete_blob needs it")
+    return settings.blob_read_write_token.get_secret_value()
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    try:
+        return min(max(float(answer.headers["retry-after"]), 0.0), LONGEST_RETRY_AFTER)
+    except (KeyError, ValueError):
+        return None
+
+
+def _tell(attempt: int, error: BaseException) -> None:
+    get_logger().warning("blob_call_retry", attempt=attempt, error=str(error))

@@ -1,0 +1,86 @@
+"""A rate limit that several processes share.
+
+It counts in Redis, in a window that moves: at no time do the last 60 seconds hold more than the limit. Without Redis
+each process counts for itself, which only one of them at a time can do rightly; a warning says so.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from limits import RateLimitItemPerSecond
+from limits.errors import StorageError
+from limits.storage import MemoryStorage, RedisStorage
+from limits.strategies import MovingWindowRateLimiter
+
+from scripts.utils.logging_utils import get_logger
+
+# A call arrives later than it was counted: two calls 60 seconds apart here may be less than that apart there.
+_WINDOW_SECONDS = 62
+_LONGEST_PAUSE_SECONDS = 1.0
+
+
+class SharedRateLimit:
+    """So many units a minute, all processes together.
+
+    Args:
+        redis_url: Where the processes count.
+        name: What is limited; the processes that share it say the same.
+        per_minute: Units in any 60 seconds.
+    """
+
+    def __init__(self, redis_url: str, *, name: str, per_minute: int) -> None:
+        self._name = name
+        self._per_minute = per_minute
+        self._item = RateLimitItemPerSecond(per_minute, _WINDOW_SECONDS)
+        # Its key runs out with its window; the client must fail within seconds rather than hang.
+        shared = RedisStorage(redis_url, wrap_exceptions=True, socket_timeout=3.0, socket_connect_timeout=2.0)
+        self._limiter = MovingWindowRateLimiter(shared)
+        self._alone = False
+        self._lock = threading.Lock()
+
+    def acquire(self, units: int, pause: Callable[[float], None]) -> float:
+        """Wait until so many units may go, and count them.
+
+        Args:
+            units: At most the limit itself.
+            pause: Waits for so many seconds; may raise to give up.
+
+        Returns:
+            Seconds waited.
+        """
+        if units > self._per_minute:
+            raise ValueError(f"{units} units never fit a limit of {self._per_minute} a minute")
+        started = time.monotonic()
+        while not self._hit(units):
+            pause(self._until_room())
+        return time.monotonic() - started
+
+    def _hit(self, units: int) -> bool:
+        try:
+            return self._limiter.hit(self._item, self._name, cost=units)
+        except StorageError as error:
+            self._go_on_alone(error)
+            return self._limiter.hit(self._item, self._name, cost=units)
+
+    def _until_room(self) -> float:
+        try:
+            ends = self._limiter.get_window_stats(self._item, self._name).reset_time
+        except StorageError:
+            return _LONGEST_PAUSE_SECONDS
+        return min(max(ends - time.time(), 0.05), _LONGEST_PAUSE_SECONDS)
+
+    def _go_on_alone(self, error: StorageError) -> None:
+        with self._lock:  # the threads of a process must count together
+            if self._alone:
+                return
+            self._alone = True
+            self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        get_logger().warning(
+            "rate_limit_not_shared",
+            limit=self._name,
+            error=type(error).__name__,
+            effect="this process counts alone",
+        )
