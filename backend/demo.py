@@ -1,7 +1,7 @@
 """The whole life of expired data, shown in one terminal: `make demo`.
 
-Everything is real: an embedded PostgreSQL and Valkey on 127.0.0.1, the scripts as an operator runs them, and an attack
-on the audit log by the superuser. The servers and their data are gone at the end.
+Everything is real: PostgreSQL, Valkey and a server of Vercel Blob's protocol on 127.0.0.1, the scripts as an operator
+runs them, and an attack on the audit log by the superuser. The servers and their data are gone at the end.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from backend import local_stack
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 100_000
 CLEANUP = "scripts/cleanup/cleanup_quiz_responses.py"
+PDFS = "scripts/cleanup/cleanup_pdfs.py"
 HOLDS = "scripts/retention/legal_holds.py"
 VERIFY = "scripts/retention/verify_audit.py"
 
@@ -60,6 +61,10 @@ class Demo:
         self.step("And once more: nothing left, nothing done twice")
         again = self.script(CLEANUP, "--as-of", as_of)[-1]
         require(again["records_deleted"] == 0, "a second run deleted something")
+        self.step("The other three jobs: expired tokens, the blacklist, and PDFs that really leave the store")
+        self.script("scripts/cleanup/cleanup_magic_links.py", "--as-of", as_of)
+        self.script("scripts/cleanup/cleanup_blacklist.py", "--as-of", as_of)
+        self.pdfs(as_of)
         self.step("The hold is released; the next run takes what it kept")
         self.script(HOLDS, "release", hold)
         self.script(CLEANUP, "--as-of", as_of)
@@ -121,6 +126,20 @@ class Demo:
             require(predicted[before] == real[after], f"the dry run was wrong about: {name}")
         console.print(table)
 
+    def pdfs(self, as_of: str) -> None:
+        """Remove PDFs, and compare the store's folder with the audit."""
+        before = self.files()
+        predicted = self.script(PDFS, "--dry-run", "--as-of", as_of)[-1]
+        self.script(PDFS, "--as-of", as_of)
+        fewer = before - self.files()
+        audited = self.value("SELECT count(*) FROM ops.audit_log WHERE action = 'delete_blob'")
+        console.print(f"  {before:,} files in the store's folder, {fewer:,} fewer now; the audit says {audited:,}")
+        require(fewer == audited == predicted["records_to_delete"], "the store and the audit do not agree")
+
+    def files(self) -> int:
+        """Count the files that are really in the Blob server's folder."""
+        return sum(1 for _ in (self._stack.blob_folder / "blobs").iterdir())
+
     def audit(self) -> None:
         """Show the audit log by reason."""
         table = Table()
@@ -132,7 +151,7 @@ class Demo:
         for entry in entries:
             table.add_row(*(str(value) for value in entry[:-1]), f"{entry[-1]:,}")
         console.print(table)
-        deleted = sum(entry[-1] for entry in entries if entry[1] == "delete")
+        deleted = sum(entry[-1] for entry in entries if entry[1:3] == ("delete", "public.quiz_responses"))
         left = self.value("SELECT count(*) FROM quiz_responses")
         console.print(f"  {ROWS:,} loaded = {deleted:,} deleted and audited + {left:,} still there")
         require(deleted + left == ROWS, "rows are unaccounted for")
@@ -191,8 +210,8 @@ def main() -> int:
     """Run the demo on servers of its own."""
     console.print(Panel("Data that has expired is deleted, and it can be proved.", title="make demo"))
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as directory:
-        console.print("  starting PostgreSQL and Valkey on 127.0.0.1 …")
-        with local_stack.running(Path(directory)) as stack:
+        console.print("  starting PostgreSQL, Valkey and a local Blob store on 127.0.0.1 …")
+        with local_stack.running(Path(directory), blob=True) as stack:
             Demo(stack).run()
     return 0
 

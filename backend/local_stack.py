@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from psycopg import sql
 
 from backend import migrate
+from backend.blob_store import SAMPLE_BODY, BlobStore
 from backend.embedded_servers import (
     APP_DATABASE,
     Stack,
     as_superuser,
+    blob_answers,
     delete,
     load,
     postgres_answers,
@@ -36,6 +38,7 @@ from scripts.utils.errors import Misconfigured, OpsError
 __all__ = ["Stack", "create_database", "delete", "load", "prepare", "running", "set_jobs_password", "start", "stop"]
 
 DEFAULT_ROWS = 20_000
+FORGOTTEN_PDFS = 5
 
 
 def prepare(
@@ -57,7 +60,9 @@ def prepare(
     say(f"granted {migrate.ROLE} what the policies need: {len(granted)} rights")
     set_jobs_password(stack)
     if rows:
-        _load_sample_data(url, rows, say)
+        loaded = _load_sample_data(url, rows, say)
+        if loaded and stack.blob_port:
+            _put_pdfs(stack, url, say)
 
 
 def create_database(stack: Stack, name: str) -> None:
@@ -80,19 +85,38 @@ def set_jobs_password(stack: Stack) -> None:
         )
 
 
-def _load_sample_data(url: str, rows: int, say: Callable[[str], None]) -> None:
+def _load_sample_data(url: str, rows: int, say: Callable[[str], None]) -> bool:
+    """Return whether the tables were empty."""
     from backend import sample_data
 
     with as_superuser(url) as connection:
         if connection.execute("SELECT FROM public.quiz_responses LIMIT 1").fetchone() is not None:
             say("sample data: there already")
-            return
+            return False
         try:
             with connection.transaction():
                 counts = sample_data.load(connection, rows=rows)
         except ValueError as error:
             raise Misconfigured(f"No sample data: {error}") from None
     say(f"sample data: {counts.total} quiz responses ({counts.delivered_due + counts.abandoned_due} due), and the rest")
+    return True
+
+
+def _put_pdfs(stack: Stack, url: str, say: Callable[[str], None]) -> None:
+    """Give every meal plan that names a PDF one, and the store a few that no row knows."""
+    store = BlobStore(stack.blob_folder)
+    with as_superuser(url) as connection:
+        named = connection.execute(
+            "SELECT ops.blob_pathname(pdf_blob_path), extract(epoch FROM created_at AT TIME ZONE 'UTC')::float8"
+            " FROM public.meal_plans WHERE pdf_blob_path IS NOT NULL"
+        ).fetchall()
+    forgotten = [(f"meal-plans/forgotten-{number}.pdf", 0.0) for number in range(FORGOTTEN_PDFS)]
+    try:
+        for pathname, uploaded_at in named + forgotten:
+            store.put(pathname, SAMPLE_BODY, overwrite=True, uploaded_at=uploaded_at)
+    finally:
+        store.close()
+    say(f"Blob store: {len(named)} PDFs of meal plans, and {FORGOTTEN_PDFS} that no row names")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -111,10 +135,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    print("starting PostgreSQL 18 and Valkey 9 on 127.0.0.1 ...")
-    stack = start(arguments.directory)
+    print("starting PostgreSQL 18, Valkey 9 and a Blob store on 127.0.0.1 ...")
+    stack = start(arguments.directory, blob=True)
     print(f"PostgreSQL: port {stack.postgres_port}, log {stack.postgres_log}")
     print(f"Valkey:     port {stack.redis_port}, log {stack.redis_log}")
+    print(f"Blob store: port {stack.blob_port}, log {stack.blob_log}")
     prepare(stack, rows=arguments.rows, say=print)
     print("\nThe settings, for a shell of yours:\n")
     _print_exports(stack)
@@ -140,6 +165,8 @@ def _status(arguments: argparse.Namespace) -> int:
     stack = load(arguments.directory)
     answers = {f"PostgreSQL, port {stack.postgres_port}": postgres_answers(stack)}
     answers[f"Valkey, port {stack.redis_port}"] = redis_answers(stack)
+    if stack.blob_port:
+        answers[f"Blob store, port {stack.blob_port}"] = blob_answers(stack)
     for name, up in answers.items():
         print(f"{name}: {'running' if up else 'not running'}")
     print(f"data and logs: {stack.runtime}")

@@ -14,7 +14,8 @@ from fractions import Fraction
 from uuid import uuid4
 
 from scripts.lifecycle import runs
-from scripts.lifecycle.blob_intents import Intent, Intents
+from scripts.lifecycle.blob_intents import Claim, Intent, Intents
+from scripts.lifecycle.deleter import PROGRESS_SECONDS
 from scripts.lifecycle.gated import Context, Statement
 from scripts.lifecycle.policies import Blob
 from scripts.lifecycle.queue import Item, raise_item
@@ -94,6 +95,7 @@ class BlobRemoval:
         self._intents = Intents(run.database, selection, context, facts)
         self._client = client_for(run)
         self._call_size = min(run.settings.blob_batch_size, run.settings.blob_rate_limit_per_minute)
+        self._progress_at = time.monotonic()
         self.removed = 0
         self.rounds = 0
         self.queued = 0
@@ -125,14 +127,21 @@ class BlobRemoval:
                 if claim.intents:
                     self._carry_out(pool, claim.intents)
                 self.rounds += 1
-                self._run.advance(self._policy.name, self.removed)
-                self._log.info(
-                    "blobs_removed",
-                    records_deleted=self.removed,
-                    cancelled=claim.cancelled,
-                    locked=claim.locked,
-                    duration_seconds=round(time.monotonic() - started, 4),
-                )
+                self._tell(claim, time.monotonic() - started)
+
+    def _tell(self, claim: Claim, seconds: float) -> None:
+        self._run.advance(self._policy.name, self.removed)
+        say = self._log.debug
+        if time.monotonic() - self._progress_at >= PROGRESS_SECONDS or not claim.intents:
+            self._progress_at = time.monotonic()
+            say = self._log.info
+        say(
+            "blobs_removed",
+            records_deleted=self.removed,
+            cancelled=claim.cancelled,
+            locked=claim.locked,
+            duration_seconds=round(seconds, 4),
+        )
 
     def _room(self) -> int:
         rows = self._call_size * self._run.settings.blob_concurrency
