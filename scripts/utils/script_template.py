@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import psycopg
 
-from scripts.lifecycle import audit, runs
+from scripts.lifecycle import audit, runs, stop_switch
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER
 from scripts.utils import error_reporting, metrics_utils
@@ -25,7 +25,6 @@ from scripts.utils.errors import (
     ExitCode,
     Misconfigured,
     OpsError,
-    SwitchedOff,
     describe_database_error,
     worst,
 )
@@ -105,7 +104,7 @@ def _within(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     run.set_cutoff(run.database.now())
     with ExitStack() as stack:
         if not run.options.dry_run:
-            _refuse_if_stopped(run)
+            stop_switch.refuse_if_on(run.database, run.script)
             _lock(run, spec)
             stack.callback(run.lock.release)
             _begin(run)
@@ -203,19 +202,6 @@ def _require_schema(database: Database) -> None:
 def _schema_visible(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
     row = connection.execute("SELECT to_regnamespace('ops') IS NOT NULL").fetchone()
     return bool(row and row[0])
-
-
-def _refuse_if_stopped(run: Run) -> None:
-    with run.database.transaction(read_only=True) as connection:
-        row = connection.execute(
-            "SELECT job, stopped_by, reason, stopped_at FROM ops.stop_switches WHERE job IN ('*', %s) LIMIT 1",
-            (run.script,),
-        ).fetchone()
-    if row:
-        which = "all jobs" if row[0] == "*" else row[0]
-        raise SwitchedOff(
-            f"the stop switch for {which} is on since {row[3]:%Y-%m-%dT%H:%M:%SZ} (by {row[1]}: {row[2]})"
-        )
 
 
 def _lock(run: Run, spec: JobSpec | None) -> None:

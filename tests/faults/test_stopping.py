@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.faults.stage import LOCK, NAME, in_background, wait_until
+from tests.faults.stage import LOCK, NAME, STOP_SWITCH, in_background, wait_until
 
 SWITCH = "INSERT INTO ops.stop_switches (job, stopped_by, reason) VALUES (%s, 'ann', 'restore under way')"
 
@@ -48,6 +48,31 @@ def test_a_switch_set_in_mid_run_stops_it_after_its_batch(start, quiz, redis_cli
     quiz.balance(remaining=25)
 
     quiz.link.execute("DELETE FROM ops.stop_switches")
+    start().finish(0)
+    quiz.balance(remaining=0)
+
+
+@pytest.mark.parametrize("which", [("--job", NAME), ("--all",)], ids=["one", "all"])
+def test_the_command_returns_when_no_batch_commits_any_more(start, quiz, which):
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    running = start()
+    quiz.wait_frozen()
+    told = ("--operator", "ann", "--reason", "restore under way")
+    stop = start("stop", *which, *told, script=STOP_SWITCH)
+    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    assert stop.process.poll() is None, "it returned while a batch was under way"
+    quiz.thaw()
+    assert stop.finish(0)["event"] == "stop_switch_completed"
+    standing = quiz.present()
+    assert len(standing & quiz.due) == 25
+
+    closing = running.finish(3)
+    assert (closing["stop_reason"], closing["records_deleted"]) == ("stop_switch", 15)
+    assert quiz.present() == standing
+    assert start().finish(75)["stop_reason"] == "stop_switch"
+
+    start("go", *which, "--operator", "ann", script=STOP_SWITCH).finish(0)
     start().finish(0)
     quiz.balance(remaining=0)
 
