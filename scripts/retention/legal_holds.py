@@ -75,7 +75,7 @@ def _list(run: Run) -> None:
         return
     table = Table(title="legal holds in force")
     for heading in ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "row"))
     for hold in found:
         placed, until = (f"{at:%Y-%m-%d %H:%M}" if at else "released" for at in (hold.placed_at, hold.expires_at))
         table.add_row(
