@@ -39,6 +39,10 @@ from scripts.utils.run import Run, sla_status
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
 SURVEY_SECONDS = 1800.0
+# Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
+SIGNALLED_SURVEY_SECONDS = 5.0
+# A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
+STOPPED_SURVEY_SECONDS = 60.0
 # The queue item of a policy whose rows other tables still refer to.
 REFERENCED = "foreign_key_violation"
 
@@ -130,8 +134,10 @@ class _Purge:
         self._log = get_logger().bind(policy=policy.name)
         self._selection: Selection | None = None
         self._residue: Survey | None = None
+        self._deleted = 0
         self._batches = 0
         self._queued = 0
+        self._last_look_seconds = SURVEY_SECONDS
 
     def carry_out(self) -> None:
         """Run the policy from its record's first line to its last."""
@@ -142,6 +148,7 @@ class _Purge:
         except StoppedEarly as stop:
             by_signal = stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT)
             status = "interrupted" if by_signal else "partial"
+            self._last_look_seconds = SIGNALLED_SURVEY_SECONDS if by_signal else STOPPED_SURVEY_SECONDS
             ending = Ending(status, stop.stop_reason, stop.exit_code, str(stop))
             raise
         except DatabaseUnavailable as error:
@@ -184,6 +191,7 @@ class _Purge:
             try:
                 self._delete(deleter, cleared, found)
             finally:
+                self._deleted = deleter.deleted
                 self._batches = deleter.batches
                 self._queued += deleter.queued
         self._queued += self._queue_excepted(cleared)
@@ -272,19 +280,17 @@ class _Purge:
                     check_access_path(connection, cleared.selection, path, deleter.batch_rows)
         return paths
 
-    def _survey(self, selection: Selection) -> Survey:
-        return self._run.database.read(
-            lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS
-        )
+    def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
+        return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
-        """Record what became of the run, counted from the data and the audit, not from memory."""
-        deleted = 0
+        """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
+        deleted = self._deleted
         try:
             with self._run.database.transaction(read_only=True) as connection:
                 deleted = runs.audited_rows(connection, run_id, self._policy.table)
             if self._residue is None and self._selection is not None:
-                self._residue = self._survey(self._selection)
+                self._residue = self._survey(self._selection, self._last_look_seconds)
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._log.warning("residue_not_counted", error=type(error).__name__)
         found, overdue = self._residue, self._policy.overdue
