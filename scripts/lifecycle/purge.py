@@ -7,9 +7,10 @@ that everybody else has. A dry run is the same up to the first batch, in a trans
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import sql
@@ -23,10 +24,11 @@ from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
-from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.db_utils import Connection, connection_lost, explained
 from scripts.utils.errors import (
     DatabaseUnavailable,
     ExitCode,
+    OpsError,
     PolicyFailed,
     StoppedEarly,
     describe_database_error,
@@ -74,17 +76,20 @@ def purge(run: Run, policy: str) -> None:
 
 
 def _predict(run: Run, policy: Policy) -> None:
+    def look(connection: Connection) -> tuple[Survey, str | None, int]:
+        cleared, found = _look(run, connection, policy)
+        refused = refusal(run, connection, policy, found)
+        to_queue = sum(
+            queue.count_new(connection, cleared.selection, name)
+            for name, exception in policy.exceptions.items()
+            if exception.queue
+        )
+        if found.referenced and not queue.is_open(connection, REFERENCED, policy.table, policy.name):
+            to_queue += 1
+        return found, refused, to_queue
+
     try:
-        with run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-            cleared, found = _look(run, connection, policy)
-            refused = refusal(run, connection, policy, found)
-            to_queue = sum(
-                queue.count_new(connection, cleared.selection, name)
-                for name, exception in policy.exceptions.items()
-                if exception.queue
-            )
-            if found.referenced and not queue.is_open(connection, REFERENCED, policy.table, policy.name):
-                to_queue += 1
+        found, refused, to_queue = run.database.read(look, statement_timeout=SURVEY_SECONDS)
     except PolicyFailed as error:
         run.fail(policy.name, error)
         return
@@ -113,8 +118,9 @@ def _predict(run: Run, policy: Policy) -> None:
 
 def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
     """Check the policy against the database, and count."""
-    cleared = preflight(connection, policy, run.cutoff)
-    found = survey(connection, cleared.selection)
+    with _naming_what_is_locked(policy):
+        cleared = preflight(connection, policy, run.cutoff)
+        found = survey(connection, cleared.selection)
     if found.unnameable:
         whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
         raise PolicyFailed(
@@ -123,6 +129,20 @@ def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Su
             " that is no UUID and may be personal data, which the audit must not hold",
         )
     return cleared, found
+
+
+@contextmanager
+def _naming_what_is_locked(policy: Policy) -> Iterator[None]:
+    """Say which tables were asked for: PostgreSQL does not say which one it could not have."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        tables = " or ".join(sorted({policy.table, *(dependant.table for dependant in policy.dependants)}))
+        raise PolicyFailed(
+            "table_locked",
+            f"policy {policy.name}: {tables} stays locked by another session, even against reading; look for the"
+            " session in pg_stat_activity, have it end, and run again",
+        ) from error
 
 
 class _Purge:
@@ -157,16 +177,21 @@ class _Purge:
         except PolicyFailed as error:
             ending = Ending("failed", error.stop_reason, error.exit_code, str(error))
         except psycopg.Error as error:
-            ending = Ending("failed", "database_error", ExitCode.FAILED, describe_database_error(error))
+            known = explained(error)
+            ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
+            if isinstance(known, DatabaseUnavailable):
+                raise known from error
         finally:
             if ending.status == "failed":
                 self._log.error("policy_failed", stop_reason=ending.stop_reason, error=ending.error)
             self._close(run_id, ending)
 
     def _open(self) -> UUID:
-        with self._run.database.transaction() as connection:
-            return runs.open_run(
+        run_id = uuid4()
+        self._run.database.write(
+            lambda connection: runs.open_run(
                 connection,
+                run_id,
                 script=self._run.script,
                 policy=self._policy.name,
                 correlation_id=self._run.correlation_id,
@@ -176,14 +201,13 @@ class _Purge:
                 budget_seconds=self._run.budget_seconds,
                 version=self._run.settings.render_git_commit,
             )
+        )
+        return run_id
 
     def _work(self, run_id: UUID) -> Ending:
-        with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-            cleared, found = _look(self._run, connection, self._policy)
-            self._selection = cleared.selection
-            refused = refusal(self._run, connection, self._policy, found)
-            if refused:
-                raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
+        cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
+        if refused:
+            raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
@@ -196,6 +220,11 @@ class _Purge:
                 self._queued += deleter.queued
         self._queued += self._queue_excepted(cleared)
         return self._judge(deleter)
+
+    def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
+        cleared, found = _look(self._run, connection, self._policy)
+        self._selection = cleared.selection
+        return cleared, found, refusal(self._run, connection, self._policy, found)
 
     def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
         paths = self._paths(deleter, cleared, found)
@@ -281,7 +310,8 @@ class _Purge:
         return paths
 
     def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
-        return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
+        with _naming_what_is_locked(self._policy):
+            return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
         """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
@@ -291,7 +321,7 @@ class _Purge:
                 deleted = runs.audited_rows(connection, run_id, self._policy.table)
             if self._residue is None and self._selection is not None:
                 self._residue = self._survey(self._selection, self._last_look_seconds)
-        except (psycopg.Error, DatabaseUnavailable) as error:
+        except (psycopg.Error, OpsError) as error:
             self._log.warning("residue_not_counted", error=type(error).__name__)
         found, overdue = self._residue, self._policy.overdue
         age = found.oldest_overdue_seconds if found else None

@@ -71,8 +71,7 @@ def refuse_if_on(database: Database, job: str) -> None:
     Raises:
         SwitchedOff: A switch for this job, or for all, is on.
     """
-    with database.transaction(read_only=True) as connection:
-        switches = [switch for switch in _switches(connection) if switch.stops(job)]
+    switches = [switch for switch in database.read(_switches) if switch.stops(job)]
     if switches:
         raise SwitchedOff(str(switches[0]))
 
@@ -146,8 +145,7 @@ def _close_gate(connection: Connection) -> None:
 
 
 def _look(database: Database, job: str) -> Switch | None:
-    with database.transaction(read_only=True) as connection:
-        return _switch(connection, job)
+    return database.read(lambda connection: _switch(connection, job))
 
 
 def _switches(connection: Connection) -> list[Switch]:
