@@ -43,7 +43,12 @@ def _stop(run: Run) -> None:
     flags = run.options.flags
     _require_known(run, flags.job)
     if run.options.dry_run:
-        get_logger().warning("stop_switch_would_be_turned_on", job=flags.job, dry_run=True, effect="nothing is stopped")
+        get_logger().warning(
+            "stop_switch_would_be_turned_on",
+            job=flags.job,
+            dry_run=True,
+            effect="CLEANUP_DRY_RUN is set: nothing is stopped",
+        )
         return
     switch, is_new = stop_switch.turn_on(run.database, flags.job, operator=run.operator, reason=flags.reason)
     running = stop_switch.status(run.database).running_under(switch)
@@ -59,7 +64,9 @@ def _go(run: Run) -> None:
     if not any(switch.job == job for switch in before.switches):
         _require_known(run, job)
     if run.options.dry_run:
-        get_logger().warning("stop_switch_would_be_turned_off", job=job, dry_run=True, effect="nothing is switched")
+        get_logger().warning(
+            "stop_switch_would_be_turned_off", job=job, dry_run=True, effect="CLEANUP_DRY_RUN is set: it stays as it is"
+        )
         return
     switch = stop_switch.turn_off(run.database, job, operator=run.operator)
     if switch:

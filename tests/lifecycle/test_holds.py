@@ -8,9 +8,7 @@ from uuid import uuid4
 import pytest
 
 from scripts.lifecycle import holds
-from scripts.retention.legal_holds import JOB
 from scripts.utils.errors import Misconfigured, OpsError
-from scripts.utils.script_template import main
 from tests.lifecycle.support import ANNA, BEN, add_quiz, ago, audited, key_of, quiz_left, record
 
 TABLE = "public.quiz_responses"
@@ -172,16 +170,3 @@ def test_what_is_no_address_is_refused_without_repeating_it(address):
         holds.normalize_email(address)
 
     assert str(refusal.value) == "that is not an e-mail address"
-
-
-@pytest.mark.usefixtures("_settings")
-def test_a_list_in_a_narrow_terminal_has_every_id_whole(db, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    person = holds.place(db, person=ANNA, **BY)
-    row = holds.place(db, table=TABLE, resource_id=key_of("anna 1"), operator="olga", reason="a long story " * 20)
-
-    assert main(JOB, ["list", "--log-format", "console"]) == 0
-
-    shown = capsys.readouterr().err
-    for key in (str(person), str(row), key_of("anna 1")):
-        assert key in shown
