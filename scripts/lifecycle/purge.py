@@ -86,6 +86,10 @@ def _predict(run: Run, policy: Policy) -> None:
         )
         if found.referenced and not queue.is_open(connection, REFERENCED, policy.table, policy.name):
             to_queue += 1
+        if not refused:
+            batch_rows = run.options.batch_size or policy.batch.rows
+            # Last: it bends the planner for the rest of the transaction.
+            _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
         return found, refused, to_queue
 
     try:
@@ -227,7 +231,11 @@ class _Purge:
         return cleared, found, refusal(self._run, connection, self._policy, found)
 
     def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
-        paths = self._paths(deleter, cleared, found)
+        paths = _paths(self._run, cleared, found, deleter.batch_rows)
+        self._run.database.read(
+            lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
+            statement_timeout=SURVEY_SECONDS,
+        )
         self._log.info(
             "policy_started",
             due=found.due,
@@ -293,22 +301,6 @@ class _Purge:
             )
         return new
 
-    def _paths(self, deleter: Deleter, cleared: Cleared, found: Survey) -> list[Path]:
-        facts = cleared.facts
-        suits = (
-            facts.sweepable
-            and found.removable >= SWEEP_SHARE * facts.rows
-            # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
-            and deleter.batch_rows >= facts.rows_per_block
-            and self._run.options.limit is None
-        )
-        paths: list[Path] = [_sweep(cleared)] if suits else _walks(cleared.selection)
-        if facts.large:
-            with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-                for path in paths:
-                    check_access_path(connection, cleared.selection, path, deleter.batch_rows)
-        return paths
-
     def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
         with _naming_what_is_locked(self._policy):
             return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
@@ -349,6 +341,24 @@ class _Purge:
             )
         except (psycopg.Error, DatabaseUnavailable) as error:
             self._log.error("run_record_not_closed", error=type(error).__name__)
+
+
+def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[Path]:
+    facts = cleared.facts
+    suits = (
+        facts.sweepable
+        and found.removable >= SWEEP_SHARE * facts.rows
+        # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
+        and batch_rows >= facts.rows_per_block
+        and run.options.limit is None
+    )
+    return [_sweep(cleared)] if suits else _walks(cleared.selection)
+
+
+def _check_plans(connection: Connection, cleared: Cleared, paths: list[Path], batch_rows: int) -> None:
+    if cleared.facts.large:
+        for path in paths:
+            check_access_path(connection, cleared.selection, path, batch_rows)
 
 
 def _sweep(cleared: Cleared) -> Sweep:
