@@ -17,11 +17,19 @@ _READABLE = 16  # characters a line, at least, where a cell goes on in the next 
 _FRAME = 3  # characters of border and padding a column
 
 
+class _Console(Console):
+    """A console whose reader may go away: rich would end the process with exit code 1, in the middle of its work."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent."""
+        self.quiet = True
+
+
 class Display:
     """Progress bar and closing table on standard error; silent where the log is for machines."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self.enabled = enabled
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
