@@ -16,9 +16,17 @@ from psycopg.rows import class_row
 
 from scripts.lifecycle import audit
 from scripts.lifecycle.policies import PolicySet, table_identifier
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, local_settings
 from scripts.utils.errors import Misconfigured, OpsError, describe_database_error
 from scripts.utils.logging_utils import get_logger
+
+_LOOK_SECONDS = 5.0
+_CANNOT_LOOK = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
 
 
 @dataclass(frozen=True)
@@ -136,16 +144,18 @@ def check(
 
 
 def _require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
-    """Refuse a row that is not there; where the role may not look, say so: a hold too many does no harm."""
+    """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
     statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s").format(
         key=sql.Identifier(key), table=table_identifier(table)
     )
     try:
         with connection.transaction():
+            # The gate is closed meanwhile: no job's batch goes on until this has an answer.
+            connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
             row = connection.execute(statement, (resource_id,)).fetchone()
     except psycopg.DataError:
         row = None  # such as letters where the key is a number
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedColumn) as error:
+    except _CANNOT_LOOK as error:
         get_logger().warning("hold_row_not_checked", table=table, error=describe_database_error(error))
         return
     if row is None:

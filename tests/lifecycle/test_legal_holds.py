@@ -90,6 +90,18 @@ def test_a_row_that_may_not_be_looked_at_is_held_and_that_is_said(command, answe
     assert len(holds.active(db)) == 1
 
 
+def test_a_row_of_a_locked_table_is_held_and_that_is_said(command, answers, db, database, monkeypatch):
+    monkeypatch.setattr(holds, "_LOOK_SECONDS", 0.2)
+    other = database.superuser()
+    other.execute("BEGIN; LOCK TABLE quiz_responses IN ACCESS EXCLUSIVE MODE")
+
+    placed = command(*holding("--id", key_of("anna 1")))
+
+    assert placed.code == 0
+    assert placed.event("hold_row_not_checked")
+    assert len(holds.active(db)) == 1
+
+
 def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
     """It is looked for once the gate is closed."""
     batch = database.superuser()
