@@ -10,11 +10,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import psycopg
+from psycopg import sql
 from psycopg.rows import class_row
 
 from scripts.lifecycle import audit
-from scripts.utils.db_utils import Connection, Database
-from scripts.utils.errors import Misconfigured, OpsError
+from scripts.lifecycle.policies import PolicySet, table_identifier
+from scripts.utils.db_utils import Connection, Database, local_settings
+from scripts.utils.errors import Misconfigured, OpsError, describe_database_error
+from scripts.utils.logging_utils import get_logger
+
+_LOOK_SECONDS = 5.0
+_CANNOT_LOOK = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,15 @@ def normalize_email(address: str) -> str:
     return f"{local}@{domain}"
 
 
+def key_of(policies: PolicySet, table: str) -> str | None:
+    """Return the key column of a table that some policy deletes from or reaches, by the policy file; None: no such."""
+    for policy in policies.policies.values():
+        if policy.table == table:
+            return policy.key
+    reached = (dependant for policy in policies.policies.values() for dependant in policy.dependants)
+    return next((dependant.key for dependant in reached if dependant.table == table), None)
+
+
 def place(
     database: Database,
     *,
@@ -56,40 +77,92 @@ def place(
     resource_id: str | None = None,
     person: str | None = None,
     expires_at: datetime | None = None,
+    key: str | None = None,
 ) -> UUID:
     """Hold a row (table and resource id), a person (a normalized e-mail address) or a whole table.
+
+    Args:
+        database: Where the holds are.
+        operator: Who places it, a handle.
+        reason: Free text, kept on the hold.
+        table: With its schema, as the policy file writes it.
+        resource_id: One row of the table.
+        person: A normalized e-mail address.
+        expires_at: When the hold ends by itself.
+        key: The table's key column, by which the row is looked for; None: not looked for.
 
     Returns:
         The hold's id.
 
     Raises:
-        Misconfigured: Not exactly one of the three is named, the table does not exist, or the expiry has passed.
+        Misconfigured: As :func:`check` raises it.
+        GateBusy: The batches under way did not end in time; nothing is held.
     """
-    if bool(person) == bool(table) or (resource_id and not table):
-        raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
-    scope = "person" if person else "row" if resource_id else "table"
     with database.closing_gate() as connection:
-        if table and not _exists(connection, table):
-            raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+        # Before the row is looked for: a batch under way may be deleting it.
+        connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+        scope = check(connection, table=table, resource_id=resource_id, person=person, expires_at=expires_at, key=key)
         row = connection.execute(
             "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
-            " SELECT %(scope)s, %(table)s, %(resource_id)s, %(person)s, %(reason)s, %(operator)s, %(expires_at)s"
-            " WHERE %(expires_at)s::timestamptz IS NULL OR %(expires_at)s::timestamptz > now() RETURNING id",
-            {
-                "scope": scope,
-                "table": table,
-                "resource_id": resource_id,
-                "person": person,
-                "reason": reason,
-                "operator": operator,
-                "expires_at": expires_at,
-            },
+            " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
+            (scope, table, resource_id, person, reason, operator, expires_at),
         ).fetchone()
         if row is None:
-            raise Misconfigured("the hold would already have expired")
+            raise AssertionError("an INSERT that is not refused returns its row")
         hold_id: UUID = row[0]
         _audit(connection, hold_id, "hold_placed", operator, scope)
     return hold_id
+
+
+def check(
+    connection: Connection,
+    *,
+    table: str | None = None,
+    resource_id: str | None = None,
+    person: str | None = None,
+    expires_at: datetime | None = None,
+    key: str | None = None,
+) -> str:
+    """Check that a hold would hold something; arguments as for :func:`place`.
+
+    Returns:
+        Its scope: ``row``, ``person`` or ``table``.
+
+    Raises:
+        Misconfigured: Not exactly one of the three is named, table or row do not exist, or the expiry has passed.
+    """
+    if bool(person) == bool(table) or (resource_id is not None and not (table and resource_id)):
+        raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
+    if table and not _exists(connection, table):
+        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+    row = connection.execute("SELECT %s::timestamptz <= now()", (expires_at,)).fetchone()
+    if row and row[0]:
+        raise Misconfigured("the hold would already have expired")
+    if table and resource_id and key:
+        _require_row(connection, table, key, resource_id)
+    return "person" if person else "row" if resource_id else "table"
+
+
+def _require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
+    """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
+    statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s").format(
+        key=sql.Identifier(key), table=table_identifier(table)
+    )
+    try:
+        with connection.transaction():
+            # The gate is closed meanwhile: no job's batch goes on until this has an answer.
+            connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
+            row = connection.execute(statement, (resource_id,)).fetchone()
+    except psycopg.DataError:
+        row = None  # such as letters where the key is a number
+    except _CANNOT_LOOK as error:
+        get_logger().warning("hold_row_not_checked", table=table, error=describe_database_error(error))
+        return
+    if row is None:
+        raise Misconfigured(f"there is no row in {table} whose {key} is the given --id: nothing would be held")
+    # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
+    if row[0] != resource_id:
+        raise Misconfigured(f"--id is not written as {table} has it: write it exactly so: {row[0]}")
 
 
 def active(database: Database) -> list[Hold]:
@@ -114,8 +187,23 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
             (operator, hold_id),
         ).fetchone()
         if row is None:
-            raise OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
+            raise _not_in_force(hold_id)
         _audit(connection, hold_id, "hold_released", operator, row[0])
+
+
+def require_in_force(connection: Connection, hold_id: UUID) -> None:
+    """Check that there is something to release.
+
+    Raises:
+        OpsError: There is no such hold in force.
+    """
+    row = connection.execute("SELECT FROM ops.legal_holds WHERE id = %s AND released_at IS NULL", (hold_id,)).fetchone()
+    if row is None:
+        raise _not_in_force(hold_id)
+
+
+def _not_in_force(hold_id: UUID) -> OpsError:
+    return OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
 
 
 def _exists(connection: Connection, table: str) -> bool:

@@ -7,9 +7,10 @@ that everybody else has. A dry run is the same up to the first batch, in a trans
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 from psycopg import sql
@@ -26,10 +27,11 @@ from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
 from scripts.utils.blob_client import store_of
-from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.db_utils import Connection, connection_lost, explained
 from scripts.utils.errors import (
     DatabaseUnavailable,
     ExitCode,
+    OpsError,
     PolicyFailed,
     StoppedEarly,
     describe_database_error,
@@ -42,6 +44,10 @@ from scripts.utils.run import Run, sla_status
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
 SURVEY_SECONDS = 1800.0
+# Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
+SIGNALLED_SURVEY_SECONDS = 5.0
+# A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
+STOPPED_SURVEY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,24 @@ def purge(run: Run, policy: str) -> None:
 
 
 def _predict(run: Run, policy: Policy) -> None:
+    def look(connection: Connection) -> tuple[Survey, str | None, int]:
+        cleared, found = _look(run, connection, policy)
+        refused = refusal(run, connection, policy, found)
+        to_queue = sum(
+            queue.count_new(connection, cleared.selection, name)
+            for name, exception in policy.exceptions.items()
+            if exception.queue
+        )
+        if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
+            to_queue += 1
+        if not refused:
+            batch_rows = run.options.batch_size or policy.batch.rows
+            # Last: it bends the planner for the rest of the transaction.
+            _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
+        return found, refused, to_queue
+
     try:
-        with run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-            cleared, found = _look(run, connection, policy)
-            refused = refusal(run, connection, policy, found)
-            to_queue = sum(
-                queue.count_new(connection, cleared.selection, name)
-                for name, exception in policy.exceptions.items()
-                if exception.queue
-            )
-            if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
-                to_queue += 1
+        found, refused, to_queue = run.database.read(look, statement_timeout=SURVEY_SECONDS)
     except PolicyFailed as error:
         run.fail(policy.name, error)
         return
@@ -113,10 +126,11 @@ def _predict(run: Run, policy: Policy) -> None:
 
 def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
     """Check the policy against the database, and count."""
-    cleared = preflight(connection, policy, run.cutoff)
-    if policy.blob:
-        cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
-    found = survey(connection, cleared.selection)
+    with _naming_what_is_locked(policy):
+        cleared = preflight(connection, policy, run.cutoff)
+        if policy.blob:
+            cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
+        found = survey(connection, cleared.selection)
     if found.unnameable:
         whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
         raise PolicyFailed(
@@ -125,6 +139,20 @@ def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Su
             " that is no UUID and may be personal data, which the audit must not hold",
         )
     return cleared, found
+
+
+@contextmanager
+def _naming_what_is_locked(policy: Policy) -> Iterator[None]:
+    """Say which tables were asked for: PostgreSQL does not say which one it could not have."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        tables = " or ".join(sorted({policy.table, *(dependant.table for dependant in policy.dependants)}))
+        raise PolicyFailed(
+            "table_locked",
+            f"policy {policy.name}: {tables} stays locked by another session, even against reading; look for the"
+            " session in pg_stat_activity, have it end, and run again",
+        ) from error
 
 
 class _Purge:
@@ -136,9 +164,11 @@ class _Purge:
         self._log = get_logger().bind(policy=policy.name)
         self._selection: Selection | None = None
         self._residue: Survey | None = None
+        self._deleted = 0
         self._batches = 0
         self._queued = 0
         self._unknown = 0
+        self._last_look_seconds = SURVEY_SECONDS
 
     def carry_out(self) -> None:
         """Run the policy from its record's first line to its last."""
@@ -149,6 +179,7 @@ class _Purge:
         except StoppedEarly as stop:
             by_signal = stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT)
             status = "interrupted" if by_signal else "partial"
+            self._last_look_seconds = SIGNALLED_SURVEY_SECONDS if by_signal else STOPPED_SURVEY_SECONDS
             ending = Ending(status, stop.stop_reason, stop.exit_code, str(stop))
             raise
         except DatabaseUnavailable as error:
@@ -157,16 +188,21 @@ class _Purge:
         except PolicyFailed as error:
             ending = Ending("failed", error.stop_reason, error.exit_code, str(error))
         except psycopg.Error as error:
-            ending = Ending("failed", "database_error", ExitCode.FAILED, describe_database_error(error))
+            known = explained(error)
+            ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
+            if isinstance(known, DatabaseUnavailable):
+                raise known from error
         finally:
             if ending.status == "failed":
                 self._log.error("policy_failed", stop_reason=ending.stop_reason, error=ending.error)
             self._close(run_id, ending)
 
     def _open(self) -> UUID:
-        with self._run.database.transaction() as connection:
-            return runs.open_run(
+        run_id = uuid4()
+        self._run.database.write(
+            lambda connection: runs.open_run(
                 connection,
+                run_id,
                 script=self._run.script,
                 policy=self._policy.name,
                 correlation_id=self._run.correlation_id,
@@ -176,14 +212,13 @@ class _Purge:
                 budget_seconds=self._run.budget_seconds,
                 version=self._run.settings.render_git_commit,
             )
+        )
+        return run_id
 
     def _work(self, run_id: UUID) -> Ending:
-        with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-            cleared, found = _look(self._run, connection, self._policy)
-            self._selection = cleared.selection
-            refused = refusal(self._run, connection, self._policy, found)
-            if refused:
-                raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
+        cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
+        if refused:
+            raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
@@ -195,13 +230,24 @@ class _Purge:
                     self._remove_blobs(deleter, cleared, context)
                 self._finish(deleter, cleared)
             finally:
+                if not self._policy.blob:
+                    self._deleted = deleter.deleted
                 self._batches += deleter.batches
                 self._queued += deleter.queued
         self._queued += self._queue_excepted(cleared)
         return self._judge(deleter)
 
+    def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
+        cleared, found = _look(self._run, connection, self._policy)
+        self._selection = cleared.selection
+        return cleared, found, refusal(self._run, connection, self._policy, found)
+
     def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
-        paths = self._paths(deleter, cleared, found)
+        paths = _paths(self._run, cleared, found, deleter.batch_rows)
+        self._run.database.read(
+            lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
+            statement_timeout=SURVEY_SECONDS,
+        )
         self._log.info(
             "policy_started",
             due=found.due,
@@ -218,6 +264,7 @@ class _Purge:
             try:
                 removal.drain()
             finally:
+                self._deleted = removal.removed
                 self._batches += removal.rounds
                 self._queued += removal.queued
                 self._unknown = removal.unknown
@@ -284,36 +331,19 @@ class _Purge:
             )
         return new
 
-    def _paths(self, deleter: Deleter, cleared: Cleared, found: Survey) -> list[Path]:
-        facts = cleared.facts
-        suits = (
-            facts.sweepable
-            and found.removable >= SWEEP_SHARE * facts.rows
-            # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
-            and deleter.batch_rows >= facts.rows_per_block
-            and self._run.options.limit is None
-        )
-        paths: list[Path] = [_sweep(cleared)] if suits else _walks(cleared.selection)
-        if facts.large:
-            with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
-                for path in paths:
-                    check_access_path(connection, cleared.selection, path, deleter.batch_rows)
-        return paths
-
-    def _survey(self, selection: Selection) -> Survey:
-        return self._run.database.read(
-            lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS
-        )
+    def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
+        with _naming_what_is_locked(self._policy):
+            return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
-        """Record what became of the run, counted from the data and the audit, not from memory."""
-        deleted = 0
+        """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
+        deleted = self._deleted
         try:
             with self._run.database.transaction(read_only=True) as connection:
                 deleted = runs.audited_rows(connection, run_id, self._policy.table)
             if self._residue is None and self._selection is not None:
-                self._residue = self._survey(self._selection)
-        except (psycopg.Error, DatabaseUnavailable) as error:
+                self._residue = self._survey(self._selection, self._last_look_seconds)
+        except (psycopg.Error, OpsError) as error:
             self._log.warning("residue_not_counted", error=type(error).__name__)
         found, overdue = self._residue, self._policy.overdue
         age = found.oldest_overdue_seconds if found else None
@@ -346,6 +376,24 @@ class _Purge:
 def _referenced_type(policy: Policy) -> str:
     """Return the queue item of a policy whose due rows something else still needs: other tables, or other rows."""
     return "retention_exception" if policy.blob else "foreign_key_violation"
+
+
+def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[Path]:
+    facts = cleared.facts
+    suits = (
+        facts.sweepable
+        and found.removable >= SWEEP_SHARE * facts.rows
+        # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
+        and batch_rows >= facts.rows_per_block
+        and run.options.limit is None
+    )
+    return [_sweep(cleared)] if suits else _walks(cleared.selection)
+
+
+def _check_plans(connection: Connection, cleared: Cleared, paths: list[Path], batch_rows: int) -> None:
+    if cleared.facts.large:
+        for path in paths:
+            check_access_path(connection, cleared.selection, path, batch_rows)
 
 
 def _sweep(cleared: Cleared) -> Sweep:

@@ -11,7 +11,7 @@ import os
 import socket
 from datetime import datetime
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from psycopg import sql
 
@@ -45,6 +45,7 @@ def abandon_dead_runs(connection: Connection, script: str) -> int:
 
 def open_run(
     connection: Connection,
+    run_id: UUID,
     *,
     script: str,
     policy: str,
@@ -54,12 +55,12 @@ def open_run(
     fencing_token: int,
     budget_seconds: float,
     version: str,
-) -> UUID:
-    """Insert the record of a run that begins, and return its id."""
-    run_id = uuid4()
+) -> None:
+    """Insert the record of a run that begins; to do it twice makes one record."""
     connection.execute(
         "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token,"
-        " sla_budget_seconds, host, pid, version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        " sla_budget_seconds, host, pid, version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (id) DO NOTHING",
         (
             run_id,
             script,
@@ -74,7 +75,6 @@ def open_run(
             version,
         ),
     )
-    return run_id
 
 
 def heartbeat(

@@ -8,7 +8,6 @@ Once the command has returned, nothing under the hold is deleted. Runbook: scrip
 import argparse
 import sys
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from uuid import UUID
 
@@ -49,21 +48,29 @@ def work(run: Run) -> None:
 def _place(run: Run) -> None:
     flags = run.options.flags
     person = holds.normalize_email(sys.stdin.readline()) if flags.person else None
-    if flags.table and not any(policy.table == flags.table for policy in run.policies.policies.values()):
+    key = holds.key_of(run.policies, flags.table) if flags.table else None
+    if flags.table and key is None:
         raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")
-    until: datetime | None = flags.until
+    what = {
+        "table": flags.table,
+        "resource_id": flags.id,
+        "person": person,
+        "expires_at": flags.until,
+        "key": key,
+    }
     if run.options.dry_run:
-        get_logger().info("hold_would_be_placed", dry_run=True)
+        scope = run.database.read(lambda connection: holds.check(connection, **what))
+        get_logger().warning(
+            "hold_would_be_placed",
+            dry_run=True,
+            scope=scope,
+            table=flags.table,
+            row=flags.id,
+            until=flags.until,
+            effect="CLEANUP_DRY_RUN is set: nothing is held",
+        )
         return
-    hold = holds.place(
-        run.database,
-        operator=run.operator,
-        reason=flags.reason,
-        table=flags.table,
-        resource_id=flags.id,
-        person=person,
-        expires_at=until,
-    )
+    hold = holds.place(run.database, operator=run.operator, reason=flags.reason, **what)
     get_logger().info("hold_placed", hold=str(hold))
 
 
@@ -75,7 +82,7 @@ def _list(run: Run) -> None:
         return
     table = Table(title="legal holds in force")
     for heading in ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "row"))
     for hold in found:
         placed, until = (f"{at:%Y-%m-%d %H:%M}" if at else "released" for at in (hold.placed_at, hold.expires_at))
         table.add_row(
@@ -92,11 +99,18 @@ def _list(run: Run) -> None:
 
 
 def _release(run: Run) -> None:
+    hold: UUID = run.options.flags.hold
     if run.options.dry_run:
-        get_logger().info("hold_would_be_released", dry_run=True)
+        run.database.read(lambda connection: holds.require_in_force(connection, hold))
+        get_logger().warning(
+            "hold_would_be_released",
+            dry_run=True,
+            hold=str(hold),
+            effect="CLEANUP_DRY_RUN is set: the hold stays in force",
+        )
         return
-    holds.release(run.database, run.options.flags.hold, operator=run.operator)
-    get_logger().info("hold_released", hold=str(run.options.flags.hold))
+    holds.release(run.database, hold, operator=run.operator)
+    get_logger().info("hold_released", hold=str(hold))
 
 
 JOB = Job(

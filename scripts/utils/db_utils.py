@@ -16,7 +16,14 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, GateBusy
+from scripts.utils.errors import (
+    DatabaseFailed,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    GateBusy,
+    OpsError,
+    describe_database_error,
+)
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 
@@ -72,6 +79,21 @@ def connection_lost(error: BaseException) -> bool:
     if not isinstance(error, psycopg.OperationalError):
         return False
     return error.sqlstate is None or error.sqlstate in _GONE or error.sqlstate.startswith("08")
+
+
+def explained(error: psycopg.Error) -> OpsError:
+    """Return what an operator has to know of a driver error that reached the end of a run."""
+    if connection_lost(error):
+        return DatabaseUnavailable(
+            f"the connection to PostgreSQL broke ({describe_database_error(error)}): what was committed stands, the"
+            " rest did not happen; run again, a rerun is safe"
+        )
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return DatabaseFailed(
+            "a table of the schema ops stays locked by another session: look for it in pg_stat_activity, have it end,"
+            " and run again; a rerun is safe"
+        )
+    return DatabaseFailed(describe_database_error(error))
 
 
 def is_deadlock(error: BaseException) -> bool:
@@ -205,17 +227,40 @@ class Database:
             with self.transaction(read_only=True, statement_timeout=statement_timeout) as connection:
                 return work(connection)
 
+        return self._repeat(once, "read")
+
+    def write(self, work: Callable[[Connection], Result]) -> Result:
+        """Write in one transaction, again from the start where the connection breaks.
+
+        Args:
+            work: May be done twice: a COMMIT whose answer was lost is not told from one that never arrived.
+
+        Raises:
+            DatabaseUnavailable: The connection broke in every attempt.
+            psycopg.Error: What else the server refused.
+        """
+
+        def once() -> Result:
+            with self.transaction() as connection:
+                return work(connection)
+
+        return self._repeat(once, "write")
+
+    def _repeat(self, once: Callable[[], Result], what: str) -> Result:
         try:
             return retry(
                 once,
                 on=connection_lost,
                 attempts=CONNECT_ATTEMPTS,
                 seconds=CONNECT_SECONDS,
-                before_wait=lambda attempt, _: get_logger().warning("database_read_retry", attempt=attempt),
+                before_wait=lambda attempt, _: get_logger().warning(f"database_{what}_retry", attempt=attempt),
             )
         except psycopg.OperationalError as error:
             if connection_lost(error):
-                raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt to read") from error
+                raise DatabaseUnavailable(
+                    f"the connection to PostgreSQL broke in every attempt to {what}: what was committed stands;"
+                    " run again when the database is well, a rerun is safe"
+                ) from error
             raise
 
     def now(self) -> datetime:

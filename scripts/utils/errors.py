@@ -116,6 +116,12 @@ class DatabaseUnavailable(OpsError):
     stop_reason = "database_unavailable"
 
 
+class DatabaseFailed(OpsError):
+    """PostgreSQL refused a statement outside the batches."""
+
+    stop_reason = "database_error"
+
+
 class GateBusy(OpsError):
     """The batches under way, or another session at the gate, did not let this one close it in time."""
 

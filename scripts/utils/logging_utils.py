@@ -5,8 +5,10 @@ Events have stable names and facts as keywords. The correlation id and the scrip
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
+import os
 import sys
 import traceback
 from collections.abc import MutableMapping
@@ -63,10 +65,22 @@ class _Handler(logging.StreamHandler[TextIO]):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
         kind = sys.exc_info()[0]
+        if kind is BrokenPipeError:
+            _let_go(self.stream)
+            return
         try:
             sys.stderr.write(f"a log line of {record.name} was lost: {kind.__name__ if kind else 'unknown'}\n")
         except OSError:
             return  # nobody is listening any more
+
+
+def _let_go(stream: TextIO) -> None:
+    """Send what is still written to a stream nobody reads (``| head -1``) nowhere: the work goes on, in silence."""
+    # Otherwise the interpreter tries once more at its exit, prints a traceback and turns the exit code into 120.
+    with contextlib.suppress(OSError, ValueError):  # a stream without a file descriptor, or a closed one
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def configure_logging(*, script: str, correlation_id: str, level: str, log_format: LogFormat | None) -> LogFormat:

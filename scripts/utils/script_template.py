@@ -14,19 +14,17 @@ from contextlib import ExitStack
 
 import psycopg
 
-from scripts.lifecycle import audit, runs
+from scripts.lifecycle import audit, runs, stop_switch
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER
 from scripts.utils import error_reporting, metrics_utils
 from scripts.utils.arguments import add_common_flags, moment, options_of, parser_of
-from scripts.utils.db_utils import Database
+from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
     DatabaseRefused,
     ExitCode,
     Misconfigured,
     OpsError,
-    SwitchedOff,
-    describe_database_error,
     worst,
 )
 from scripts.utils.logging_utils import LogFormat, configure_logging, get_logger
@@ -85,7 +83,8 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
         except OpsError as error:
             code, message, stop_reason = error.exit_code, str(error), error.stop_reason
         except psycopg.Error as error:
-            code, message, stop_reason = ExitCode.FAILED, describe_database_error(error), "database_error"
+            known = explained(error)
+            code, message, stop_reason = known.exit_code, str(known), known.stop_reason
         except Exception as error:  # noqa: BLE001 - a bug: the one place where it becomes an exit code
             error_reporting.report(error)
             code, message, stop_reason = ExitCode.FAILED, error_reporting.describe(error), "bug"
@@ -105,7 +104,7 @@ def _within(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     run.set_cutoff(run.database.now())
     with ExitStack() as stack:
         if not run.options.dry_run:
-            _refuse_if_stopped(run)
+            stop_switch.refuse_if_on(run.database, run.script)
             _lock(run, spec)
             stack.callback(run.lock.release)
             _begin(run)
@@ -125,9 +124,12 @@ def _within(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
 
 def _begin(run: Run) -> None:
     """Keep the policy file, and close what a killed run left open."""
-    with run.database.transaction() as connection:
+
+    def work(connection: Connection) -> int:
         runs.keep_policy_version(connection, run.policies, run.script)
-        abandoned = runs.abandon_dead_runs(connection, run.script)
+        return runs.abandon_dead_runs(connection, run.script)
+
+    abandoned = run.database.write(work)
     if abandoned:
         get_logger().warning("abandoned_runs_closed", runs=abandoned)
 
@@ -188,34 +190,22 @@ def _audit_head(run: Run) -> str | None:
 
 
 def _require_schema(database: Database) -> None:
-    with database.transaction(read_only=True) as connection:
-        row = connection.execute(
+    row = database.read(
+        lambda connection: connection.execute(
             "SELECT to_regclass('ops.job_runs') IS NOT NULL AND has_schema_privilege('ops', 'USAGE')"
             if _schema_visible(connection)
             else "SELECT false"
         ).fetchone()
+    )
     if not (row and row[0]):
         raise DatabaseRefused(
             "the schema ops is missing or hidden from this role: run backend/migrate.py, and connect as lifecycle_jobs"
         )
 
 
-def _schema_visible(connection: psycopg.Connection[tuple[object, ...]]) -> bool:
+def _schema_visible(connection: Connection) -> bool:
     row = connection.execute("SELECT to_regnamespace('ops') IS NOT NULL").fetchone()
     return bool(row and row[0])
-
-
-def _refuse_if_stopped(run: Run) -> None:
-    with run.database.transaction(read_only=True) as connection:
-        row = connection.execute(
-            "SELECT job, stopped_by, reason, stopped_at FROM ops.stop_switches WHERE job IN ('*', %s) LIMIT 1",
-            (run.script,),
-        ).fetchone()
-    if row:
-        which = "all jobs" if row[0] == "*" else row[0]
-        raise SwitchedOff(
-            f"the stop switch for {which} is on since {row[3]:%Y-%m-%dT%H:%M:%SZ} (by {row[1]}: {row[2]})"
-        )
 
 
 def _lock(run: Run, spec: JobSpec | None) -> None:

@@ -6,18 +6,30 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from scripts.lifecycle.results import PolicyResult
+
+_READABLE = 16  # characters a line, at least, where a cell goes on in the next one
+_FRAME = 3  # characters of border and padding a column
+
+
+class _Console(Console):
+    """A console whose reader may go away: rich would end the process with exit code 1, in the middle of its work."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent."""
+        self.quiet = True
 
 
 class Display:
     """Progress bar and closing table on standard error; silent where the log is for machines."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._console = Console(stderr=True)
+        self._console = _Console(stderr=True)
         self.enabled = enabled
         self._tasks: dict[str, TaskID] = {}
         self._progress = Progress(
@@ -50,8 +62,13 @@ class Display:
         self._progress.update(self._tasks[name], completed=completed)
 
     def show(self, table: Table) -> None:
-        """Print a table of a command's own."""
-        self._console.print(table)
+        """Print a table of a command's own: its columns that must not wrap are whole, however narrow the terminal."""
+        # An id that is cut or broken into two lines cannot be copied, and a cut one may be another's.
+        widths = [_width(column) if column.no_wrap else min(_width(column), _READABLE) for column in table.columns]
+        needed = sum(widths) + _FRAME * len(widths) + 1
+        if needed > self._console.width:
+            table.width = needed
+        self._console.print(table, crop=False)
 
     def summary(self, title: str, rows: Iterable[PolicyResult], *, dry_run: bool, duration: float) -> None:
         """Show what every policy came to."""
@@ -77,3 +94,8 @@ class Display:
                 row.stop_reason,
             )
         self._console.print(table)
+
+
+def _width(column: Column) -> int:
+    """Return how many characters wide a column of plain text is when nothing in it wraps."""
+    return max(cell_len(line) for cell in (column.header, *column.cells) for line in str(cell).split("\n"))

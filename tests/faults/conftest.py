@@ -10,7 +10,7 @@ from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
 from scripts.utils.script_template import main
 from scripts.utils.test_helpers import Proxy, start_script
-from tests.faults.stage import LOCK, SCRIPT, Quiz, Running
+from tests.faults.stage import LOCK, SCRIPT, STOP_SWITCH, Quiz, Running
 
 
 @pytest.fixture
@@ -33,11 +33,12 @@ def environment(database, redis_url):
 
 @pytest.fixture
 def start(environment):
-    """Start the job as a process of its own, with batches of five rows along the index unless told otherwise."""
+    """Start a script as a process of its own; the job with batches of five rows along the index unless told otherwise."""
     started = []
 
     def start(*args, script=SCRIPT, **settings):
-        args = args if "--batch-size" in args else ("--batch-size", "5", *args)
+        if script != STOP_SWITCH and "--batch-size" not in args:
+            args = ("--batch-size", "5", *args)
         running = Running(start_script(script, *args, env=environment | settings))
         started.append(running)
         return running

@@ -13,6 +13,7 @@ from pathlib import Path
 from scripts.lifecycle import audit
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
+STOP_SWITCH = SCRIPT.with_name("stop_switch.py")
 NAME = "cleanup_quiz_responses"
 LOCK = "lock:cleanup:quiz_responses"
 CLOSED_PORT = 1

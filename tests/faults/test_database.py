@@ -132,6 +132,7 @@ def test_a_server_gone_for_good_ends_the_run(run_here, quiz, proxy, behind, monk
     assert (code, closing["exit_code"], closing["stop_reason"]) == (1, 1, "database_unavailable")
     assert "PostgreSQL" in closing["error"]
     assert closing["records_remaining"] is None
+    assert closing["records_deleted"] == 10  # what the run itself counted
     assert holder() is None
     assert [run["status"] for run in quiz.runs()] == ["running"]  # nobody could write it
     quiz.balance(remaining=30)

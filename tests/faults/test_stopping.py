@@ -1,8 +1,14 @@
 """The stop switch and the time budget: seen before the start and between batches, and the next run carries on."""
 
+import os
+import signal
+import time
+
 import pytest
 
-from tests.faults.stage import LOCK, NAME, in_background, wait_until
+from scripts.lifecycle import purge
+from scripts.lifecycle.survey import survey
+from tests.faults.stage import LOCK, NAME, STOP_SWITCH, in_background, wait_until
 
 SWITCH = "INSERT INTO ops.stop_switches (job, stopped_by, reason) VALUES (%s, 'ann', 'restore under way')"
 
@@ -48,6 +54,31 @@ def test_a_switch_set_in_mid_run_stops_it_after_its_batch(start, quiz, redis_cli
     quiz.balance(remaining=25)
 
     quiz.link.execute("DELETE FROM ops.stop_switches")
+    start().finish(0)
+    quiz.balance(remaining=0)
+
+
+@pytest.mark.parametrize("which", [("--job", NAME), ("--all",)], ids=["one", "all"])
+def test_the_command_returns_when_no_batch_commits_any_more(start, quiz, which):
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    running = start()
+    quiz.wait_frozen()
+    told = ("--operator", "ann", "--reason", "restore under way")
+    stop = start("stop", *which, *told, script=STOP_SWITCH)
+    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    assert stop.process.poll() is None, "it returned while a batch was under way"
+    quiz.thaw()
+    assert stop.finish(0)["event"] == "stop_switch_completed"
+    standing = quiz.present()
+    assert len(standing & quiz.due) == 25
+
+    closing = running.finish(3)
+    assert (closing["stop_reason"], closing["records_deleted"]) == ("stop_switch", 15)
+    assert quiz.present() == standing
+    assert start().finish(75)["stop_reason"] == "stop_switch"
+
+    start("go", *which, "--operator", "ann", script=STOP_SWITCH).finish(0)
     start().finish(0)
     quiz.balance(remaining=0)
 
@@ -104,4 +135,44 @@ def test_what_the_scheduler_sees_and_what_is_recorded_may_differ(start, quiz, us
     closing = used_up(start("--max-duration", "1", EXIT_ZERO_FOR="3")).finish(0)
     assert (closing["event"], closing["exit_code"]) == ("cleanup_stopped", 3)
     assert quiz.runs()[0]["exit_code"] == 3
+    quiz.balance(remaining=25)
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "bound"),
+    [([], 143, "SIGNALLED_SURVEY_SECONDS"), (["--max-duration", "1"], 3, "STOPPED_SURVEY_SECONDS")],
+    ids=["signal", "time budget"],
+)
+def test_a_run_that_was_stopped_does_not_wait_long_to_count_what_is_left(
+    run_here, quiz, monkeypatch, args, code, bound
+):
+    looked = []
+
+    def slow_but_for_the_first(connection, selection):
+        looked.append(time.monotonic())
+        if len(looked) > 1:
+            connection.execute("SELECT pg_sleep(60)")
+        return survey(connection, selection)
+
+    def stop():
+        quiz.wait_frozen()
+        if not args:
+            os.kill(os.getpid(), signal.SIGTERM)
+        query = "SELECT clock_timestamp() > started_at + interval '1 second' FROM ops.job_runs"
+        wait_until(lambda: quiz.link.execute(query).fetchone()[0])
+        quiz.thaw()
+
+    monkeypatch.setattr(purge, "survey", slow_but_for_the_first)
+    monkeypatch.setattr(purge, bound, 0.3)
+    quiz.fill(40)
+    quiz.freeze_at(12)
+    stopped = in_background(stop)
+    ended, events = run_here(*args)
+    stopped()
+
+    assert time.monotonic() - looked[-1] < 10
+    assert (ended, events[-1]["records_deleted"], events[-1]["records_remaining"]) == (code, 15, None)
+    assert events[-1]["sla_status"] != "within_sla"  # not counted is not zero
+    (run,) = quiz.runs()
+    assert (run["exit_code"], run["records_processed"], run["records_remaining"]) == (code, 15, None)
     quiz.balance(remaining=25)

@@ -163,18 +163,21 @@ def test_a_cut_off_without_an_index_is_refused_on_a_large_table(apply, large):
 
 @pytest.mark.parametrize("arguments", [[], ["--limit", "5"]])
 def test_a_large_table_with_its_index_is_purged(apply, large, arguments):
+    assert apply({"things": policy()}, "--batch-size", "300", "--dry-run", *arguments).code == 0
+
     run = apply({"things": policy()}, "--batch-size", "300", *arguments)
 
     assert run.code == 0
     assert len(left(large)) == (2045 if arguments else 50)
 
 
-def test_a_plan_that_reads_all_of_a_large_table_for_each_batch_is_refused(apply, large):
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_plan_that_reads_all_of_a_large_table_for_each_batch_is_refused(apply, large, arguments):
     large.execute(f"ALTER ROLE lifecycle_jobs IN DATABASE {large.info.dbname} SET enable_indexscan = off")
     large.execute(f"ALTER ROLE lifecycle_jobs IN DATABASE {large.info.dbname} SET enable_bitmapscan = off")
     large.execute(f"ALTER ROLE lifecycle_jobs IN DATABASE {large.info.dbname} SET enable_indexonlyscan = off")
 
-    run = apply({"things": policy()}, "--limit", "5")
+    run = apply({"things": policy()}, "--limit", "5", *arguments)
 
     assert (run.code, run.closing["stop_reason"]) == (1, "preflight_failed")
     assert "PostgreSQL would read all of public.things for each batch" in run.closing["error"]

@@ -12,7 +12,7 @@ PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
 def test_there_are_scripts():
     runnable = [path for path in (ROOT / "scripts").rglob("*.py") if path.read_text().startswith("#!")]
     assert sorted(runnable) == SCRIPTS
-    assert {path.stem for path in SCRIPTS} >= {"cleanup_quiz_responses", "legal_holds", "verify_audit"}
+    assert {path.stem for path in SCRIPTS} >= {"cleanup_quiz_responses", "legal_holds", "stop_switch", "verify_audit"}
 
 
 @each_script

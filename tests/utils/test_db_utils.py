@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from scripts.utils import db_utils
-from scripts.utils.db_utils import Database, connection_lost, is_deadlock, local_settings
+from scripts.utils.db_utils import Database, connection_lost, explained, is_deadlock, local_settings
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable
 from scripts.utils.test_helpers import Proxy
 
@@ -215,3 +215,12 @@ def test_which_errors_mean_a_lost_connection():
         assert is_deadlock(kind())
         assert not connection_lost(kind())
     assert not is_deadlock(psycopg.errors.LockNotAvailable())
+
+
+def test_a_driver_error_is_explained():
+    lost, locked, full = psycopg.OperationalError(), psycopg.errors.LockNotAvailable(), psycopg.errors.DiskFull()
+    assert isinstance(explained(lost), DatabaseUnavailable)
+    assert "a rerun is safe" in str(explained(lost))
+    assert [explained(error).stop_reason for error in (locked, full)] == ["database_error"] * 2
+    assert "stays locked by another session" in str(explained(locked))
+    assert str(explained(full)) == "DiskFull (SQLSTATE 53100)"

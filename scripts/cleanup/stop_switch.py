@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Stop a job wherever it runs, keep it from starting, and let it go again.
+
+Once `stop` has returned, no batch of the job commits any more. Runbook: scripts/cleanup/README.md
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.table import Table
+
+from scripts.lifecycle import stop_switch
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, add_common_flags, main
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the three verbs."""
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    stop = verbs.add_parser("stop", help="stop a job after its batch in hand, and keep it from starting")
+    stop.add_argument("--reason", required=True, help="kept while the switch is on; name no person in it")
+    go = verbs.add_parser("go", help="let it start again")
+    for verb in (stop, go):
+        which = verb.add_mutually_exclusive_group(required=True)
+        which.add_argument("--job", metavar="NAME", help="a job of the policy file, such as cleanup_quiz_responses")
+        which.add_argument("--all", action="store_const", const=stop_switch.ALL, dest="job", help="every job")
+    for verb in (stop, go, verbs.add_parser("status", help="show what is stopped, and what still runs")):
+        add_common_flags(verb)
+        verb.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+
+
+def work(run: Run) -> None:
+    """Carry out one verb."""
+    {"stop": _stop, "go": _go, "status": _status}[run.options.flags.verb](run)
+
+
+def _stop(run: Run) -> None:
+    flags = run.options.flags
+    _require_known(run, flags.job)
+    if run.options.dry_run:
+        get_logger().warning(
+            "stop_switch_would_be_turned_on",
+            job=flags.job,
+            dry_run=True,
+            effect="CLEANUP_DRY_RUN is set: nothing is stopped",
+        )
+        return
+    switch, is_new = stop_switch.turn_on(run.database, flags.job, operator=run.operator, reason=flags.reason)
+    running = stop_switch.status(run.database).running_under(switch)
+    # A run that still has its record open only counts what is left: it deletes nothing more.
+    event = "stop_switch_turned_on" if is_new else "stop_switch_already_on"
+    get_logger().info(event, **asdict(switch), running=[asdict(each) for each in running])
+
+
+def _go(run: Run) -> None:
+    job = run.options.flags.job
+    before = stop_switch.status(run.database)
+    # A job that the policy file no longer names may still have its switch: that one must come off all the same.
+    if not any(switch.job == job for switch in before.switches):
+        _require_known(run, job)
+    if run.options.dry_run:
+        get_logger().warning(
+            "stop_switch_would_be_turned_off", job=job, dry_run=True, effect="CLEANUP_DRY_RUN is set: it stays as it is"
+        )
+        return
+    switch = stop_switch.turn_off(run.database, job, operator=run.operator)
+    if switch:
+        get_logger().info("stop_switch_turned_off", **asdict(switch))
+    else:
+        get_logger().info("stop_switch_was_off", job=job)
+    for other in stop_switch.status(run.database).switches:
+        if other.stops(job):
+            get_logger().warning("stop_switch_still_on", **asdict(other))
+
+
+def _status(run: Run) -> None:
+    status = stop_switch.status(run.database)
+    if not status.switches:
+        get_logger().info("no_stop_switch_is_on", running=[asdict(each) for each in status.running])
+        return
+    if not run.display.enabled:
+        for switch in status.switches:
+            running = [asdict(each) for each in status.running_under(switch)]
+            get_logger().info("stop_switch_is_on", **asdict(switch), running=running)
+        return
+    table = Table(title="stopped")
+    for heading in ("job", "since (UTC)", "by", "reason"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("still running", no_wrap=True)
+    for switch in status.switches:
+        runs = [
+            f"{each.script}\n  run {each.correlation_id}\n  {each.host}, pid {each.pid}, silent {each.silent_seconds} s"
+            for each in status.running_under(switch)
+        ]
+        which = "all jobs" if switch.job == stop_switch.ALL else switch.job
+        since = f"{switch.stopped_at:%Y-%m-%d %H:%M}"
+        table.add_row(which, since, switch.stopped_by, switch.reason, "\n".join(runs) or "nothing")
+    run.display.show(table)
+
+
+def _require_known(run: Run, job: str) -> None:
+    if job != stop_switch.ALL and job not in run.policies.jobs:
+        known = ", ".join(sorted(run.policies.jobs))
+        raise Misconfigured(f"--job {job}: the policy file has no such job; it has {known}. For all of them: --all")
+
+
+JOB = Job(
+    "stop_switch",
+    work,
+    "Stop a job wherever it runs, and let it go again.",
+    changes_data=False,
+    events="stop_switch",
+    arguments=arguments,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))
