@@ -17,6 +17,7 @@ from psycopg import Cursor, sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.policies import table_identifier
+from scripts.lifecycle.politeness import Look
 from scripts.lifecycle.selection import Reach, Selection
 from scripts.lifecycle.windows import Window
 from scripts.utils.db_utils import Connection, Database, connection_lost, local_settings
@@ -88,6 +89,8 @@ class Outcome:
     deleted: int
     answer: tuple[Any, ...] | None = None
     """The answer to the path's question, if one was asked."""
+    looked: tuple[Any, ...] | None = None
+    """What the look at the server saw, if one was taken."""
 
 
 class Ambiguous(Exception):
@@ -142,6 +145,7 @@ class BatchWriter:
         skip_locked: bool = False,
         question: tuple[sql.Composed, dict[str, Any]] | None = None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        look: Look | None = None,
     ) -> Outcome:
         """Delete what is due in a window, and audit it.
 
@@ -151,6 +155,7 @@ class BatchWriter:
             skip_locked: Leave rows that somebody else has locked instead of waiting for them.
             question: Asked in the same round trip.
             heartbeat: Written in the same transaction.
+            look: Asked last, while the batch still holds its locks: later nobody waits for it any more.
 
         Raises:
             Ambiguous: The connection broke.
@@ -168,7 +173,7 @@ class BatchWriter:
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
-            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat)
+            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
         except psycopg.OperationalError as error:
             if connection_lost(error):
                 self.close()
@@ -183,6 +188,7 @@ class BatchWriter:
         skip_locked: bool,
         question: tuple[sql.Composed, dict[str, Any]] | None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
+        look: Look | None,
     ) -> Outcome:
         *before, delete = self._statements(connection, window.clause, skip_locked=skip_locked)
         passed: Cursor[Any] | None = None
@@ -198,9 +204,11 @@ class BatchWriter:
                 asked = connection.execute(*question) if question else None
                 if heartbeat:
                     connection.execute(*heartbeat)
+                looked = connection.execute(*look) if look else None
                 connection.execute("COMMIT")
             owned, stopped, deleted = result.fetchone() or (False, False, 0)
-            return Outcome(owned, stopped, deleted, asked.fetchone() if asked else None)
+            answer, seen = (cursor.fetchone() if cursor else None for cursor in (asked, looked))
+            return Outcome(owned, stopped, deleted, answer, seen)
         except BaseException as error:
             if not connection.closed:
                 connection.rollback()

@@ -18,8 +18,9 @@ from scripts.lifecycle import queue, runs
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
 from scripts.lifecycle.policies import Policy
+from scripts.lifecycle.politeness import PAUSE_SHARE, Politeness
 from scripts.lifecycle.preflight import Cleared, check_access_path, preflight
-from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.results import PolicyResult, seconds_paused
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
@@ -131,6 +132,7 @@ class _Purge:
         self._selection: Selection | None = None
         self._residue: Survey | None = None
         self._batches = 0
+        self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
         self._queued = 0
 
     def carry_out(self) -> None:
@@ -172,6 +174,8 @@ class _Purge:
 
     def _work(self, run_id: UUID) -> Ending:
         with self._run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection:
+            # Before the counting, so that the first batch already knows whether others were at work meanwhile.
+            self._politeness.begin(connection)
             cleared, found = _look(self._run, connection, self._policy)
             self._selection = cleared.selection
             refused = refusal(self._run, connection, self._policy, found)
@@ -180,7 +184,7 @@ class _Purge:
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
-        with closing(Deleter(self._run, cleared.selection, run_id)) as deleter:
+        with closing(Deleter(self._run, cleared.selection, run_id, self._politeness)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
             finally:
@@ -191,6 +195,12 @@ class _Purge:
 
     def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
         paths = self._paths(deleter, cleared, found)
+        if self._politeness.not_visible:
+            self._log.info(
+                "politeness_not_visible",
+                what=self._politeness.not_visible,
+                effect="not heeded; replica_lag needs the role pg_read_all_stats",
+            )
         self._log.info(
             "policy_started",
             due=found.due,
@@ -301,6 +311,7 @@ class _Purge:
             records_remaining=found.remaining if found else None,
             oldest_overdue_seconds=age,
             batches=self._batches,
+            pauses=self._politeness.pauses,
             sla_status=sla_status(self._run, age, overdue.warning, overdue.critical),
         )
         self._run.results.append(result)

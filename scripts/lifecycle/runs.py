@@ -13,6 +13,7 @@ from datetime import datetime
 from uuid import UUID, uuid4
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.policies import PolicySet
 from scripts.lifecycle.results import PolicyResult
@@ -88,6 +89,7 @@ def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
         "records_remaining": result.records_remaining,
         "oldest_overdue_seconds": result.oldest_overdue_seconds,
         "batches": result.batches,
+        "pauses": Jsonb(result.pauses),
         "sla_status": result.sla_status,
         "error": result.error,
     }
