@@ -21,16 +21,17 @@ OTHERS_A_SECOND = 2.0
 UNREPORTED_AT_START = 32
 
 IDLE_BATCH_SECONDS = 0.5
-SHORT_BATCH_SECONDS = 0.02
-SHORTEST_BATCH_SECONDS = 0.01
+SHORT_BATCH_SECONDS = 0.01
+SHORTEST_BATCH_SECONDS = 0.005
 START_ROWS = 1_000
 SMALLEST_ROWS = 100
 
 LONGEST_PAUSE_SECONDS = 2.0
 LAG_PAUSE_SECONDS = 1.0
 WAITING_PAUSE_SECONDS = 0.1
-WAITING_PAUSE_FACTOR = 3.0
-# Of the run's time budget. Pauses as long as the batches never use it up; only who waits or lags for long does.
+OTHERS_PAUSE_FACTOR = 2.0
+WAITING_PAUSE_FACTOR = 4.0
+# Of the run's time budget: what is left afterwards must do for the rest.
 PAUSE_SHARE = 0.5
 
 LAG_SECONDS = 10.0
@@ -109,7 +110,7 @@ def next_step(now: Situation, *, rows: int, seconds: float, pause_left: float) -
     elif reason == REPLICA_LAG:
         aim, pause = SHORT_BATCH_SECONDS, LAG_PAUSE_SECONDS
     elif reason == OTHERS_ACTIVE:
-        pause = seconds
+        pause = OTHERS_PAUSE_FACTOR * seconds
     wanted = min(int(rows * aim / max(seconds, 1e-6)), 2 * rows)
     return Step(max(wanted, SMALLEST_ROWS), min(pause, LONGEST_PAUSE_SECONDS, pause_left), reason)
 
