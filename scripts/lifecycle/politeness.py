@@ -21,6 +21,7 @@ OTHERS_A_SECOND = 2.0
 UNREPORTED_AT_START = 32
 
 IDLE_BATCH_SECONDS = 0.5
+UNSEEN_BATCH_SECONDS = 0.05
 SHORT_BATCH_SECONDS = 0.01
 SHORTEST_BATCH_SECONDS = 0.005
 START_ROWS = 1_000
@@ -103,14 +104,13 @@ def next_step(now: Situation, *, rows: int, seconds: float, pause_left: float) -
     reason = now.reason
     if reason and pause_left <= 0:
         return Step(SMALLEST_ROWS)
-    aim = IDLE_BATCH_SECONDS if now.others_active is False else SHORT_BATCH_SECONDS
-    pause = 0.0
+    aim, pause = (UNSEEN_BATCH_SECONDS if now.others_active is None else IDLE_BATCH_SECONDS), 0.0
     if reason == SOMEONE_WAITS:
         aim, pause = SHORTEST_BATCH_SECONDS, max(WAITING_PAUSE_FACTOR * seconds, WAITING_PAUSE_SECONDS)
     elif reason == REPLICA_LAG:
         aim, pause = SHORT_BATCH_SECONDS, LAG_PAUSE_SECONDS
     elif reason == OTHERS_ACTIVE:
-        pause = OTHERS_PAUSE_FACTOR * seconds
+        aim, pause = SHORT_BATCH_SECONDS, OTHERS_PAUSE_FACTOR * seconds
     wanted = min(int(rows * aim / max(seconds, 1e-6)), 2 * rows)
     return Step(max(wanted, SMALLEST_ROWS), min(pause, LONGEST_PAUSE_SECONDS, pause_left), reason)
 

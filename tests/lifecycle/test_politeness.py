@@ -37,7 +37,7 @@ def test_an_idle_server_gets_large_batches_and_no_pause():
 
 
 def test_activity_that_cannot_be_seen_is_not_taken_for_none():
-    assert next_step(Situation(), rows=1000, seconds=0.1, pause_left=MUCH) == Step(10_000 * SHORT)
+    assert next_step(Situation(), rows=1000, seconds=0.1, pause_left=MUCH) == Step(500)
 
 
 def test_others_get_short_batches_and_as_much_time_as_the_batch_took():
