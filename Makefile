@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stack stack-stop bench
+.PHONY: help demo test lint stack stack-stop bench bench-foreground
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## start servers, load sample data, run the jobs, show what happened
 	$(BIN)/python backend/demo.py
@@ -30,6 +30,9 @@ stack-stop: $(READY)  ## stop them; the data stays
 
 bench: $(READY)  ## measure the purge; writes nothing outside a database of its own
 	$(BIN)/python benchmarks/purge.py
+
+bench-foreground: $(READY)  ## measure what a user feels while the purge runs; in a database of its own too
+	$(BIN)/python benchmarks/foreground.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -92,6 +92,9 @@ class ScriptRun:
     batches: list[float]
     deleted: int
     peak_mb: float
+    begun: float
+    """On the monotonic clock."""
+    pauses: dict[str, dict[str, float]]
 
     @property
     def growth(self) -> float:
@@ -241,7 +244,7 @@ class Bench:
             errors = process.stderr.read() if process.stderr else ""
         wall = time.monotonic() - begun
         _require(process.returncode in DONE, f"the script ended with {process.returncode}: {closing} {errors}")
-        return ScriptRun(wall, started, batches, closing["records_deleted"], peak)
+        return ScriptRun(wall, started, batches, closing["records_deleted"], peak, begun, closing["pauses"])
 
     def _check(self, template: Template, name: str, run: ScriptRun) -> None:
         with self._superuser(name) as connection:

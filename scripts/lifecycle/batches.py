@@ -18,6 +18,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.gated import MAY_RUN, Context, GatedTransaction, Statement
 from scripts.lifecycle.policies import SoftDelete, table_identifier
+from scripts.lifecycle.politeness import Look
 from scripts.lifecycle.selection import Reach, Selection
 from scripts.lifecycle.windows import Window
 from scripts.utils.db_utils import Connection, Database, connection_lost
@@ -88,6 +89,8 @@ class Outcome:
     deleted: int
     answer: tuple[Any, ...] | None = None
     """The answer to the path's question, if one was asked."""
+    looked: tuple[Any, ...] | None = None
+    """What the look at the server saw, if one was taken."""
 
 
 class Ambiguous(Exception):
@@ -133,6 +136,7 @@ class BatchWriter:
         skip_locked: bool = False,
         question: tuple[sql.Composed, dict[str, Any]] | None = None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        look: Look | None = None,
     ) -> Outcome:
         """Delete what is due in a window, and audit it.
 
@@ -142,6 +146,7 @@ class BatchWriter:
             skip_locked: Leave rows that somebody else has locked instead of waiting for them.
             question: Asked in the same round trip.
             heartbeat: Written in the same transaction.
+            look: Asked last, while the batch still holds its locks: later nobody waits for it any more.
 
         Raises:
             Ambiguous: The connection broke.
@@ -159,7 +164,7 @@ class BatchWriter:
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
-            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat)
+            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
         except psycopg.OperationalError as error:
             if connection_lost(error):
                 self.close()
@@ -174,14 +179,16 @@ class BatchWriter:
         skip_locked: bool,
         question: tuple[sql.Composed, dict[str, Any]] | None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
+        look: Look | None,
     ) -> Outcome:
         composed = self._statements(connection, window.clause, skip_locked=skip_locked)
         statements: list[Statement] = [(statement, parameters) for statement in composed]
-        statements += [extra for extra in (question, heartbeat) if extra]
+        # The look last: what it sees is who waits for the whole batch.
+        statements += [extra for extra in (question, heartbeat, look) if extra]
         cursors = self._gated.send(connection, statements)
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
         answer = cursors[len(composed)].fetchone() if question else None
-        return Outcome(owned, stopped, deleted, answer)
+        return Outcome(owned, stopped, deleted, answer, cursors[-1].fetchone() if look else None)
 
     def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
         """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""

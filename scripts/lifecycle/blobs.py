@@ -155,6 +155,7 @@ class BlobRemoval:
             fencing_token=self._context.fencing_token,
             records=self.removed,
             batches=self.rounds,
+            pauses={},
         )
 
     def _carry_out(self, pool: ThreadPoolExecutor, intents: list[Intent]) -> None:

@@ -19,6 +19,7 @@ from psycopg import sql
 from scripts.lifecycle import runs
 from scripts.lifecycle.batches import Ambiguous, BatchWriter, Outcome
 from scripts.lifecycle.gated import Context, GateClosed
+from scripts.lifecycle.politeness import START_ROWS, Politeness, Step
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import Path, Window, chosen_keys
@@ -31,6 +32,7 @@ from scripts.utils.run import Run
 HEARTBEAT_SECONDS = 5.0  # or a third of REDIS_LOCK_TIMEOUT, if that is less
 PROGRESS_SECONDS = 10.0
 PROBE_SECONDS = 300.0
+PAUSE_SLICE_SECONDS = 0.05
 RETRY_ATTEMPTS = 6
 RETRY_SECONDS = 60.0
 
@@ -51,9 +53,10 @@ class Deleter:
         run: The run; it holds the job's lock.
         selection: What is to go.
         context: Lease and run record.
+        politeness: What is known of the others; its first look was taken.
     """
 
-    def __init__(self, run: Run, selection: Selection, context: Context) -> None:
+    def __init__(self, run: Run, selection: Selection, context: Context, politeness: Politeness) -> None:
         self._run = run
         self._selection = selection
         self._policy = selection.policy
@@ -68,7 +71,11 @@ class Deleter:
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._heartbeat_at = self._progress_at = time.monotonic()
         self._counted = "blobs_intended" if self._policy.blob else "records_deleted"
+        self._politeness = politeness
+        self._pause_told_at = -PROGRESS_SECONDS
         self.batch_rows = run.options.batch_size or self._policy.batch.rows
+        """Rows a batch at most."""
+        self._rows = run.options.batch_size or START_ROWS
         self.deleted = 0
         """Rows that are gone; of blobs, intents written."""
         self.batches = 0
@@ -95,22 +102,56 @@ class Deleter:
             PolicyFailed: Too many rows are refused, or one row takes too long.
             DatabaseUnavailable: PostgreSQL went away.
         """
-        window = path.following(None, self._ask(path.question(None, self._entries)), self._entries)
+        rows = self._entries
+        window = path.following(None, self._ask(path.question(None, rows)), rows)
+        step = Step(rows)
         while window is not None and not self.limit_reached:
+            self._make_room(step)
             self._run.checkpoint()
             started = time.monotonic()
             # Under a limit the next window's size depends on what this batch deletes, so it is asked for afterwards.
             ahead = self._run.options.limit is None
-            outcome = self._delete(window, path.question(window, self._entries) if ahead else None)
+            following = self._entries
+            outcome = self._delete(window, path.question(window, following) if ahead else None)
+            seconds = time.monotonic() - started
             self.batches += 1
-            self._tell(outcome, time.monotonic() - started)
-            answer = outcome.answer if ahead else self._ask(path.question(window, self._entries))
-            window = path.following(window, answer, self._entries)
+            self._tell(outcome, seconds)
+            self._politeness.learn(outcome.looked)
+            step = self._politeness.after(rows, seconds)
+            if self._run.options.batch_size is None:
+                self._rows = step.rows
+            rows = following if ahead else self._entries
+            answer = outcome.answer if ahead else self._ask(path.question(window, rows))
+            window = path.following(window, answer, rows)
 
     @property
     def _entries(self) -> int:
         limit = self._run.options.limit
-        return self.batch_rows if limit is None else max(1, min(self.batch_rows, limit - self.deleted))
+        rows = min(self._rows, self.batch_rows)
+        return rows if limit is None else max(1, min(rows, limit - self.deleted))
+
+    def _make_room(self, step: Step) -> None:
+        """Pause if somebody needs it; a signal ends the pause at once."""
+        if step.reason is None:
+            return
+        started = time.monotonic()
+        try:
+            # The heartbeat rides in the batches: a pause may not be longer than it can wait.
+            until = started + min(step.pause, self._heartbeat_every)
+            while (left := until - time.monotonic()) > 0:
+                self._run.checkpoint()
+                time.sleep(min(left, PAUSE_SLICE_SECONDS))
+        finally:
+            seconds = time.monotonic() - started
+            self._politeness.paused(step.reason, seconds)
+            self._tell_pause(step.reason, seconds)
+
+    def _tell_pause(self, reason: str, seconds: float) -> None:
+        say = self._log.debug
+        if time.monotonic() - self._pause_told_at >= PROGRESS_SECONDS:
+            self._pause_told_at = time.monotonic()
+            say = self._log.info
+        say("paused", reason=reason, seconds=round(seconds, 4), pauses_so_far=self._politeness.pauses)
 
     def _tell(self, outcome: Outcome, seconds: float) -> None:
         if not self._policy.blob:
@@ -129,6 +170,7 @@ class Deleter:
     def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
         if question is None:
             return None
+        self._politeness.ours += 2  # the transaction, and the check of a connection that is lent
         return self._read(lambda connection: connection.execute(*question).fetchone())
 
     def _read(self, work: Callable[[Connection], Result]) -> Result:
@@ -173,6 +215,7 @@ class Deleter:
         """Repeat a batch through lost connections and deadlocks; a lost answer is settled before."""
 
         def once() -> Outcome:
+            self._politeness.ours += 1
             try:
                 return self._writer.run(
                     window,
@@ -180,6 +223,7 @@ class Deleter:
                     skip_locked=skip_locked,
                     question=question,
                     heartbeat=self._heartbeat(),
+                    look=self._politeness.look(),
                 )
             except Ambiguous as ambiguous:
                 settled = self._settle(ambiguous.entry_ids)
@@ -234,6 +278,7 @@ class Deleter:
             fencing_token=self._context.fencing_token,
             records=0 if self._policy.blob else self.deleted,
             batches=self.batches,
+            pauses=self._politeness.pauses,
         )
 
     def _keys(self, window: Window) -> list[str]:

@@ -21,8 +21,9 @@ from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
 from scripts.lifecycle.gated import Context
 from scripts.lifecycle.policies import Policy
+from scripts.lifecycle.politeness import PAUSE_SHARE, Politeness
 from scripts.lifecycle.preflight import Cleared, check_access_path, preflight
-from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.results import PolicyResult, seconds_paused
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
@@ -166,6 +167,7 @@ class _Purge:
         self._residue: Survey | None = None
         self._deleted = 0
         self._batches = 0
+        self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
         self._queued = 0
         self._unknown = 0
         self._last_look_seconds = SURVEY_SECONDS
@@ -223,7 +225,7 @@ class _Purge:
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
         context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, run_id)
-        with closing(Deleter(self._run, cleared.selection, context)) as deleter:
+        with closing(Deleter(self._run, cleared.selection, context, self._politeness)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
                 if self._policy.blob:
@@ -238,6 +240,8 @@ class _Purge:
         return self._judge(deleter)
 
     def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
+        # Before the counting, so that the first batch already knows whether others were at work meanwhile.
+        self._politeness.begin(connection)
         cleared, found = _look(self._run, connection, self._policy)
         self._selection = cleared.selection
         return cleared, found, refusal(self._run, connection, self._policy, found)
@@ -248,6 +252,12 @@ class _Purge:
             lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
             statement_timeout=SURVEY_SECONDS,
         )
+        if self._politeness.not_visible:
+            self._log.info(
+                "politeness_not_visible",
+                what=self._politeness.not_visible,
+                effect="not heeded; replica_lag needs the role pg_read_all_stats",
+            )
         self._log.info(
             "policy_started",
             due=found.due,
@@ -359,6 +369,7 @@ class _Purge:
             records_remaining=found.remaining if found else None,
             oldest_overdue_seconds=age,
             batches=self._batches,
+            pauses=self._politeness.pauses,
             sla_status=sla_status(self._run, age, overdue.warning, overdue.critical),
         )
         self._run.results.append(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,6 +27,24 @@ class PolicyResult:
     """None: could not be counted."""
     oldest_overdue_seconds: float | None = None
     batches: int = 0
+    pauses: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What the run paused for: reason, count and seconds."""
     by_rule: dict[str, int] = field(default_factory=dict)
     sla_status: SlaStatus = "within_sla"
     error: str | None = None
+
+
+def total_pauses(results: Iterable[PolicyResult]) -> dict[str, dict[str, float]]:
+    """Add up what the policies of a run paused for."""
+    total: dict[str, dict[str, float]] = {}
+    for result in results:
+        for reason, pause in result.pauses.items():
+            sums = total.setdefault(reason, {"count": 0, "seconds": 0.0})
+            sums["count"] += pause["count"]
+            sums["seconds"] = round(sums["seconds"] + pause["seconds"], 4)
+    return total
+
+
+def seconds_paused(results: Iterable[PolicyResult]) -> float:
+    """Return how long the policies of a run paused, in seconds."""
+    return sum(pause["seconds"] for pause in total_pauses(results).values())

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.policies import PolicySet
 from scripts.lifecycle.results import PolicyResult
@@ -78,20 +79,21 @@ def open_run(
 
 
 def heartbeat(
-    run_id: UUID, *, lease: str, fencing_token: int, records: int, batches: int
+    run_id: UUID, *, lease: str, fencing_token: int, records: int, batches: int, pauses: dict[str, dict[str, float]]
 ) -> tuple[sql.Composed, dict[str, Any]]:
     """Return the statement that shows a run to be alive, on its record and on its lease."""
     statement = sql.SQL(
         "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
         " WHERE name = %(lease)s AND fencing_token = %(token)s)"
         " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(records)s,"
-        " batches = %(batches)s WHERE id = %(run_id)s"
+        " batches = %(batches)s, pauses = %(pauses)s WHERE id = %(run_id)s"
     ).format()
     return statement, {
         "lease": lease,
         "token": fencing_token,
         "records": records,
         "batches": batches,
+        "pauses": Jsonb(pauses),
         "run_id": run_id,
     }
 
@@ -108,6 +110,7 @@ def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
         "records_remaining": result.records_remaining,
         "oldest_overdue_seconds": result.oldest_overdue_seconds,
         "batches": result.batches,
+        "pauses": Jsonb(result.pauses),
         "sla_status": result.sla_status,
         "error": result.error,
     }

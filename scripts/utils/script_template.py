@@ -16,7 +16,7 @@ import psycopg
 
 from scripts.lifecycle import audit, runs, stop_switch
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
-from scripts.lifecycle.results import SLA_ORDER
+from scripts.lifecycle.results import SLA_ORDER, total_pauses
 from scripts.utils import error_reporting, metrics_utils
 from scripts.utils.arguments import add_common_flags, moment, options_of, parser_of
 from scripts.utils.db_utils import Connection, Database, explained
@@ -162,6 +162,8 @@ def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message:
         "audit_head": _audit_head(run),
         "exit_code": int(code),
     }
+    if not run.options.dry_run:
+        facts["pauses"] = total_pauses(results)
     message = message or next((result.error for result in results if result.error), None)
     if message:
         facts["error"] = message
