@@ -14,12 +14,12 @@ from uuid import UUID
 
 import psycopg
 from psycopg import Cursor, sql
-from psycopg.abc import Query
+from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policies import Policy
 from scripts.utils.db_utils import Connection, local_settings
 
-Statement = tuple[Query, dict[str, Any]]
+Statement = tuple[QueryNoTemplate, dict[str, Any]]
 
 # Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
 _GATE_SECONDS = 10.0

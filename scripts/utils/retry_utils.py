@@ -29,7 +29,7 @@ def retry(
     longest_wait: float = 10.0,
     before_wait: Callable[[int, BaseException], None] | None = None,
     asked_wait: Callable[[BaseException], float | None] = lambda _: None,
-    sleep: Callable[[float], None] = time.sleep,
+    sleep: Callable[[float], None] | None = None,
 ) -> Result:
     """Call until it succeeds, fails for good, or a bound is met.
 
@@ -65,7 +65,7 @@ def retry(
         retry=tenacity.retry_if_exception(on),
         stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_before_delay(seconds),
         wait=wait,
-        sleep=sleep,
+        sleep=sleep or time.sleep,
         before_sleep=tell,
         reraise=True,
     )

@@ -77,7 +77,7 @@ def _blob_api_url(value: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError("must be an https URL; http only on this machine, since the token travels with every call")
+        raise ValueError("must be an https URL, or http on this machine: the token travels with every call")
     return value
 
 

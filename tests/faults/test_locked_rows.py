@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from scripts.lifecycle import batches
+from scripts.lifecycle import gated
 from scripts.utils.db_utils import Database
 from tests.faults.stage import in_background, wait_until
 
@@ -164,7 +164,7 @@ def test_a_gate_that_is_closed_for_a_while_is_waited_for(start, quiz, other):
 
 @pytest.mark.parametrize("signalled", [False, True])
 def test_a_gate_that_stays_closed_ends_the_run(run_here, quiz, other, monkeypatch, signalled):
-    monkeypatch.setattr(batches, "_GATE_SECONDS", 0.3)
+    monkeypatch.setattr(gated, "_GATE_SECONDS", 0.3)
     quiz.fill(40)
     quiz.freeze_at(12)
 

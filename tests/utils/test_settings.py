@@ -13,7 +13,7 @@ GOOD = {
     "REDIS_URL": f"rediss://:{SECRET}@cache.example.com:6379/0",
 }
 FIELDS = {field.alias: field for field in Settings.model_fields.values()}
-ANY_TEXT = {"BLOB_READ_WRITE_TOKEN", "RENDER_GIT_COMMIT"}
+ANY_TEXT = {"RENDER_GIT_COMMIT"}
 
 
 @pytest.fixture
@@ -47,6 +47,12 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "db_max_overflow": 20,
         "redis_lock_timeout": 300,
         "blob_read_write_token": None,
+        "vercel_blob_api_url": "https://vercel.com/api/blob",
+        "blob_rate_limit_per_minute": 900,
+        "blob_batch_size": 100,
+        "blob_concurrency": 4,
+        "blob_timeout_seconds": 20,
+        "audit_pseudonym_key": None,
         "sentry_dsn": None,
         "log_level": "INFO",
         "cleanup_batch_size": None,
