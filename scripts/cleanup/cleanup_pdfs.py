@@ -6,21 +6,38 @@ The meal plan's row stays and forgets its PDF. A blob that another row still nee
 Policy: meal_plan_pdfs · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.lifecycle.purge import purge
+from scripts.lifecycle.reconcile import reconcile
 from scripts.utils.script_template import Job, Run, main
 
 
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the one flag of its own."""
+    parser.add_argument(
+        "--reconcile", action="store_true", help="delete blobs that no row names, finalise rows whose blob is gone"
+    )
+
+
 def work(run: Run) -> None:
-    """Delete what has expired."""
-    purge(run, policy="meal_plan_pdfs")
+    """Delete what has expired, or compare the store with the rows."""
+    if run.options.flags.reconcile:
+        reconcile(run, policy="meal_plan_pdfs")
+    else:
+        purge(run, policy="meal_plan_pdfs")
 
 
-JOB = Job("cleanup_pdfs", work, "Delete PDFs of meal plans from Vercel Blob once their period has ended.")
+JOB = Job(
+    "cleanup_pdfs",
+    work,
+    "Delete PDFs of meal plans from Vercel Blob once their period has ended.",
+    arguments=arguments,
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(JOB))

@@ -7,58 +7,37 @@ that everybody else has. A dry run is the same up to the first batch, in a trans
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from uuid import UUID, uuid4
+from contextlib import closing
+from uuid import UUID
 
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle import queue, runs
+from scripts.lifecycle import queue
 from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
 from scripts.lifecycle.gated import Context
 from scripts.lifecycle.policies import Policy
-from scripts.lifecycle.politeness import PAUSE_SHARE, Politeness
-from scripts.lifecycle.preflight import Cleared, check_access_path, preflight
-from scripts.lifecycle.results import PolicyResult, seconds_paused
+from scripts.lifecycle.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
+from scripts.lifecycle.preflight import Cleared, check_access_path
+from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.rollout import roll_out
 from scripts.lifecycle.selection import Selection
-from scripts.lifecycle.survey import Survey, survey
+from scripts.lifecycle.survey import Survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
 from scripts.utils.blob_client import store_of
-from scripts.utils.db_utils import Connection, connection_lost, explained
+from scripts.utils.db_utils import Connection
 from scripts.utils.errors import (
-    DatabaseUnavailable,
     ExitCode,
-    OpsError,
     PolicyFailed,
-    StoppedEarly,
     describe_database_error,
 )
-from scripts.utils.logging_utils import get_logger
-from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run, sla_status
 
 # From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
-SURVEY_SECONDS = 1800.0
-# Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
-SIGNALLED_SURVEY_SECONDS = 5.0
-# A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
-STOPPED_SURVEY_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a policy's run ended."""
-
-    status: str
-    stop_reason: str
-    exit_code: ExitCode
-    error: str | None = None
 
 
 def purge(run: Run, policy: str) -> None:
@@ -74,15 +53,26 @@ def purge(run: Run, policy: str) -> None:
     rules = run.policies.policies[policy]
     if rules.blob:
         store_of(run.settings)
-    if run.options.dry_run:
-        _predict(run, rules)
-    else:
-        _Purge(run, rules).carry_out()
+    try:
+        if run.options.dry_run:
+            run.results.append(predict(run, rules))
+        elif run.options.rollout:
+            roll_out(run, predict=lambda: predict(run, rules), carry_out=lambda: Purge(run, rules).carry_out())
+        else:
+            Purge(run, rules).carry_out()
+    except PolicyFailed as error:
+        run.fail(policy, error)
 
 
-def _predict(run: Run, policy: Policy) -> None:
+def predict(run: Run, policy: Policy) -> PolicyResult:
+    """Say what a run would do, in a transaction that cannot write.
+
+    Raises:
+        PolicyFailed: The policy cannot be carried out.
+    """
+
     def look(connection: Connection) -> tuple[Survey, str | None, int]:
-        cleared, found = _look(run, connection, policy)
+        cleared, found = first_look(run, connection, policy)
         refused = refusal(run, connection, policy, found)
         to_queue = sum(
             queue.count_new(connection, cleared.selection, name)
@@ -99,125 +89,35 @@ def _predict(run: Run, policy: Policy) -> None:
 
     try:
         found, refused, to_queue = run.database.read(look, statement_timeout=SURVEY_SECONDS)
-    except PolicyFailed as error:
-        run.fail(policy.name, error)
-        return
     except psycopg.Error as error:
-        run.fail(policy.name, PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}"))
-        return
+        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
     limit = run.options.limit
     deleted = found.removable if limit is None else min(limit, found.removable)
-    run.results.append(
-        PolicyResult(
-            policy=policy.name,
-            status="failed" if refused else "completed",
-            stop_reason="would_be_refused" if refused else "dry_run",
-            exit_code=ExitCode.FAILED if refused else ExitCode.DONE,
-            records_deleted=deleted,
-            records_held=found.held,
-            records_queued=to_queue,
-            records_remaining=found.remaining - deleted,
-            oldest_overdue_seconds=found.oldest_overdue_seconds,
-            by_rule=found.by_rule,
-            sla_status=sla_status(run, found.oldest_overdue_seconds, policy.overdue.warning, policy.overdue.critical),
-            error=refused,
-        )
+    return PolicyResult(
+        policy=policy.name,
+        status="failed" if refused else "completed",
+        stop_reason="would_be_refused" if refused else "dry_run",
+        exit_code=ExitCode.FAILED if refused else ExitCode.DONE,
+        records_deleted=deleted,
+        records_held=found.held,
+        records_queued=to_queue,
+        records_remaining=found.remaining - deleted,
+        oldest_overdue_seconds=found.oldest_overdue_seconds,
+        by_rule=found.by_rule,
+        sla_status=sla_status(run, found.oldest_overdue_seconds, policy.overdue.warning, policy.overdue.critical),
+        error=refused,
     )
 
 
-def _look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
-    """Check the policy against the database, and count."""
-    with _naming_what_is_locked(policy):
-        cleared = preflight(connection, policy, run.cutoff)
-        if policy.blob:
-            cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
-        found = survey(connection, cleared.selection)
-    if found.unnameable:
-        whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
-        raise PolicyFailed(
-            "preflight_failed",
-            f"policy {policy.name} was not started: {found.unnameable} due rows of {whose} have a text key"
-            " that is no UUID and may be personal data, which the audit must not hold",
-        )
-    return cleared, found
-
-
-@contextmanager
-def _naming_what_is_locked(policy: Policy) -> Iterator[None]:
-    """Say which tables were asked for: PostgreSQL does not say which one it could not have."""
-    try:
-        yield
-    except psycopg.errors.LockNotAvailable as error:
-        tables = " or ".join(sorted({policy.table, *(dependant.table for dependant in policy.dependants)}))
-        raise PolicyFailed(
-            "table_locked",
-            f"policy {policy.name}: {tables} stays locked by another session, even against reading; look for the"
-            " session in pg_stat_activity, have it end, and run again",
-        ) from error
-
-
-class _Purge:
+class Purge(PolicyRun):
     """One policy in one real run."""
 
     def __init__(self, run: Run, policy: Policy) -> None:
-        self._run = run
-        self._policy = policy
-        self._log = get_logger().bind(policy=policy.name)
-        self._selection: Selection | None = None
-        self._residue: Survey | None = None
-        self._deleted = 0
-        self._batches = 0
-        self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
-        self._queued = 0
+        super().__init__(run, policy)
         self._unknown = 0
-        self._last_look_seconds = SURVEY_SECONDS
 
-    def carry_out(self) -> None:
-        """Run the policy from its record's first line to its last."""
-        run_id = self._open()
-        ending = Ending("failed", "bug", ExitCode.FAILED)
-        try:
-            ending = self._work(run_id)
-        except StoppedEarly as stop:
-            by_signal = stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT)
-            status = "interrupted" if by_signal else "partial"
-            self._last_look_seconds = SIGNALLED_SURVEY_SECONDS if by_signal else STOPPED_SURVEY_SECONDS
-            ending = Ending(status, stop.stop_reason, stop.exit_code, str(stop))
-            raise
-        except DatabaseUnavailable as error:
-            ending = Ending("failed", "database_unavailable", error.exit_code, str(error))
-            raise
-        except PolicyFailed as error:
-            ending = Ending("failed", error.stop_reason, error.exit_code, str(error))
-        except psycopg.Error as error:
-            known = explained(error)
-            ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
-            if isinstance(known, DatabaseUnavailable):
-                raise known from error
-        finally:
-            if ending.status == "failed":
-                self._log.error("policy_failed", stop_reason=ending.stop_reason, error=ending.error)
-            self._close(run_id, ending)
-
-    def _open(self) -> UUID:
-        run_id = uuid4()
-        self._run.database.write(
-            lambda connection: runs.open_run(
-                connection,
-                run_id,
-                script=self._run.script,
-                policy=self._policy.name,
-                correlation_id=self._run.correlation_id,
-                cutoff=self._run.cutoff,
-                policy_hash=self._run.policies.hash,
-                fencing_token=self._run.lock.fencing_token,
-                budget_seconds=self._run.budget_seconds,
-                version=self._run.settings.render_git_commit,
-            )
-        )
-        return run_id
-
-    def _work(self, run_id: UUID) -> Ending:
+    def work(self, run_id: UUID) -> Ending:
+        """Delete what has expired, along the cheaper path."""
         cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
         if refused:
             raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
@@ -242,7 +142,7 @@ class _Purge:
     def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
         # Before the counting, so that the first batch already knows whether others were at work meanwhile.
         self._politeness.begin(connection)
-        cleared, found = _look(self._run, connection, self._policy)
+        cleared, found = first_look(self._run, connection, self._policy)
         self._selection = cleared.selection
         return cleared, found, refusal(self._run, connection, self._policy, found)
 
@@ -340,48 +240,6 @@ class _Purge:
                 between_pages=self._run.checkpoint,
             )
         return new
-
-    def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
-        with _naming_what_is_locked(self._policy):
-            return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
-
-    def _close(self, run_id: UUID, ending: Ending) -> None:
-        """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
-        deleted = self._deleted
-        try:
-            with self._run.database.transaction(read_only=True) as connection:
-                deleted = runs.audited_rows(connection, run_id, self._policy.table)
-            if self._residue is None and self._selection is not None:
-                self._residue = self._survey(self._selection, self._last_look_seconds)
-        except (psycopg.Error, OpsError) as error:
-            self._log.warning("residue_not_counted", error=type(error).__name__)
-        found, overdue = self._residue, self._policy.overdue
-        age = found.oldest_overdue_seconds if found else None
-        result = PolicyResult(
-            policy=self._policy.name,
-            status=ending.status,
-            stop_reason=ending.stop_reason,
-            exit_code=ending.exit_code,
-            error=ending.error,
-            records_deleted=deleted,
-            records_held=found.held if found else None,
-            records_queued=self._queued,
-            records_remaining=found.remaining if found else None,
-            oldest_overdue_seconds=age,
-            batches=self._batches,
-            pauses=self._politeness.pauses,
-            sla_status=sla_status(self._run, age, overdue.warning, overdue.critical),
-        )
-        self._run.results.append(result)
-        try:
-            retry(
-                lambda: runs.close_run(self._run.database, run_id, result),
-                on=connection_lost,
-                attempts=4,
-                seconds=10.0,
-            )
-        except (psycopg.Error, DatabaseUnavailable) as error:
-            self._log.error("run_record_not_closed", error=type(error).__name__)
 
 
 def _referenced_type(policy: Policy) -> str:

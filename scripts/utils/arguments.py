@@ -19,7 +19,7 @@ def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: Jo
     """Flags beat environment, environment beats policy file."""
     budget = settings.cleanup_max_duration_seconds or (spec.budget.total_seconds() if spec else COMMAND_SECONDS)
     if not job.changes_data:
-        return Options(settings.cleanup_dry_run, None, None, budget, None, None, flags)
+        return Options(settings.cleanup_dry_run, None, None, budget, None, None, False, flags)
     return Options(
         dry_run=flags.dry_run or settings.cleanup_dry_run,
         limit=flags.limit,
@@ -27,6 +27,7 @@ def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: Jo
         max_duration=flags.max_duration or budget,
         confirm_cap=flags.confirm_cap,
         as_of=flags.as_of,
+        rollout=flags.rollout,
         flags=flags,
     )
 
@@ -40,7 +41,9 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
     )
     if job.changes_data:
         parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
-        parser.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
+        amount = parser.add_mutually_exclusive_group()
+        amount.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
+        amount.add_argument("--rollout", action="store_true", help="10 rows, 100, 1000, the rest, each step checked")
         parser.add_argument("--batch-size", type=_batch_rows, metavar="N", help="rows a batch")
         parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
         parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")

@@ -54,6 +54,7 @@ class Options:
     max_duration: float
     confirm_cap: int | None
     as_of: datetime | None
+    rollout: bool
     flags: argparse.Namespace
 
 

@@ -1,0 +1,24 @@
+"""Keyed pseudonyms: what the audit must be able to recognise without saying it (GDPR Art. 4(5)).
+
+Computed here and never in SQL, where the key would end up in server logs. Destroying a key makes its years anonymous.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from scripts.utils.errors import Misconfigured
+from scripts.utils.settings import Settings
+
+
+def pseudonym(settings: Settings, text: str) -> str:
+    """Return the pseudonym of a text, with the id of its key in front: ``k1:…``.
+
+    Raises:
+        Misconfigured: AUDIT_PSEUDONYM_KEY is not set.
+    """
+    if settings.audit_pseudonym_key is None:
+        raise Misconfigured("AUDIT_PSEUDONYM_KEY is not set: what has no id of its own is audited by a keyed pseudonym")
+    key_id, _, key = settings.audit_pseudonym_key.get_secret_value().partition(":")
+    return f"{key_id}:{hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()}"
