@@ -1,7 +1,8 @@
 """Legal holds: what must not be deleted although its period has ended (GDPR Art. 17(3)(e)).
 
 Placing, changing or releasing one closes the gate (a trigger on ops.legal_holds): it waits for the batches under way,
-and every batch that begins afterwards sees it. Once :func:`place` has returned, nothing under the hold is deleted.
+and every batch that begins afterwards sees it. Once :func:`place` has returned, nothing under the hold is deleted, but
+for blobs that the store had been asked for before: those are named.
 """
 
 from __future__ import annotations
@@ -111,6 +112,14 @@ def place(
             raise AssertionError("an INSERT that is not refused returns its row")
         hold_id: UUID = row[0]
         _audit(connection, hold_id, "hold_placed", operator, scope)
+        in_flight = _keep_blobs(connection, table, resource_id, person)
+    if in_flight:
+        get_logger().warning(
+            "blobs_in_flight",
+            hold=str(hold_id),
+            rows=in_flight,
+            effect="the store was asked to delete their blobs before this hold, and may have done so",
+        )
     return hold_id
 
 
@@ -163,6 +172,21 @@ def _require_row(connection: Connection, table: str, key: str, resource_id: str)
     # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
     if row[0] != resource_id:
         raise Misconfigured(f"--id is not written as {table} has it: write it exactly so: {row[0]}")
+
+
+def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:
+    """Cancel what was to be asked of the store, and return the rows for which it has been asked already."""
+    rows = connection.execute(
+        "WITH under AS ("
+        " SELECT id, status, resource_id FROM ops.blob_deletions WHERE closed_at IS NULL AND (person = %(person)s"
+        " OR table_name = %(table)s AND (resource_id = %(id)s OR %(id)s::text IS NULL))"
+        "), kept AS ("
+        " UPDATE ops.blob_deletions d SET status = 'cancelled', reason = 'held', closed_at = now(), blob = NULL,"
+        " person = NULL FROM under u WHERE d.id = u.id AND u.status = 'pending'"
+        ") SELECT resource_id FROM under WHERE status = 'sending' ORDER BY resource_id",
+        {"person": person, "table": table, "id": resource_id},
+    ).fetchall()
+    return [key for (key,) in rows]
 
 
 def active(database: Database) -> list[Hold]:

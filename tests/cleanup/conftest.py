@@ -48,13 +48,13 @@ def environment(database, redis_url):
 def call(tmp_path):
     """A function that runs a script in an environment with nothing else in it."""
 
-    def run(*arguments, env, script=SCRIPT):
+    def run(*arguments, env, script=SCRIPT, stdin=""):
         return Done(
             subprocess.run(
                 [sys.executable, script, *arguments],
                 cwd=tmp_path,
                 env=script_environment(env),
-                stdin=subprocess.DEVNULL,
+                input=stdin,
                 capture_output=True,
                 text=True,
                 timeout=60,

@@ -8,10 +8,11 @@ import pytest
 from backend.blob_faults import ALWAYS
 from backend.blob_server import BlobServer
 from scripts.utils.test_helpers import script_environment, start_script
-from tests.cleanup.conftest import PDF_SCRIPT
+from tests.cleanup.conftest import PDF_SCRIPT, ROOT
 from tests.faults.stage import wait_until
 
 DUE = range(500)
+HOLDS = ROOT / "scripts" / "retention" / "legal_holds.py"
 
 
 @pytest.fixture
@@ -214,6 +215,26 @@ def test_a_hold_that_comes_between_intent_and_call_keeps_the_blob(start, plans):
     assert plans.there([1, 2]) == {2}
     assert plans.reasons() == {plans.id(1): None, plans.id(2): "held"}
     plans.balance()
+
+
+@pytest.mark.parametrize("scope", ["row", "person", "table"])
+def test_placing_a_hold_cancels_what_is_pending_and_names_what_is_in_flight(call, environment, plans, scope):
+    plans.add([1, 2, 3])
+    plans.link.execute(
+        "INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, status, run_id)"
+        " SELECT 'meal_plan_pdfs', 'expired', 'public.meal_plans', id, pdf_blob_path, normalized_email,"
+        " CASE id WHEN %s THEN 'sending' ELSE 'pending' END, gen_random_uuid() FROM meal_plans",
+        (plans.id(2),),
+    )
+    what = {
+        "row": ["--table", "public.meal_plans", "--id", plans.id(2)],
+        "person": ["--person", "-"],
+        "table": ["--table", "public.meal_plans"],
+    }[scope]
+    done = call("place", "--reason", "r", *what, env=environment, script=HOLDS, stdin="anna@example.com\n")
+    assert done.code == 0
+    assert done.event("blobs_in_flight")["rows"] == [plans.id(2)]
+    assert plans.intents() == ({"pending": 2, "sending": 1} if scope == "row" else {"cancelled": 2, "sending": 1})
 
 
 def test_a_row_that_is_being_written_to_is_left_for_the_next_run(run_pdfs, plans, database):
