@@ -161,26 +161,32 @@ class BlobRemoval:
     def _carry_out(self, pool: ThreadPoolExecutor, intents: list[Intent]) -> None:
         outcomes: Outcomes = {}
         stops: list[BaseException] = []
-        names = self._names(intents, outcomes)
+        pathnames = self._pathnames(intents, outcomes)
+        names = list(dict.fromkeys(pathnames.values()))
         calls = [names[start : start + self._call_size] for start in range(0, len(names), self._call_size)]
         # A copy of the context: a worker's log lines carry the correlation id too.
         futures: list[Future[Outcomes]] = [
             pool.submit(contextvars.copy_context().run, self._remove, call) for call in calls
         ]
+        answers: Outcomes = {}
         for future in futures:
             try:
-                outcomes |= future.result()
+                answers |= future.result()
             except (BlobCallFailed, CircuitOpen, StoppedEarly) as stop:
                 stops.append(stop)
+        outcomes |= {blob: answers[pathname] for blob, pathname in pathnames.items() if pathname in answers}
         self._settle(intents, outcomes)
         for why in stops:
             if isinstance(why, BlobCallFailed):
                 raise refused(why) from None
             raise breaker_open() if isinstance(why, CircuitOpen) else why
 
-    def _names(self, intents: list[Intent], outcomes: Outcomes) -> list[str]:
-        """Return what to name to the store; what it must not be asked for is failed at once."""
-        names: dict[str, None] = {}
+    def _pathnames(self, intents: list[Intent], outcomes: Outcomes) -> dict[str, str]:
+        """Return what to name to the store for each blob; what it must not be asked for is failed at once.
+
+        Never the URL that a row holds: one of the other kind, public or private, is refused with its whole call.
+        """
+        pathnames: dict[str, str] = {}
         for intent in intents:
             pathname = self._client.pathname(intent.blob)
             if pathname is None:
@@ -188,8 +194,8 @@ class BlobRemoval:
             elif not pathname.startswith(self._blob.prefix):
                 outcomes[intent.blob] = "outside_prefix"
             else:
-                names[intent.blob] = None
-        return list(names)
+                pathnames[intent.blob] = pathname
+        return pathnames
 
     def _settle(self, intents: list[Intent], outcomes: Outcomes) -> None:
         gone = [intent.id for intent in intents if outcomes.get(intent.blob, "unknown") is None]

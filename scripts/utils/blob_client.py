@@ -108,11 +108,13 @@ class BlobClient:
             return name
         try:
             parts = urlsplit(name)
-            host = parts.hostname or ""
+            # Strictly: a name that was mended is another one, and the store would say that it is gone.
+            pathname = unquote(parts.path.removeprefix("/"), errors="strict")
         except ValueError:
             return None
-        ours = parts.scheme == "https" and host in {self.store.lower() + suffix for suffix in _HOST_SUFFIXES}
-        return unquote(parts.path.removeprefix("/")) if ours and parts.port is None else None
+        # All of it, not the host alone: a URL with a user or a port is refused with its whole call, like a wrong token.
+        ours = parts.netloc.lower() in {self.store.lower() + suffix for suffix in _HOST_SUFFIXES}
+        return pathname if ours and parts.scheme == "https" else None
 
     def delete(self, names: Sequence[str], *, attempts: int = ATTEMPTS, counted: bool = True) -> None:
         """Delete blobs by URL or pathname; one that is gone already counts as deleted.

@@ -129,3 +129,23 @@ def test_without_a_token_the_job_is_misconfigured(run_pdfs, plans):
     assert done.code == 2
     assert "BLOB_READ_WRITE_TOKEN is not set" in done.closing["error"]
     assert plans.intents() == {}
+
+
+@pytest.mark.parametrize("host", ["{ours}:port", "{ours}:99999", "someone@{ours}"])
+def test_an_odd_url_is_for_a_person_and_stops_neither_this_run_nor_the_next(run_pdfs, plans, blobs, host):
+    name = f"https://{host.format(ours=blobs.delivery_host)}/meal-plans/x.pdf"
+    plans.add([1], name=lambda _: name, put=False)
+    plans.add([2])
+    assert [run_pdfs().code for _ in range(2)] == [4, 0]
+    assert plans.finalised() == {plans.id(2)}
+    assert plans.items() == [(plans.id(1), "pending", 2)]
+    plans.balance()
+
+
+def test_a_url_of_the_other_kind_of_store_names_the_same_blob(run_pdfs, plans, blobs):
+    private = blobs.url_of(plans.path(1)).replace(".public.", ".private.")
+    plans.add([1], name=lambda _: private)
+    plans.add([2])
+    assert run_pdfs().code == 0
+    assert plans.there([1, 2]) == set()
+    plans.balance()

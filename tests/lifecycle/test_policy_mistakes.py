@@ -162,3 +162,71 @@ def test_two_policies_for_one_thing_are_refused():
     message = refusal(TEXT.replace("jobs:", f"{block.replace('things:', 'others:', 1)}jobs:"))
 
     assert "policies.others: things already says what to delete in public.things" in message
+
+
+SOFT = "soft_delete: {deleted_at: deleted_at}"
+BLOB = (
+    "blob: {column: pdf, deleted_at: null, prefix: pdfs/, orphans: 7 days, item_type: pdf_deletion_failed,"
+    " priority: low}"
+)
+TOGETHER = {
+    "soft_delete": "action soft_delete and the section soft_delete belong together",
+    "delete_blob": "action delete_blob and the section blob belong together",
+}
+
+
+def with_action(action, *sections):
+    """The text with another action, without dependants and with these sections."""
+    text = re.sub(r"    dependants:\n.*\n", "    dependants: []\n", TEXT)
+    said = "".join(f"    {section}\n" for section in sections)
+    return text.replace("    action: delete\n", f"    action: {action}\n{said}")
+
+
+@pytest.mark.parametrize(
+    ("action", "sections", "said"),
+    [
+        ("soft_delete", [], TOGETHER["soft_delete"]),
+        ("delete", [SOFT], TOGETHER["soft_delete"]),
+        ("delete_blob", [SOFT, BLOB], TOGETHER["soft_delete"]),
+        ("delete_blob", [], TOGETHER["delete_blob"]),
+        ("delete", [BLOB], TOGETHER["delete_blob"]),
+        ("soft_delete", [SOFT, BLOB], TOGETHER["delete_blob"]),
+    ],
+)
+def test_an_action_and_its_section_belong_together(action, sections, said):
+    assert f"policies.things (line 3): {said}" in refusal(with_action(action, *sections))
+
+
+@pytest.mark.parametrize(("action", "section"), [("soft_delete", SOFT), ("delete_blob", BLOB)])
+def test_rows_that_stay_have_no_dependants(action, section):
+    text = TEXT.replace("    action: delete\n", f"    action: {action}\n    {section}\n")
+
+    assert f"dependants are for rows that go; action {action} keeps them" in refusal(text)
+
+
+@pytest.mark.parametrize(("action", "sections"), [("delete", []), ("soft_delete", [SOFT]), ("delete_blob", [BLOB])])
+def test_an_action_with_its_section_is_accepted(action, sections):
+    assert parse(with_action(action, *sections)).policies["things"].action == action
+
+
+@pytest.mark.parametrize(
+    ("section", "old", "new", "place", "said"),
+    [
+        (SOFT, "deleted_at: deleted_at", "flag: gone", "soft_delete.deleted_at", "is missing"),
+        (SOFT, "deleted_at: deleted_at", "deleted_at: null", "soft_delete.deleted_at", "should be a valid string"),
+        (SOFT, "deleted_at: deleted_at", "deleted_at: x, by: y", "soft_delete.by", "is not a known key"),
+        (BLOB, "prefix: pdfs/", "prefix: ''", "blob.prefix", "at least 1 character"),
+        (BLOB, " prefix: pdfs/,", "", "blob.prefix", "is missing"),
+        (BLOB, " deleted_at: null,", "", "blob.deleted_at", "is missing"),
+        (BLOB, "orphans: 7 days", "orphans: soon", "blob.orphans", PERIOD),
+        (BLOB, "priority: low", "priority: urgent", "blob.priority", "should be 'critical', 'high', 'medium' or 'low'"),
+        (BLOB, "item_type: pdf_deletion_failed", "item_type: Pdf", "blob.item_type", NAME),
+    ],
+)
+def test_a_mistake_in_a_section_is_named_with_its_place(section, old, new, place, said):
+    action = "soft_delete" if section is SOFT else "delete_blob"
+    assert section.count(old) == 1
+
+    message = refusal(with_action(action, section.replace(old, new)))
+
+    assert re.search(rf"policies\.things\.{re.escape(place)} \(line \d+\): [^;]*{re.escape(said)}", message), message
