@@ -61,8 +61,8 @@ SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
   FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
 """)
 
-# What the store has done is recorded whoever holds the lease by now, and whatever is stopped or held. A run that repeats
-# it, or another one, finds nothing 'sending' any more: nothing is audited twice.
+# What the store has done is recorded whoever holds the lease by now, and whatever is stopped or held. A run that
+# repeats it, or another one, finds nothing 'sending' any more: nothing is audited twice.
 _CONFIRM = sql.SQL("""
 WITH sent AS MATERIALIZED (
     SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
