@@ -203,6 +203,9 @@ class Settings(BaseSettings):
         168, alias="MRQ_SLA_MEDIUM", ge=1, le=87_600, description="hours to resolve a medium item"
     )
     mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, le=87_600, description="hours to resolve a low item")
+    mrq_claim_minutes: int = Field(
+        30, alias="MRQ_CLAIM_MINUTES", ge=1, le=1440, description="minutes after which an unworked claim is free again"
+    )
 
     operator: Annotated[str, AfterValidator(handle)] | None = Field(
         None, alias="OPERATOR", description="handle of the person at the shell, for the audit"

@@ -64,6 +64,7 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "mrq_sla_high": 24,
         "mrq_sla_medium": 168,
         "mrq_sla_low": 720,
+        "mrq_claim_minutes": 30,
         "operator": None,
         "exit_zero_for": frozenset(),
         "render_git_commit": "unknown",

@@ -1,0 +1,339 @@
+"""The manual-resolution queue: the one way through and out, for people.
+
+Every change is a compare-and-set on the state that was seen, with its audit entry in the same statement. Two operators
+never get the same item: whoever is second finds that somebody got there first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, LiteralString
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.pseudonyms import pseudonym
+from scripts.utils.settings import Settings
+
+PRIORITIES = ("critical", "high", "medium", "low")
+
+# Every arrow, and what it is for.
+TRANSITIONS: dict[tuple[str, str], str] = {
+    ("pending", "assigned"): "an operator claims it",
+    ("assigned", "pending"): "the operator gives it back, or the claim ran out",
+    ("pending", "escalated"): "its deadline passed, or somebody asks for help",
+    ("assigned", "escalated"): "the same, while somebody has it",
+    ("pending", "deferred"): "nothing can be done before a date",
+    ("assigned", "deferred"): "the same, found while working on it",
+    ("escalated", "deferred"): "the same, decided by whoever it was escalated to",
+    ("deferred", "pending"): "its date has come, or somebody takes it up before",
+    ("deferred", "assigned"): "an operator claims it once its date has come",
+    ("assigned", "resolved"): "the operator decided",
+    ("escalated", "resolved"): "whoever it was escalated to decided",
+    ("pending", "resolved"): "the machine found it settled, or it was decided without a claim",
+    ("resolved", "pending"): "the decision turned out wrong: reopened",
+}
+
+_COLUMNS = sql.SQL(
+    "id, item_type, resource_type, resource_id, priority, status, reason, context, raised_by, occurrences,"
+    " first_seen_at, last_seen_at, deadline_at, assigned_to, claim_expires_at, deferred_until, escalated_at,"
+    " resolved_at, resolved_by, decision, justification"
+)
+
+_CLAIM = sql.SQL("""
+WITH claimed AS (
+    UPDATE ops.manual_resolution_queue q
+       SET status = CASE q.status WHEN 'escalated' THEN 'escalated' ELSE 'assigned' END, assigned_to = %(operator)s,
+           assigned_at = clock_timestamp(), deferred_until = NULL,
+           claim_expires_at = clock_timestamp() + make_interval(mins => %(minutes)s),
+           before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status,
+                                            'deferred_until', q.deferred_until)
+     WHERE q.id = (SELECT w.id FROM ops.manual_resolution_queue w
+                    WHERE w.status <> 'resolved' AND w.claimable_at <= now()
+                      AND (%(type)s::text IS NULL OR w.item_type = %(type)s)
+                      AND (%(id)s::uuid IS NULL OR w.id = %(id)s)
+                    ORDER BY w.deadline_at, w.priority_rank, w.first_seen_at, w.id
+                    LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING {columns}
+), noted AS (
+    SELECT ops.note_queue_change(id, %(actor)s, 'queue_item_claimed', item_type, '{{}}') FROM claimed
+)
+SELECT c.* FROM claimed c, noted
+""")
+
+_CHANGE = sql.SQL("""
+WITH changed AS (
+    UPDATE ops.manual_resolution_queue q SET {assignments}
+     WHERE q.id = %(id)s AND q.status = ANY(%(from)s)
+       AND (q.assigned_to IS NULL OR q.assigned_to = %(operator)s OR q.claim_expires_at < now() OR %(over)s) AND {only}
+    RETURNING {columns}
+), noted AS (
+    SELECT ops.note_queue_change(id, %(actor)s, %(action)s, item_type, %(metadata)s::jsonb) FROM changed
+)
+SELECT c.* FROM changed c, noted
+""")
+
+
+@dataclass(frozen=True)
+class QueueItem:
+    """An item as an operator sees it; times are time-zone aware."""
+
+    id: UUID
+    item_type: str
+    resource_type: str
+    resource_id: str
+    priority: str
+    status: str
+    reason: str
+    context: dict[str, Any]
+    raised_by: str
+    occurrences: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    deadline_at: datetime
+    assigned_to: str | None
+    claim_expires_at: datetime | None
+    deferred_until: datetime | None
+    escalated_at: datetime | None
+    resolved_at: datetime | None
+    resolved_by: str | None
+    decision: str | None
+    justification: str | None
+
+
+class SomebodyWasFirst(OpsError):
+    """The item is no longer in the state that was seen."""
+
+    stop_reason = "somebody_was_first"
+
+
+class Work:
+    """One operator's work on the queue.
+
+    Args:
+        database: Where the queue is.
+        settings: Deadlines, length of a claim, and the key of the audit's digests.
+        operator: The operator's handle.
+    """
+
+    def __init__(self, database: Database, settings: Settings, operator: str) -> None:
+        self._database = database
+        self._settings = settings
+        self._operator = operator
+
+    def claim(self, *, item_type: str | None = None, item_id: UUID | None = None) -> QueueItem | None:
+        """Take the worst item that nobody has, for a while; one round trip.
+
+        Returns:
+            The item, or None: there is none, or somebody else has it.
+        """
+        statement = _CLAIM.format(columns=_COLUMNS)
+        parameters = {
+            "operator": self._operator,
+            "actor": f"operator:{self._operator}",
+            "minutes": self._settings.mrq_claim_minutes,
+            "type": item_type,
+            "id": item_id,
+        }
+        return self._one(statement, parameters)
+
+    def release(self, item_id: UUID) -> QueueItem:
+        """Give a claimed item back as it was; an escalated one stays escalated.
+
+        Raises:
+            SomebodyWasFirst: It is not this operator's any more.
+        """
+        return self._change(
+            item_id,
+            "queue_item_released",
+            ("assigned", "escalated"),
+            "status = CASE q.status WHEN 'assigned' THEN 'pending' ELSE q.status END, assigned_to = NULL,"
+            " assigned_at = NULL, claim_expires_at = NULL, before_last = NULL",
+        )
+
+    def defer(self, item_id: UUID, until: datetime) -> QueueItem:
+        """Put an item off until a time.
+
+        Raises:
+            Misconfigured: The time has passed.
+            SomebodyWasFirst: Somebody else has it, or it is resolved.
+        """
+        if until <= self._database.now():
+            raise Misconfigured("--until lies in the past")
+        return self._change(
+            item_id,
+            "queue_item_deferred",
+            ("pending", "assigned", "escalated"),
+            "before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status), status = 'deferred',"
+            " deferred_until = %(until)s, assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL",
+            until=until,
+        )
+
+    def escalate(self, item_id: UUID) -> QueueItem:
+        """Ask for somebody else's decision; the deadline stays.
+
+        Raises:
+            SomebodyWasFirst: Somebody else has it, or it is resolved.
+        """
+        return self._change(
+            item_id,
+            "queue_item_escalated",
+            ("pending", "assigned"),
+            "before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status), status = 'escalated',"
+            " escalated_at = clock_timestamp(), assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL",
+        )
+
+    def resolve(self, item_id: UUID, decision: str, justification: str) -> QueueItem:
+        """Close an item: the justification stays on it, the audit gets the decision's code and a keyed digest.
+
+        Raises:
+            Misconfigured: There is no justification, or no key for its digest.
+            SomebodyWasFirst: Somebody else has it, or it is resolved.
+        """
+        if not justification.strip():
+            raise Misconfigured("a decision needs a justification")
+        digest = pseudonym(self._settings, justification)
+        return self._change(
+            item_id,
+            "queue_item_resolved",
+            ("pending", "assigned", "escalated", "deferred"),
+            # What a decision needed to know is of no use afterwards, and may be about a person.
+            "status = 'resolved', resolved_at = clock_timestamp(), resolved_by = 'operator:' || %(operator)s::text,"
+            " decision = %(decision)s, justification = %(justification)s, context = '{}', claim_expires_at = NULL,"
+            " deferred_until = NULL, before_last = NULL",
+            metadata={"decision": decision, "justification": digest},
+            decision=decision,
+            justification=justification,
+        )
+
+    def reopen(self, item_id: UUID) -> QueueItem:
+        """Take a resolution back; the deadline is counted from now.
+
+        Raises:
+            SomebodyWasFirst: It is not resolved, or the same matter is open already.
+        """
+        hours = {
+            "critical": self._settings.mrq_sla_critical,
+            "high": self._settings.mrq_sla_high,
+            "medium": self._settings.mrq_sla_medium,
+            "low": self._settings.mrq_sla_low,
+        }
+        return self._change(
+            item_id,
+            "queue_item_reopened",
+            ("resolved",),
+            "status = 'pending', resolved_at = NULL, resolved_by = NULL, decision = NULL, justification = NULL,"
+            " assigned_to = NULL, assigned_at = NULL,"
+            " deadline_at = now() + make_interval(hours => (%(hours)s::jsonb ->> q.priority)::int)",
+            over=True,
+            hours=Jsonb(hours),
+        )
+
+    def undo(self, item_id: UUID) -> QueueItem:
+        """Take this operator's last claim, deferral or escalation back.
+
+        Raises:
+            SomebodyWasFirst: The last change was not this operator's, or is none that can be undone.
+        """
+        return self._change(
+            item_id,
+            "queue_item_undone",
+            ("assigned", "escalated", "deferred"),
+            "status = CASE q.before_last ->> 'status' WHEN 'assigned' THEN 'pending'"
+            " ELSE q.before_last ->> 'status' END, deferred_until = (q.before_last ->> 'deferred_until')::timestamptz,"
+            " escalated_at = CASE WHEN q.before_last ->> 'status' = 'escalated' THEN q.escalated_at END,"
+            " assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL, before_last = NULL",
+            only="q.before_last ->> 'by' = %(operator)s",
+        )
+
+    def _change(
+        self,
+        item_id: UUID,
+        action: str,
+        states: Sequence[str],
+        assignments: LiteralString,
+        *,
+        metadata: dict[str, Any] | None = None,
+        over: bool = False,
+        only: LiteralString = "true",
+        **values: Any,
+    ) -> QueueItem:
+        statement = _CHANGE.format(assignments=sql.SQL(assignments), only=sql.SQL(only), columns=_COLUMNS)
+        parameters = {
+            "id": item_id,
+            "from": list(states),
+            "operator": self._operator,
+            "actor": f"operator:{self._operator}",
+            "action": action,
+            "metadata": Jsonb(metadata or {}),
+            "over": over,
+            **values,
+        }
+        try:
+            changed = self._one(statement, parameters)
+        except psycopg.errors.UniqueViolation:
+            raise SomebodyWasFirst(f"item {item_id}: the same matter is open already, as another item") from None
+        if changed is None:
+            raise SomebodyWasFirst(f"item {item_id}: {self._why_not(item_id)}")
+        return changed
+
+    def _why_not(self, item_id: UUID) -> str:
+        item = get(self._database, item_id)
+        if item is None:
+            return "there is no such item"
+        whose = f", {item.assigned_to} has it" if item.assigned_to else ""
+        return f"it is {item.status}{whose}"
+
+    def _one(self, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
+        with self._database.connection() as connection, connection.cursor(row_factory=class_row(QueueItem)) as cursor:
+            return cursor.execute(statement, parameters).fetchone()
+
+
+def get(database: Database, item_id: UUID) -> QueueItem | None:
+    """Return one item."""
+    found = items(database, item_id=item_id, open_only=False, limit=1)
+    return found[0] if found else None
+
+
+def items(
+    database: Database,
+    *,
+    item_type: str | None = None,
+    priority: str | None = None,
+    status: str | None = None,
+    older_than: datetime | None = None,
+    item_id: UUID | None = None,
+    open_only: bool = True,
+    limit: int = 100,
+) -> list[QueueItem]:
+    """Return items, worst first: by deadline, priority and age."""
+    statement = sql.SQL(
+        "SELECT {columns} FROM ops.manual_resolution_queue q WHERE (NOT %(open)s OR status <> 'resolved')"
+        " AND (%(type)s::text IS NULL OR item_type = %(type)s)"
+        " AND (%(priority)s::text IS NULL OR priority = %(priority)s)"
+        " AND (%(status)s::text IS NULL OR status = %(status)s) AND (%(id)s::uuid IS NULL OR id = %(id)s)"
+        " AND (%(older)s::timestamptz IS NULL OR first_seen_at < %(older)s)"
+        " ORDER BY deadline_at, priority_rank, first_seen_at, id LIMIT %(limit)s"
+    ).format(columns=_COLUMNS)
+    parameters = {
+        "open": open_only,
+        "type": item_type,
+        "priority": priority,
+        "status": status,
+        "id": item_id,
+        "older": older_than,
+        "limit": limit,
+    }
+
+    def read(connection: Connection) -> list[QueueItem]:
+        with connection.cursor(row_factory=class_row(QueueItem)) as cursor:
+            return cursor.execute(statement, parameters).fetchall()
+
+    return database.read(read)
