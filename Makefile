@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stack stack-stop bench bench-foreground
+.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ bench: $(READY)  ## measure the purge; writes nothing outside a database of its 
 
 bench-foreground: $(READY)  ## measure what a user feels while the purge runs; in a database of its own too
 	$(BIN)/python benchmarks/foreground.py
+
+bench-blobs: $(READY)  ## measure the cleanup of PDFs, tokens and blacklist, and the limit that processes share
+	$(BIN)/python benchmarks/blobs.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

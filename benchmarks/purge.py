@@ -175,7 +175,7 @@ class Bench:
             started = time.monotonic()
             deleted = connection.execute(f"DELETE FROM public.quiz_responses WHERE {DUE}", template.parameters).rowcount
             seconds = time.monotonic() - started
-        _require(deleted == template.due, f"the bare DELETE took {deleted} rows, {template.due} are due")
+        require(deleted == template.due, f"the bare DELETE took {deleted} rows, {template.due} are due")
         return seconds
 
     def naive(self, template: Template, cap: float) -> tuple[float, bool]:
@@ -240,22 +240,20 @@ class Bench:
                 elif event["event"].startswith("cleanup_") and event["event"] != "cleanup_started":
                     closing = event
                 if event["event"] != "batch_completed":
-                    peak = max(peak, _peak_mb(process.pid))
+                    peak = max(peak, peak_mb(process.pid))
             errors = process.stderr.read() if process.stderr else ""
         wall = time.monotonic() - begun
-        _require(process.returncode in DONE, f"the script ended with {process.returncode}: {closing} {errors}")
+        require(process.returncode in DONE, f"the script ended with {process.returncode}: {closing} {errors}")
         return ScriptRun(wall, started, batches, closing["records_deleted"], peak, begun, closing["pauses"])
 
     def _check(self, template: Template, name: str, run: ScriptRun) -> None:
         with self._superuser(name) as connection:
-            left = _one(connection, f"SELECT count(*) FROM public.quiz_responses WHERE {DUE}", template.parameters)
-            audited = _one(
+            left = one(connection, f"SELECT count(*) FROM public.quiz_responses WHERE {DUE}", template.parameters)
+            audited = one(
                 connection, "SELECT sum(cardinality(resource_ids)) FROM ops.audit_batches WHERE action = 'delete'"
             )
-        _require(left == 0, f"{left} due rows were left")
-        _require(
-            run.deleted == audited == template.due, f"{template.due} due, {run.deleted} deleted, {audited} audited"
-        )
+        require(left == 0, f"{left} due rows were left")
+        require(run.deleted == audited == template.due, f"{template.due} due, {run.deleted} deleted, {audited} audited")
         database = Database(self._stack.jobs_url(name), application_name="benchmark", max_size=1)
         database.open()
         begun = time.monotonic()
@@ -264,7 +262,7 @@ class Bench:
         finally:
             database.close()
         self.figures.verify_seconds.append(time.monotonic() - begun)
-        _require(verified.intact and verified.entries == audited, f"the audit's chain is broken: {verified.findings}")
+        require(verified.intact and verified.entries == audited, f"the audit's chain is broken: {verified.findings}")
 
 
 def measure(bench: Bench, *, rows: int, trials: int, naive_seconds: float) -> None:
@@ -320,24 +318,24 @@ def judge(figures: Figures, *, full: bool) -> list[Line]:
         return passed if full else None
 
     return [
-        Line("bare DELETE, wall time", "", f"{median(figures.bare):.2f} s ({_range(figures.bare, '.2f')})"),
+        Line("bare DELETE, wall time", "", f"{median(figures.bare):.2f} s ({range_of(figures.bare, '.2f')})"),
         Line(
             f"naive loop, wall time{extrapolated}",
             "",
-            f"{median(figures.naive):.0f} s ({_range(figures.naive, '.0f')})",
+            f"{median(figures.naive):.0f} s ({range_of(figures.naive, '.0f')})",
         ),
         Line("script, wall time from process start to end", "", _walls(figures.script)),
         *(Line(f"  of which {name}", "", f"{seconds:.2f} s") for name, seconds in parts.items()),
         Line(
             "script / bare DELETE",
             "at most 4",
-            f"{bare_ratio:.2f} ({_range(to_bare, '.2f')})",
+            f"{bare_ratio:.2f} ({range_of(to_bare, '.2f')})",
             at_full_size(bare_ratio <= 4),
         ),
         Line(
             f"naive loop{extrapolated} / script",
             "at least 8",
-            f"{naive_ratio:.1f} ({_range(to_naive, '.1f')})",
+            f"{naive_ratio:.1f} ({range_of(to_naive, '.1f')})",
             at_full_size(naive_ratio >= 8),
         ),
         Line("peak memory of the script", f"under {MEMORY_MB:.0f} MB", f"{peak:.1f} MB", peak < MEMORY_MB),
@@ -379,7 +377,8 @@ def table_of(lines: Sequence[Line], title: str) -> Table:
     return table
 
 
-def _peak_mb(pid: int) -> float:
+def peak_mb(pid: int) -> float:
+    """Return the most memory that a running process has had, in megabytes; 0 if it is gone."""
     # Not ru_maxrss: Linux lets a child inherit the peak of the process that started it.
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -388,12 +387,14 @@ def _peak_mb(pid: int) -> float:
     return 0.0
 
 
-def _one(connection: Connection, query: str, parameters: dict[str, Any] | None = None) -> int:
+def one(connection: Connection, query: str, parameters: dict[str, Any] | None = None) -> int:
+    """Return the one number that a query answers; null and no row are 0."""
     row = connection.execute(query, parameters).fetchone()
     return int(row[0] or 0) if row else 0
 
 
-def _require(condition: bool, otherwise: str) -> None:
+def require(condition: bool, otherwise: str) -> None:
+    """End the benchmark, for its figures would mean nothing."""
     if not condition:
         raise SystemExit(f"benchmark void: {otherwise}")
 
@@ -407,10 +408,11 @@ def _brief(run: ScriptRun) -> str:
 
 def _walls(runs: Sequence[ScriptRun]) -> str:
     walls = [run.wall for run in runs]
-    return f"{median(walls):.2f} s ({_range(walls, '.2f')})"
+    return f"{median(walls):.2f} s ({range_of(walls, '.2f')})"
 
 
-def _range(values: Sequence[float], form: str) -> str:
+def range_of(values: Sequence[float], form: str) -> str:
+    """Return the least and the greatest, for a person."""
     return f"{min(values):{form}} to {max(values):{form}}"
 
 
