@@ -191,7 +191,8 @@ class BlobRemoval:
             pathname = self._client.pathname(intent.blob)
             if pathname is None:
                 outcomes[intent.blob] = "foreign_store"
-            elif not pathname.startswith(self._blob.prefix):
+            # The store may take meal-plans/../x for x.
+            elif not pathname.startswith(self._blob.prefix) or {"", ".", ".."} & set(pathname.split("/")):
                 outcomes[intent.blob] = "outside_prefix"
             else:
                 pathnames[intent.blob] = pathname

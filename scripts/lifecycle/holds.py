@@ -152,6 +152,18 @@ def check(
     return "person" if person else "row" if resource_id else "table"
 
 
+def check_resource(connection: Connection, policies: PolicySet, table: str, resource_id: str) -> None:
+    """Check that a table exists and, where a policy names its key, that the row does.
+
+    Raises:
+        Misconfigured: One of them does not.
+    """
+    if not _exists(connection, table):
+        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+    if key := key_of(policies, table):
+        _require_row(connection, table, key, resource_id)
+
+
 def _require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
     """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
     statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s").format(
@@ -165,13 +177,13 @@ def _require_row(connection: Connection, table: str, key: str, resource_id: str)
     except psycopg.DataError:
         row = None  # such as letters where the key is a number
     except _CANNOT_LOOK as error:
-        get_logger().warning("hold_row_not_checked", table=table, error=describe_database_error(error))
+        get_logger().warning("row_not_checked", table=table, error=describe_database_error(error))
         return
     if row is None:
-        raise Misconfigured(f"there is no row in {table} whose {key} is the given --id: nothing would be held")
+        raise Misconfigured(f"there is no row in {table} whose {key} is the given id")
     # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
     if row[0] != resource_id:
-        raise Misconfigured(f"--id is not written as {table} has it: write it exactly so: {row[0]}")
+        raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
 
 
 def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:

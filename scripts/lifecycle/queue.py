@@ -5,18 +5,36 @@ Raising is idempotent per open item: the same resource and type seen again is on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.policies import QueueRule
+from scripts.lifecycle.policies import PolicySet, QueueRule
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import Path, Window
 from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import Settings
+
+PRIORITIES = ("critical", "high", "medium", "low")
+
+# What a person may have to decide. A policy file may name types of its own; they are known by being there.
+ITEM_TYPES = {
+    "pdf_deletion_failed": "the store does not delete a blob",
+    "quiz_orphaned": "a quiz response's user_id names nobody",
+    "quiz_undelivered": "paid for, and not delivered in time",
+    "blacklist_disputed": "somebody says that an entry is wrong",
+    "retention_exception": "something that is due is still needed",
+    "foreign_key_violation": "other tables still refer to what is due",
+    "row_deletion_failed": "the database refuses to delete a row",
+    "erasure_blocked": "something is in the way of an erasure",
+    "archive_failed": "what must be archived first could not be",
+}
+_TEXTS = ("item_type", "resource_type", "resource_id", "priority", "reason")
 
 # Rows that are looked at in one transaction; few of them are put on the queue.
 _WINDOW_ROWS = 50_000
@@ -76,6 +94,61 @@ def raise_item(database: Database, settings: Settings, item: Item, resource_id: 
             _RAISE.format(rows=rows), item.parameters(settings) | {"resource_id": resource_id}
         ).fetchone()
     return int(bool(row and row[0]))
+
+
+def raise_items(database: Database, settings: Settings, items: Sequence[tuple[Item, str]]) -> list[bool]:
+    """Put several resources on the queue, all or none.
+
+    Returns:
+        For each whether it is new.
+    """
+    statement = _RAISE.format(rows=sql.SQL("(SELECT %(resource_id)s::text AS resource_id)"))
+    new = []
+    with database.transaction() as connection:
+        for item, resource_id in items:
+            row = connection.execute(statement, item.parameters(settings) | {"resource_id": resource_id}).fetchone()
+            new.append(bool(row and row[0]))
+    return new
+
+
+def described(policies: PolicySet, facts: Any, *, raised_by: str) -> tuple[Item, str]:
+    """Read an item and its resource's id from what a person or another program said of it.
+
+    Raises:
+        Misconfigured: Names everything that is wrong with it.
+    """
+    if not isinstance(facts, Mapping):
+        raise Misconfigured("the item is not an object of names and values")
+    problems = [f"{name} is missing" for name in _TEXTS if not isinstance(facts.get(name), str) or not facts[name]]
+    problems += [f"{name} is not known" for name in sorted(facts.keys() - {*_TEXTS, "context"})]
+    context = facts.get("context", {})
+    if not isinstance(context, dict):
+        problems.append("context is not an object of names and values")
+    elif "@" in json.dumps(context) + str(facts.get("reason")):
+        problems.append("context and reason must not hold an e-mail address: name the row, not the person")
+    types = item_types(policies)
+    if facts.get("item_type") and facts["item_type"] not in types:
+        problems.append(f"item_type is none of {', '.join(types)}")
+    if facts.get("priority") and facts["priority"] not in PRIORITIES:
+        problems.append(f"priority is none of {', '.join(PRIORITIES)}")
+    if problems:
+        raise Misconfigured("; ".join(problems))
+    item = Item(
+        item_type=facts["item_type"],
+        resource_type=facts["resource_type"],
+        priority=facts["priority"],
+        reason=facts["reason"],
+        raised_by=raised_by,
+        context=context,
+    )
+    return item, facts["resource_id"]
+
+
+def item_types(policies: PolicySet) -> list[str]:
+    """Return the types that items may have: the suite's own, and those that the policy file names."""
+    named = [e.queue.item_type for p in policies.policies.values() for e in p.exceptions.values() if e.queue]
+    named += [policy.blob.item_type for policy in policies.policies.values() if policy.blob]
+    return list(dict.fromkeys([*ITEM_TYPES, *named]))
 
 
 def is_open(connection: Connection, item_type: str, resource_type: str, resource_id: str) -> bool:

@@ -22,8 +22,6 @@ from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.settings import Settings
 
-PRIORITIES = ("critical", "high", "medium", "low")
-
 # Every arrow, and what it is for.
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("pending", "assigned"): "an operator claims it",

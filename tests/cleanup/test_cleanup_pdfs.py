@@ -90,6 +90,7 @@ def test_urls_pathnames_and_blobs_that_are_gone_already(run_pdfs, plans, blobs):
         ("https://otherstore.public.blob.vercel-storage.com/meal-plans/x.pdf", "foreign_store"),
         ("https://example.com/meal-plans/x.pdf", "foreign_store"),
         ("invoices/x.pdf", "outside_prefix"),
+        ("meal-plans/../invoices/x.pdf", "outside_prefix"),
     ],
 )
 def test_what_is_not_ours_gets_neither_call_nor_token(run_pdfs, plans, name, error):

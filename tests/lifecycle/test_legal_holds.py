@@ -63,7 +63,7 @@ def test_a_row_that_is_not_there_is_refused(command, answers, db, monkeypatch, d
     refused = command(*holding("--id", key_of("nobody")))
 
     assert refused.code == 2
-    assert refused.closing["error"] == (f"there is no row in {TABLE} whose id is the given --id: nothing would be held")
+    assert refused.closing["error"] == (f"there is no row in {TABLE} whose id is the given id")
     assert holds.active(db) == []
 
 
@@ -86,7 +86,7 @@ def test_a_row_that_may_not_be_looked_at_is_held_and_that_is_said(command, answe
     placed = command(*holding("--id", key_of("nobody")))
 
     assert placed.code == 0
-    assert "SQLSTATE 42501" in placed.event("hold_row_not_checked")["error"]
+    assert "SQLSTATE 42501" in placed.event("row_not_checked")["error"]
     assert len(holds.active(db)) == 1
 
 
@@ -98,7 +98,7 @@ def test_a_row_of_a_locked_table_is_held_and_that_is_said(command, answers, db, 
     placed = command(*holding("--id", key_of("anna 1")))
 
     assert placed.code == 0
-    assert placed.event("hold_row_not_checked")
+    assert placed.event("row_not_checked")
     assert len(holds.active(db)) == 1
 
 
