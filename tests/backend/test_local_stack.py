@@ -7,6 +7,7 @@ import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -136,7 +137,16 @@ def test_the_command_line_from_start_to_stop(directory):
     done = run("start", "--rows", "200")
     assert done.returncode == 0, done.stderr
     exports = dict(re.findall(r"^export (\w+)='([^']+)'$", run("exports").stdout, re.MULTILINE))
-    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"}
+    blob = {"VERCEL_BLOB_API_URL", "BLOB_READ_WRITE_TOKEN", "BLOB_RATE_LIMIT_PER_MINUTE"}
+    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"} | blob
+    listed = httpx.get(
+        exports["VERCEL_BLOB_API_URL"],
+        headers={"authorization": f"Bearer {exports['BLOB_READ_WRITE_TOKEN']}", "x-api-version": "12"},
+    ).json()
+    assert len(listed["blobs"]) == ask(
+        exports["MIGRATION_DATABASE_URL"],
+        f"SELECT count(*) + {local_stack.FORGOTTEN_PDFS} FROM meal_plans WHERE pdf_blob_path IS NOT NULL",
+    )
     assert ask(exports["DATABASE_URL"], "SELECT current_user || count(*) FROM quiz_responses") == "lifecycle_jobs200"
     assert ask(exports["MIGRATION_DATABASE_URL"], "SELECT current_database()") == "app"
     assert "there already" in run("start").stdout

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from scripts.lifecycle import purge
+from scripts.lifecycle import policy_run
 from scripts.lifecycle.survey import survey
 from tests.faults.stage import LOCK, NAME, STOP_SWITCH, in_background, wait_until
 
@@ -162,8 +162,8 @@ def test_a_run_that_was_stopped_does_not_wait_long_to_count_what_is_left(
         wait_until(lambda: quiz.link.execute(query).fetchone()[0])
         quiz.thaw()
 
-    monkeypatch.setattr(purge, "survey", slow_but_for_the_first)
-    monkeypatch.setattr(purge, bound, 0.3)
+    monkeypatch.setattr(policy_run, "survey", slow_but_for_the_first)
+    monkeypatch.setattr(policy_run, bound, 0.3)
     quiz.fill(40)
     quiz.freeze_at(12)
     stopped = in_background(stop)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lifecycle import deleter, politeness, purge
+from scripts.lifecycle import deleter, policy_run, politeness
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.lifecycle.politeness import (
     LONGEST_PAUSE_SECONDS,
@@ -202,7 +202,7 @@ def test_who_waits_for_a_batch_is_seen_and_waited_for(run_job, quiz, database, a
 def test_when_the_pauses_are_used_up_small_batches_remain(
     run_job, quiz, somebody_works, always_looking, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(purge, "PAUSE_SHARE", 0.0)
+    monkeypatch.setattr(policy_run, "PAUSE_SHARE", 0.0)
     monkeypatch.setattr(politeness, "SMALLEST_ROWS", 2)
     path = tmp_path / "policies.yaml"
     path.write_text(DEFAULT_POLICY_FILE.read_text().replace("rows: 5000", "rows: 9"))
