@@ -35,6 +35,8 @@ SETTING_PREFIXES = (
         "ARCHIVE_",
         "SUPPRESSION_",
         "PUSHGATEWAY_",
+        "SMTP_",
+        "REPORT_",
     ),
     *("RENDER_", "OTEL_", "PG"),  # set on a developer's machine, they would bend a test as well
 )

@@ -118,6 +118,25 @@ def handle(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", value):
+        raise ValueError("must be a host's name or address, without scheme and port")
+    return value
+
+
+def _addresses(value: str) -> str:
+    # Strict, as each stands in a header and in a command to the mail server.
+    if not all(re.fullmatch(r"[!-~]+@[A-Za-z0-9.-]+", each.strip()) for each in value.split(",")):
+        raise ValueError("must be e-mail addresses separated by commas")
+    return value
+
+
+def _address(value: str) -> str:
+    if "," in value:
+        raise ValueError("must be one e-mail address")
+    return _addresses(value)
+
+
 PostgresUrl = Annotated[SecretStr, AfterValidator(_postgres_url)]
 RedisUrl = Annotated[SecretStr, AfterValidator(_redis_url)]
 Flag = Annotated[bool, BeforeValidator(_flag)]
@@ -207,6 +226,24 @@ class Settings(BaseSettings):
         30, alias="MRQ_CLAIM_MINUTES", ge=1, le=1440, description="minutes after which an unworked claim is free again"
     )
 
+    smtp_host: Annotated[str, AfterValidator(_host)] | None = Field(
+        None, alias="SMTP_HOST", description="mail server; only for reports sent with --email"
+    )
+    smtp_port: int = Field(587, alias="SMTP_PORT", ge=1, le=65_535, description="its port")
+    smtp_user: str | None = Field(None, alias="SMTP_USER", description="its login; unset: none")
+    smtp_password: SecretStr | None = Field(None, alias="SMTP_PASSWORD", description="the login's password")
+    smtp_starttls: Flag = Field(
+        default=True,
+        alias="SMTP_STARTTLS",
+        description="encrypt with STARTTLS; false only for a server on this machine",
+    )
+    smtp_from: Annotated[str, AfterValidator(_address)] | None = Field(
+        None, alias="SMTP_FROM", description="sender of the reports", repr=False
+    )
+    report_email_to: Annotated[str, AfterValidator(_addresses)] | None = Field(
+        None, alias="REPORT_EMAIL_TO", description="recipients of the reports, separated by commas", repr=False
+    )
+
     operator: Annotated[str, AfterValidator(handle)] | None = Field(
         None, alias="OPERATOR", description="handle of the person at the shell, for the audit"
     )
@@ -222,6 +259,16 @@ class Settings(BaseSettings):
         if info.data.get("sla_warning_threshold_percent", critical) > critical:
             raise ValueError("must not be below SLA_WARNING_THRESHOLD_PERCENT")
         return critical
+
+    @field_validator("smtp_starttls")
+    @classmethod
+    def _encrypted(cls, starttls: bool, info: ValidationInfo) -> bool:
+        host = info.data.get("smtp_host")
+        if not starttls and host and host not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError(
+                "may be false only where SMTP_HOST is this machine: password and report travel in the open"
+            )
+        return starttls
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -13,7 +13,7 @@ GOOD = {
     "REDIS_URL": f"rediss://:{SECRET}@cache.example.com:6379/0",
 }
 FIELDS = {field.alias: field for field in Settings.model_fields.values()}
-ANY_TEXT = {"RENDER_GIT_COMMIT"}
+ANY_TEXT = {"RENDER_GIT_COMMIT", "SMTP_USER", "SMTP_PASSWORD"}
 
 
 @pytest.fixture
@@ -65,6 +65,13 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "mrq_sla_medium": 168,
         "mrq_sla_low": 720,
         "mrq_claim_minutes": 30,
+        "smtp_host": None,
+        "smtp_port": 587,
+        "smtp_user": None,
+        "smtp_password": None,
+        "smtp_starttls": True,
+        "smtp_from": None,
+        "report_email_to": None,
         "operator": None,
         "exit_zero_for": frozenset(),
         "render_git_commit": "unknown",

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""Report how the manual-resolution queue is doing: depth, ages, deadlines, decisions, trend.
+
+Reads only. Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/manual-resolution/README.md
+"""
+
+import argparse
+import io
+import json
+import sys
+from contextlib import suppress
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.console import Console
+
+from scripts.lifecycle import queue_report
+from scripts.lifecycle.queue_metrics import measure
+from scripts.utils import mail
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, main, moment
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the period, the form and where it goes."""
+    parser.add_argument("--since", type=_moment, metavar="T", help="first day or moment, UTC; default: 30 days before")
+    parser.add_argument("--until", type=_moment, metavar="T", help="day or moment after the last, UTC; default: now")
+    parser.add_argument("--format", choices=["console", "json", "html"], help="default: console on a terminal, or json")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write it there, whole or not at all")
+    parser.add_argument("--email", action="store_true", help="send the page to REPORT_EMAIL_TO")
+
+
+def _moment(text: str) -> datetime:
+    with suppress(ValueError):
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    try:
+        return moment(text)
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} lies beyond the calendar") from None
+
+
+def work(run: Run) -> None:
+    """Measure, write, send."""
+    flags = run.options.flags
+    form = flags.format or ("console" if run.display.enabled else "json")
+    if form == "html" and not flags.output:
+        raise Misconfigured("--format html needs --output FILE")
+    if flags.output:
+        queue_report.check_path(flags.output)
+    if flags.email:
+        mail.require_mail_settings(run.settings)
+    report = run.database.read(
+        lambda connection: measure(connection, flags.since, flags.until), statement_timeout=run.budget_seconds
+    ).as_dict()
+    if flags.output:
+        queue_report.write(flags.output, _rendered(report, form))
+        get_logger().info("report_written", format=form, output=str(flags.output))
+    elif form == "json":
+        with suppress(BrokenPipeError):  # the reader has gone away; a mail may still have to be sent
+            sys.stdout.write(json.dumps(report) + "\n")
+            sys.stdout.flush()
+    else:
+        for table in queue_report.tables(report):
+            run.display.show(table)
+    if flags.email:
+        _send(run, report)
+
+
+def _rendered(report: queue_report.Report, form: str) -> str:
+    if form == "json":
+        return json.dumps(report, indent=2) + "\n"
+    if form == "html":
+        return queue_report.page(report)
+    text = io.StringIO()
+    console = Console(file=text, width=100, color_system=None)
+    for table in queue_report.tables(report):
+        console.print(table)
+    return text.getvalue()
+
+
+def _send(run: Run, report: queue_report.Report) -> None:
+    if run.options.dry_run:
+        get_logger().warning("report_would_be_sent", effect="CLEANUP_DRY_RUN is set: no mail is sent")
+        return
+    day = report["until"][:10]
+    recipients = mail.send(
+        run.settings,
+        subject=f"Manual-resolution queue, {day}",
+        text=queue_report.summary(report),
+        attachment=(f"manual-resolution-queue-{day}.html", queue_report.page(report)),
+    )
+    get_logger().info("report_sent", recipients=recipients)
+
+
+JOB = Job(
+    "report_metrics",
+    work,
+    "Report how the manual-resolution queue is doing.",
+    changes_data=False,
+    events="report",
+    arguments=arguments,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

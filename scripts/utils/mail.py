@@ -1,0 +1,89 @@
+"""One mail through the SMTP server that the settings name; no secret, address or server text in any error."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from contextlib import suppress
+from email.message import EmailMessage
+
+from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.settings import Settings
+
+_SECONDS = 20.0
+
+
+class MailNotSent(OpsError):
+    """The mail server did not take the mail for every recipient."""
+
+    stop_reason = "mail_not_sent"
+
+
+def require_mail_settings(settings: Settings) -> None:
+    """Refuse before any work what could not be sent after it.
+
+    Raises:
+        Misconfigured: Names every variable that is missing.
+    """
+    needed = {
+        "SMTP_HOST": settings.smtp_host,
+        "SMTP_FROM": settings.smtp_from,
+        "REPORT_EMAIL_TO": settings.report_email_to,
+    }
+    if missing := [name for name, value in needed.items() if not value]:
+        raise Misconfigured(f"--email needs {', '.join(missing)}: not set")
+    if bool(settings.smtp_user) != bool(settings.smtp_password):
+        raise Misconfigured("set SMTP_USER and SMTP_PASSWORD both, or neither")
+
+
+def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, str]) -> int:
+    """Send a text with one HTML page attached.
+
+    Args:
+        settings: The server, sender and recipients.
+        subject: The mail's subject.
+        text: Its body.
+        attachment: The page's file name and content.
+
+    Returns:
+        How many recipients the server took it for.
+
+    Raises:
+        MailNotSent: Names the server and what kind of failure it was.
+    """
+    require_mail_settings(settings)
+    recipients = [address.strip() for address in (settings.report_email_to or "").split(",")]
+    message = EmailMessage()
+    message["Subject"], message["From"], message["To"] = subject, settings.smtp_from, ", ".join(recipients)
+    message.set_content(text)
+    message.add_attachment(attachment[1], subtype="html", filename=attachment[0])
+    where = f"mail server {settings.smtp_host}:{settings.smtp_port}"
+    try:
+        refused = _deliver(settings, message)
+    except smtplib.SMTPNotSupportedError:
+        raise MailNotSent(f"{where} does not offer what the settings ask for: STARTTLS, or a login") from None
+    except smtplib.SMTPResponseException as error:
+        # The server's text may quote an address.
+        raise MailNotSent(f"{where} refused with code {error.smtp_code} ({type(error).__name__})") from None
+    except (OSError, smtplib.SMTPException, UnicodeError) as error:
+        raise MailNotSent(f"{where} failed ({type(error).__name__}): nothing was sent") from None
+    if refused:
+        raise MailNotSent(f"{where} refused {len(refused)} of {len(recipients)} recipients")
+    return len(recipients)
+
+
+def _deliver(settings: Settings, message: EmailMessage) -> dict[str, tuple[int, bytes]]:
+    server = smtplib.SMTP(settings.smtp_host or "", settings.smtp_port, timeout=_SECONDS)
+    try:
+        if settings.smtp_starttls:
+            server.starttls(context=ssl.create_default_context())
+        if settings.smtp_user and settings.smtp_password:
+            server.login(settings.smtp_user, settings.smtp_password.get_secret_value())
+        refused = server.send_message(message)
+    except BaseException:
+        server.close()
+        raise
+    # The server has taken the mail: whatever goes wrong now must not send it a second time.
+    with suppress(OSError, smtplib.SMTPException):
+        server.quit()
+    return refused
