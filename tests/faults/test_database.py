@@ -82,7 +82,9 @@ def test_a_server_process_that_outlives_its_connection_is_waited_for(start, quiz
     wait_until(lambda: quiz.waiting("advisory"), what="the settling at the gate")
     quiz.thaw()
     assert running.finish(0)["records_deleted"] == 40
-    assert running.find("commit_settled")["records_deleted"] == 5
+    # Whether the server had read the COMMIT when the connection broke is not ours to say; the batch counts once either way.
+    settled = running.find("commit_settled")
+    assert settled is None or settled["records_deleted"] == 5
     quiz.balance(remaining=0)
 
 
