@@ -120,7 +120,7 @@ class BatchWriter:
             "policy": policy.name,
             "action": policy.action,
             "reason_prefix": policy.reason(""),
-            "facts": Jsonb({rule: {"due_before": moment.isoformat()} for rule, moment in selection.due_before.items()}),
+            "facts": Jsonb(selection.facts),
         }
 
     def close(self) -> None:

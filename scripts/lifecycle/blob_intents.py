@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransaction, Statement
+from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransaction, Statement, require_may_run
 from scripts.lifecycle.policies import Blob
 from scripts.lifecycle.selection import Selection
 from scripts.utils.db_utils import Database, connection_lost, is_deadlock
@@ -127,7 +127,7 @@ class Claim:
 class Intents:
     """One policy's open intents, in one run."""
 
-    def __init__(self, database: Database, selection: Selection, context: Context, facts: dict[str, Any]) -> None:
+    def __init__(self, database: Database, selection: Selection, context: Context) -> None:
         policy = selection.policy
         if policy.blob is None:
             raise ValueError(f"policy {policy.name} has no blobs")
@@ -141,7 +141,7 @@ class Intents:
             "orphaned": ORPHANED,
             "item_type": policy.blob.item_type,
             "reason_prefix": policy.reason(""),
-            "facts": Jsonb(facts),
+            "facts": Jsonb(selection.facts),
         }
         names = {
             "table": selection.table,
@@ -160,10 +160,7 @@ class Intents:
         """
         found = self._send([(self._claim, self._parameters | {"after": after, "rows": rows}), heartbeat])
         owned, stopped = found[0][:2] if found else (False, False)
-        if not owned:
-            raise StoppedEarly("lock_lost", "the lease was taken over by another run")
-        if stopped:
-            raise StoppedEarly("stop_switch", "the stop switch was turned on")
+        require_may_run(owned=owned, stopped=stopped)
         opened = [row[2:] for row in found if row[2] is not None]
         return Claim(
             intents=[Intent(*row[:3]) for row in opened if not row[3] and row[4] is None],

@@ -27,7 +27,6 @@ from scripts.utils.rate_limit import SharedRateLimit
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen
 from scripts.utils.run import Run
 
-_SLICE_SECONDS = 0.2
 # Of the last 50 calls, so many may fail.
 _FAILURE_LIMIT = Fraction(27, 50)
 
@@ -37,13 +36,6 @@ Outcomes = dict[str, str | None]
 
 def client_for(run: Run) -> BlobClient:
     """Return a client that stops waiting when the run must stop."""
-
-    def pause(seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        while (left := ends - time.monotonic()) > 0:
-            run.checkpoint()
-            time.sleep(min(left, _SLICE_SECONDS))
-
     return BlobClient(
         run.settings,
         breaker=CircuitBreaker(
@@ -56,7 +48,7 @@ def client_for(run: Run) -> BlobClient:
             name=f"blob:{store_of(run.settings)}",
             per_minute=run.settings.blob_rate_limit_per_minute,
         ),
-        pause=pause,
+        pause=run.pause,
     )
 
 
@@ -91,8 +83,7 @@ class BlobRemoval:
         self._blob: Blob = policy.blob
         self._context = context
         self._log = get_logger().bind(policy=policy.name)
-        facts = {rule: {"due_before": moment.isoformat()} for rule, moment in selection.due_before.items()}
-        self._intents = Intents(run.database, selection, context, facts)
+        self._intents = Intents(run.database, selection, context)
         self._client = client_for(run)
         self._call_size = min(run.settings.blob_batch_size, run.settings.blob_rate_limit_per_minute)
         self._progress_at = time.monotonic()

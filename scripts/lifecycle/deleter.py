@@ -18,7 +18,7 @@ from psycopg import sql
 
 from scripts.lifecycle import runs
 from scripts.lifecycle.batches import Ambiguous, BatchWriter, Outcome
-from scripts.lifecycle.gated import Context, GateClosed
+from scripts.lifecycle.gated import Context, GateClosed, require_may_run
 from scripts.lifecycle.politeness import START_ROWS, Politeness, Step
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
@@ -32,7 +32,6 @@ from scripts.utils.run import Run
 HEARTBEAT_SECONDS = 5.0  # or a third of REDIS_LOCK_TIMEOUT, if that is less
 PROGRESS_SECONDS = 10.0
 PROBE_SECONDS = 300.0
-PAUSE_SLICE_SECONDS = 0.05
 RETRY_ATTEMPTS = 6
 RETRY_SECONDS = 60.0
 
@@ -137,10 +136,7 @@ class Deleter:
         started = time.monotonic()
         try:
             # The heartbeat rides in the batches: a pause may not be longer than it can wait.
-            until = started + min(step.pause, self._heartbeat_every)
-            while (left := until - time.monotonic()) > 0:
-                self._run.checkpoint()
-                time.sleep(min(left, PAUSE_SLICE_SECONDS))
+            self._run.pause(min(step.pause, self._heartbeat_every))
         finally:
             seconds = time.monotonic() - started
             self._politeness.paused(step.reason, seconds)
@@ -248,10 +244,7 @@ class Deleter:
             ) from None
         except Ambiguous as error:
             raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
-        if not outcome.owned:
-            raise StoppedEarly("lock_lost", "the lease was taken over by another run")
-        if outcome.stopped:
-            raise StoppedEarly("stop_switch", "the stop switch was turned on")
+        require_may_run(owned=outcome.owned, stopped=outcome.stopped)
         self.deleted += outcome.deleted
         return outcome
 

@@ -18,6 +18,7 @@ from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policies import Policy
 from scripts.utils.db_utils import Connection, local_settings
+from scripts.utils.errors import StoppedEarly
 
 Statement = tuple[QueryNoTemplate, dict[str, Any]]
 
@@ -54,6 +55,18 @@ class Context:
             "actor": f"system:{self.script}",
             "run_id": self.run_id,
         }
+
+
+def require_may_run(*, owned: bool, stopped: bool) -> None:
+    """Take :data:`MAY_RUN` at its word.
+
+    Raises:
+        StoppedEarly: The lease is another run's, or the stop switch is on.
+    """
+    if not owned:
+        raise StoppedEarly("lock_lost", "the lease was taken over by another run")
+    if stopped:
+        raise StoppedEarly("stop_switch", "the stop switch was turned on")
 
 
 class GateClosed(Exception):

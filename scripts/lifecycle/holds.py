@@ -11,23 +11,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-import psycopg
-from psycopg import sql
 from psycopg.rows import class_row
 
 from scripts.lifecycle import audit
-from scripts.lifecycle.policies import PolicySet, table_identifier
-from scripts.utils.db_utils import Connection, Database, local_settings
-from scripts.utils.errors import Misconfigured, OpsError, describe_database_error
+from scripts.lifecycle.resources import require_row, table_exists
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
-
-_LOOK_SECONDS = 5.0
-_CANNOT_LOOK = (
-    psycopg.errors.InsufficientPrivilege,
-    psycopg.errors.UndefinedColumn,
-    psycopg.errors.LockNotAvailable,
-    psycopg.errors.QueryCanceled,
-)
 
 
 @dataclass(frozen=True)
@@ -58,15 +48,6 @@ def normalize_email(address: str) -> str:
     if not local or "." not in domain or any(c.isspace() for c in local + domain):
         raise Misconfigured("that is not an e-mail address")
     return f"{local}@{domain}"
-
-
-def key_of(policies: PolicySet, table: str) -> str | None:
-    """Return the key column of a table that some policy deletes from or reaches, by the policy file; None: no such."""
-    for policy in policies.policies.values():
-        if policy.table == table:
-            return policy.key
-    reached = (dependant for policy in policies.policies.values() for dependant in policy.dependants)
-    return next((dependant.key for dependant in reached if dependant.table == table), None)
 
 
 def place(
@@ -142,48 +123,14 @@ def check(
     """
     if bool(person) == bool(table) or (resource_id is not None and not (table and resource_id)):
         raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
-    if table and not _exists(connection, table):
+    if table and not table_exists(connection, table):
         raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
     row = connection.execute("SELECT %s::timestamptz <= now()", (expires_at,)).fetchone()
     if row and row[0]:
         raise Misconfigured("the hold would already have expired")
     if table and resource_id and key:
-        _require_row(connection, table, key, resource_id)
+        require_row(connection, table, key, resource_id)
     return "person" if person else "row" if resource_id else "table"
-
-
-def check_resource(connection: Connection, policies: PolicySet, table: str, resource_id: str) -> None:
-    """Check that a table exists and, where a policy names its key, that the row does.
-
-    Raises:
-        Misconfigured: One of them does not.
-    """
-    if not _exists(connection, table):
-        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
-    if key := key_of(policies, table):
-        _require_row(connection, table, key, resource_id)
-
-
-def _require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
-    """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
-    statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s").format(
-        key=sql.Identifier(key), table=table_identifier(table)
-    )
-    try:
-        with connection.transaction():
-            # The gate is closed meanwhile: no job's batch goes on until this has an answer.
-            connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
-            row = connection.execute(statement, (resource_id,)).fetchone()
-    except psycopg.DataError:
-        row = None  # such as letters where the key is a number
-    except _CANNOT_LOOK as error:
-        get_logger().warning("row_not_checked", table=table, error=describe_database_error(error))
-        return
-    if row is None:
-        raise Misconfigured(f"there is no row in {table} whose {key} is the given id")
-    # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
-    if row[0] != resource_id:
-        raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
 
 
 def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:
@@ -240,16 +187,6 @@ def require_in_force(connection: Connection, hold_id: UUID) -> None:
 
 def _not_in_force(hold_id: UUID) -> OpsError:
     return OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
-
-
-def _exists(connection: Connection, table: str) -> bool:
-    schema, _, name = table.partition(".")
-    row = connection.execute(
-        "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')",
-        (schema, name),
-    ).fetchone()
-    return row is not None
 
 
 def _audit(connection: Connection, hold_id: UUID, action: str, operator: str, scope: str) -> None:

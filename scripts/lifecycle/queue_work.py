@@ -22,7 +22,7 @@ from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.settings import Settings
 
-# Every arrow, and what it is for.
+# Every arrow, and what it is for: what is not here cannot happen.
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("pending", "assigned"): "an operator claims it",
     ("assigned", "pending"): "the operator gives it back, or the claim ran out",
@@ -31,10 +31,12 @@ TRANSITIONS: dict[tuple[str, str], str] = {
     ("pending", "deferred"): "nothing can be done before a date",
     ("assigned", "deferred"): "the same, found while working on it",
     ("escalated", "deferred"): "the same, decided by whoever it was escalated to",
+    ("escalated", "pending"): "its author takes the escalation back",
     ("deferred", "pending"): "its date has come, or somebody takes it up before",
     ("deferred", "assigned"): "an operator claims it once its date has come",
     ("assigned", "resolved"): "the operator decided",
     ("escalated", "resolved"): "whoever it was escalated to decided",
+    ("deferred", "resolved"): "settled before its date came",
     ("pending", "resolved"): "the machine found it settled, or it was decided without a claim",
     ("resolved", "pending"): "the decision turned out wrong: reopened",
 }
@@ -168,7 +170,7 @@ class Work:
         return self._change(
             item_id,
             "queue_item_deferred",
-            ("pending", "assigned", "escalated"),
+            _from("deferred"),
             "before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status), status = 'deferred',"
             " deferred_until = %(until)s, assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL",
             until=until,
@@ -183,7 +185,7 @@ class Work:
         return self._change(
             item_id,
             "queue_item_escalated",
-            ("pending", "assigned"),
+            _from("escalated"),
             "before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status), status = 'escalated',"
             " escalated_at = clock_timestamp(), assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL",
         )
@@ -201,7 +203,7 @@ class Work:
         return self._change(
             item_id,
             "queue_item_resolved",
-            ("pending", "assigned", "escalated", "deferred"),
+            _from("resolved"),
             # What a decision needed to know is of no use afterwards, and may be about a person.
             "status = 'resolved', resolved_at = clock_timestamp(), resolved_by = 'operator:' || %(operator)s::text,"
             " decision = %(decision)s, justification = %(justification)s, context = '{}', claim_expires_at = NULL,"
@@ -292,6 +294,11 @@ class Work:
     def _one(self, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
         with self._database.connection() as connection, connection.cursor(row_factory=class_row(QueueItem)) as cursor:
             return cursor.execute(statement, parameters).fetchone()
+
+
+def _from(target: str) -> list[str]:
+    """Return the states from which an arrow leads to this one."""
+    return [state for state, to in TRANSITIONS if to == target]
 
 
 def get(database: Database, item_id: UUID) -> QueueItem | None:

@@ -164,7 +164,10 @@ class _Reconciliation(PolicyRun):
     def _really_gone(self, page: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Ask the store once more: a listing may be older than a blob."""
         with closing(client_for(self._run)) as client:
-            return _asking(lambda: [(key, blob) for key, blob in page if not client.exists(blob)])
+            # By pathname, like every call: a URL of the other kind, public or private, would be refused.
+            return _asking(
+                lambda: [(key, blob) for key, blob in page if not client.exists(client.pathname(blob) or blob)]
+            )
 
 
 class _Act:

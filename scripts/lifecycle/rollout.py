@@ -51,7 +51,14 @@ def roll_out(run: Run, *, predict: Callable[[], PolicyResult], carry_out: Callab
             run.options = options
         pace = (time.monotonic() - started) / max(1, step.records_deleted)
         surprise = _surprise(expected, step, pace, usual)
-        get_logger().info("rollout_step", policy=step.policy, limit=limit, surprise=surprise, **_facts(step))
+        get_logger().info(
+            "rollout_step",
+            policy=step.policy,
+            limit=limit,
+            surprise=surprise,
+            records_deleted=step.records_deleted,
+            records_remaining=step.records_remaining,
+        )
         if surprise:
             run.results[-1] = replace(
                 total, status="failed", stop_reason="rollout_surprise", exit_code=ExitCode.FAILED, error=surprise
@@ -60,10 +67,6 @@ def roll_out(run: Run, *, predict: Callable[[], PolicyResult], carry_out: Callab
         if step.stop_reason != "limit_reached":
             return
         usual = pace
-
-
-def _facts(step: PolicyResult) -> dict[str, object]:
-    return {"records_deleted": step.records_deleted, "records_remaining": step.records_remaining}
 
 
 def _surprise(expected: PolicyResult, step: PolicyResult, pace: float, usual: float | None) -> str | None:

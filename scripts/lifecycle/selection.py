@@ -107,6 +107,11 @@ class Selection:
                 # forever: no row is older than the beginning of time
                 self.parameters[f"queue_{name}"] = exception.queue.after.before(cutoff) or "-infinity"
 
+    @property
+    def facts(self) -> dict[str, dict[str, str]]:
+        """What the audit keeps of each rule: the moment before which its anchor had to lie."""
+        return {rule: {"due_before": moment.isoformat()} for rule, moment in self.due_before.items()}
+
     def moment(self, column: str, parameter: str) -> sql.Composed:
         """Return a time-zone aware parameter as a value of the column's type; naive columns hold UTC."""
         return sql.SQL(_CASTS[self._types[column]]).format(sql.Placeholder(parameter))

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import holds, queue
+from scripts.lifecycle import queue, resources
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, main
@@ -57,7 +57,7 @@ def work(run: Run) -> None:
 
 
 def _check_resource(run: Run, table: str, resource_id: str) -> None:
-    run.database.read(lambda connection: holds.check_resource(connection, run.policies, table, resource_id))
+    run.database.read(lambda connection: resources.require_resource(connection, run.policies, table, resource_id))
 
 
 def _told(run: Run) -> list[Any]:

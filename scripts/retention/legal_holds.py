@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import holds
+from scripts.lifecycle import holds, resources
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
@@ -48,7 +48,7 @@ def work(run: Run) -> None:
 def _place(run: Run) -> None:
     flags = run.options.flags
     person = holds.normalize_email(sys.stdin.readline()) if flags.person else None
-    key = holds.key_of(run.policies, flags.table) if flags.table else None
+    key = resources.key_of(run.policies, flags.table) if flags.table else None
     if flags.table and key is None:
         raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")
     what = {

@@ -21,6 +21,8 @@ from scripts.utils.redis_lock import JobLock
 from scripts.utils.settings import Settings, handle
 from scripts.utils.terminal import Display
 
+_PAUSE_SLICE_SECONDS = 0.05
+
 
 @dataclass(frozen=True)
 class Job:
@@ -140,6 +142,17 @@ class Run:
             raise StoppedEarly("lock_lost", f"{self._lock.name} was released or taken over while running")
         if self.duration() >= self.budget_seconds:
             raise StoppedEarly("time_budget", f"the time budget of {self.budget_seconds:.0f} s is used up")
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but stop at once if the run must stop.
+
+        Raises:
+            StoppedEarly: As :meth:`checkpoint` raises it.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.checkpoint()
+            time.sleep(min(left, _PAUSE_SLICE_SECONDS))
 
     def expect(self, policy: str, rows: int) -> None:
         """Tell the terminal how much there is to do."""

@@ -70,6 +70,15 @@ def test_a_row_that_names_its_blob_by_url_knows_it(reconcile, plans, blobs):
     assert plans.there(range(5)) == set(range(5))
 
 
+def test_a_url_of_the_other_kind_of_store_is_asked_for_by_its_pathname(reconcile, plans, blobs):
+    plans.add(
+        [1], age="10 days", name=lambda n: blobs.url_of(plans.path(n)).replace(".public.", ".private."), put=False
+    )
+    done = reconcile()
+    assert (done.code, done.closing["records_deleted"]) == (0, 1)
+    assert plans.finalised() == {plans.id(1)}
+
+
 def test_names_that_sort_differently_as_text_and_as_bytes(reconcile, plans, blobs, orphan):
     names = ["meal-plans/Ä b.pdf", "meal-plans/a%20b.pdf", "meal-plans/B.pdf", "meal-plans/b.pdf", "meal-plans/😀.pdf"]
     for number, name in enumerate(names):

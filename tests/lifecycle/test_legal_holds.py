@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from scripts.lifecycle import holds
+from scripts.lifecycle import holds, resources
 from scripts.lifecycle.policies import parse_policies
 from scripts.retention.legal_holds import JOB
 from scripts.utils.errors import Misconfigured
@@ -91,7 +91,7 @@ def test_a_row_that_may_not_be_looked_at_is_held_and_that_is_said(command, answe
 
 
 def test_a_row_of_a_locked_table_is_held_and_that_is_said(command, answers, db, database, monkeypatch):
-    monkeypatch.setattr(holds, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(resources, "_LOOK_SECONDS", 0.2)
     other = database.superuser()
     other.execute("BEGIN; LOCK TABLE quiz_responses IN ACCESS EXCLUSIVE MODE")
 
@@ -124,9 +124,9 @@ def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
 def test_a_table_that_a_policy_reaches_is_known_by_the_dependant_s_key():
     policies = parse_policies(POLICY_TEXT, "here")
 
-    assert holds.key_of(policies, "public.things") == "id"
-    assert holds.key_of(policies, "public.notes") == "id"
-    assert holds.key_of(policies, "public.other") is None
+    assert resources.key_of(policies, "public.things") == "id"
+    assert resources.key_of(policies, "public.notes") == "id"
+    assert resources.key_of(policies, "public.other") is None
 
 
 def test_a_table_that_no_policy_names_needs_no_hold(command):

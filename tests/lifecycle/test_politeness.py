@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lifecycle import deleter, policy_run, politeness
+from scripts.lifecycle import policy_run, politeness
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.lifecycle.politeness import (
     LONGEST_PAUSE_SECONDS,
@@ -21,6 +21,7 @@ from scripts.lifecycle.politeness import (
     next_step,
 )
 from scripts.lifecycle.results import PolicyResult, seconds_paused, total_pauses
+from scripts.utils import run as run_module
 from tests.faults.stage import Quiz, in_background, wait_until
 from tests.lifecycle.support import add_things, policy, record
 
@@ -222,11 +223,11 @@ def test_a_signal_in_a_pause_ends_it_at_once(run_job, quiz, somebody_works, alwa
         slices.append(seconds)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(deleter, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
     run = run_job("--batch-size", "5", as_of=None)
     somebody_works()
     assert (run.code, run.closing["stop_reason"]) == (143, "sigterm")
     assert len(slices) == 1
-    assert max(slices) <= deleter.PAUSE_SLICE_SECONDS
+    assert max(slices) <= run_module._PAUSE_SLICE_SECONDS
     assert quiz.runs()[0]["pauses"][OTHERS_ACTIVE]["count"] == 1
     quiz.balance(remaining=25)

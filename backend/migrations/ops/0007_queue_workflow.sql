@@ -16,8 +16,7 @@ ALTER TABLE ops.manual_resolution_queue
 CREATE INDEX manual_resolution_queue_worst_idx
     ON ops.manual_resolution_queue (deadline_at, priority_rank, first_seen_at, id) WHERE status <> 'resolved';
 
--- One round trip and one transaction for a change of state and its audit entry.
--- It answers null where somebody else was first: the state is no longer the one that was seen.
+-- The audit entry of a change of state, written in the statement that makes the change.
 CREATE FUNCTION ops.note_queue_change(p_item uuid, p_actor text, p_action text, p_reason text, p_metadata jsonb)
     RETURNS text
     LANGUAGE sql VOLATILE
