@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle.policies import PolicySet, load_policies
+from scripts.lifecycle.policies import Lookup, PolicySet, load_policies
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 
 Connection = psycopg.Connection[Any]
@@ -54,6 +54,7 @@ _CREATE_LEDGER = """
 _GRANTS = {
     "usage": sql.SQL("GRANT USAGE ON SCHEMA {name} TO {role}"),
     "select": sql.SQL("GRANT SELECT ON {name} TO {role}"),
+    "look_up": sql.SQL("GRANT SELECT ({column}) ON {name} TO {role}"),
     "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
     "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
 }
@@ -189,6 +190,12 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
         for column in (policy.key, *policy.written):
             wanted += _rights("delete" if policy.action == "delete" else "change", policy.table, column)
+        for remedy in policy.remedies:
+            wanted += [("update", policy.table, column) for column in remedy.set]
+            for value in remedy.set.values():
+                if isinstance(value, Lookup):
+                    wanted.append(("usage", value.from_table.split(".")[0], ""))
+                    wanted += [("look_up", value.from_table, column) for column in (value.take, value.same)]
         for dependant in policy.dependants:
             wanted += _rights(dependant.action, dependant.table, dependant.column)
     return [

@@ -119,7 +119,7 @@ class BatchWriter:
             **context.parameters(),
             "policy": policy.name,
             "action": policy.action,
-            "reason_prefix": policy.reason(""),
+            "reason_prefix": selection.reason_prefix,
             "facts": Jsonb(selection.facts),
         }
 
@@ -153,14 +153,7 @@ class BatchWriter:
             GateClosed: The gate could not be passed in time; nothing of the batch happened.
             psycopg.Error: Anything else that the server refused; nothing of the batch happened.
         """
-        entries = {rule: uuid4() for rule in self._selection.due_before}
-        reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
-        parameters = (
-            self._constants
-            | window.parameters
-            | reached
-            | {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
-        )
+        parameters, entry_ids = self._parameters(window, excluded)
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
@@ -168,8 +161,26 @@ class BatchWriter:
         except psycopg.OperationalError as error:
             if connection_lost(error):
                 self.close()
-                raise Ambiguous([*entries.values(), *reached.values()]) from error
+                raise Ambiguous(entry_ids) from error
             raise
+
+    def within(self, connection: Connection, window: Window) -> Outcome:
+        """Do the same in a transaction that somebody else has opened behind the gate, and will commit.
+
+        Raises:
+            psycopg.Error: What the server refused; the transaction must be undone.
+        """
+        parameters, _ = self._parameters(window, [])
+        for statement in self._statements(connection, window.clause, skip_locked=False):
+            cursor = connection.execute(statement, parameters)
+        return Outcome(*(cursor.fetchone() or (False, False, 0)))
+
+    def _parameters(self, window: Window, excluded: list[str]) -> tuple[dict[str, Any], list[UUID]]:
+        """Return a batch's parameters, and the ids of its audit entries."""
+        entries = {rule: uuid4() for rule in self._selection.due_before}
+        reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
+        named = {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
+        return self._constants | window.parameters | reached | named, [*entries.values(), *reached.values()]
 
     def _send(
         self,

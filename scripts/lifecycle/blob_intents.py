@@ -8,7 +8,7 @@ Whatever a crash left ``pending`` or ``sending`` is taken up by the next run: na
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -29,7 +29,7 @@ _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
     SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
      WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
-       AND (SELECT owned AND NOT stopped FROM may_run)
+       AND (%(only)s::text IS NULL OR d.resource_id = %(only)s) AND (SELECT owned AND NOT stopped FROM may_run)
      ORDER BY d.id LIMIT %(rows)s FOR UPDATE
 ), free AS MATERIALIZED (
     SELECT t.{key} AS key FROM {table} t
@@ -82,15 +82,16 @@ WITH sent AS MATERIALIZED (
       FROM sent GROUP BY rule
 ), resolved AS (
     UPDATE ops.manual_resolution_queue q
-       SET status = 'resolved', resolved_at = clock_timestamp(), resolved_by = %(actor)s, decision = 'gone_meanwhile',
-           justification = 'a later run deleted the blob', context = '{{}}'
+       SET status = 'resolved', resolved_at = clock_timestamp(), resolved_by = %(actor)s, decision = %(decision)s,
+           justification = %(justification)s, context = '{{}}', assigned_to = coalesce(%(operator)s, q.assigned_to),
+           claim_expires_at = NULL, deferred_until = NULL, before_last = NULL
       FROM sent s
      WHERE q.item_type = %(item_type)s AND q.resource_type = %(table_name)s AND q.resource_id = s.resource_id
        AND q.status <> 'resolved'
     RETURNING q.id::text
 ), noted AS (
     SELECT ops.append_audit(%(note_id)s, %(actor)s, 'queue_item_resolved', 'ops.manual_resolution_queue',
-                            %(item_type)s, %(run_id)s, array_agg(id), '{{}}') AS entry
+                            %(item_type)s, %(run_id)s, array_agg(id), %(note)s::jsonb) AS entry
       FROM resolved HAVING count(*) > 0
 )
 SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint, (SELECT count(entry) FROM noted) FROM audited
@@ -121,13 +122,41 @@ class Claim:
     """None: nothing is open any more."""
     locked: int = 0
     """Rows that somebody else is writing to right now: left as they are."""
-    cancelled: int = 0
+    cancelled: tuple[str, ...] = ()
+    """Why each of those was kept that a hold, their period or another row keeps."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How the items of blobs that are gone are closed on the manual-resolution queue."""
+
+    decision: str
+    justification: str
+    note: dict[str, str] = field(default_factory=dict)
+    """What the audit keeps of it: no free text."""
+
+
+GONE_MEANWHILE = Resolution("gone_meanwhile", "a later run deleted the blob")
 
 
 class Intents:
-    """One policy's open intents, in one run."""
+    """One policy's open intents, in one run or in one decision of an operator.
 
-    def __init__(self, database: Database, selection: Selection, context: Context) -> None:
+    Args:
+        database: Where the ledger is.
+        selection: What the policy selects.
+        context: Lease and run, or the operator.
+        only: Take up the intents of this row alone.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        selection: Selection,
+        context: Context,
+        *,
+        only: str | None = None,
+    ) -> None:
         policy = selection.policy
         if policy.blob is None:
             raise ValueError(f"policy {policy.name} has no blobs")
@@ -142,6 +171,8 @@ class Intents:
             "item_type": policy.blob.item_type,
             "reason_prefix": policy.reason(""),
             "facts": Jsonb(selection.facts),
+            "only": only,
+            "operator": context.operator,
         }
         names = {
             "table": selection.table,
@@ -152,13 +183,14 @@ class Intents:
         self._claim = _CLAIM.format(may_run=MAY_RUN, held=selection.held, due=selection.due, **names)
         self._confirm = _CONFIRM.format(changes=changes(selection, policy.blob), **names)
 
-    def claim(self, after: int, rows: int, heartbeat: Statement) -> Claim:
+    def claim(self, after: int, rows: int, heartbeat: Statement | None = None) -> Claim:
         """Take up what is open beyond an id: what may go is ``sending`` from now on.
 
         Raises:
             StoppedEarly: The lock was lost, the stop switch is on, or the gate stays closed.
         """
-        found = self._send([(self._claim, self._parameters | {"after": after, "rows": rows}), heartbeat])
+        claim: Statement = (self._claim, self._parameters | {"after": after, "rows": rows})
+        found = self._send([claim, heartbeat] if heartbeat else [claim])
         owned, stopped = found[0][:2] if found else (False, False)
         require_may_run(owned=owned, stopped=stopped)
         opened = [row[2:] for row in found if row[2] is not None]
@@ -166,17 +198,28 @@ class Intents:
             intents=[Intent(*row[:3]) for row in opened if not row[3] and row[4] is None],
             last_id=opened[-1][0] if opened else None,
             locked=sum(row[3] for row in opened),
-            cancelled=sum(row[4] is not None and not row[3] for row in opened),
+            cancelled=tuple(row[4] for row in opened if row[4] is not None and not row[3]),
         )
 
-    def confirm(self, ids: list[int]) -> int:
+    def confirm(self, ids: list[int], resolution: Resolution = GONE_MEANWHILE) -> int:
         """Close intents whose blobs are gone: row, audit and queue in one transaction.
+
+        Args:
+            ids: The intents.
+            resolution: How their items on the manual-resolution queue are closed.
 
         Returns:
             How many were closed now.
         """
         entries = {rule: str(uuid4()) for rule in self._rules}
-        parameters = self._parameters | {"ids": ids, "entry_ids": Jsonb(entries), "note_id": uuid4()}
+        parameters = self._parameters | {
+            "ids": ids,
+            "entry_ids": Jsonb(entries),
+            "note_id": uuid4(),
+            "decision": resolution.decision,
+            "justification": resolution.justification,
+            "note": Jsonb(resolution.note),
+        }
         return int(self._send([(self._confirm, parameters)])[0][0])
 
     def fail(self, intent: Intent, reason: str) -> None:

@@ -65,6 +65,21 @@ def breaker_open() -> StoppedEarly:
     return StoppedEarly("breaker_open", "more than half of the last 50 calls to Vercel Blob failed: run again later")
 
 
+def why_not_ours(blob: Blob, pathname: str | None) -> str | None:
+    """Return why the store must not be asked to delete this, as a code; None: it may be.
+
+    Args:
+        blob: What the policy says of its blobs.
+        pathname: What the row names, as :meth:`BlobClient.pathname` returns it.
+    """
+    if pathname is None:
+        return "foreign_store"
+    # The store may take meal-plans/../x for x.
+    if not pathname.startswith(blob.prefix) or {"", ".", ".."} & set(pathname.split("/")):
+        return "outside_prefix"
+    return None
+
+
 class BlobRemoval:
     """One policy's blobs in one run.
 
@@ -129,7 +144,7 @@ class BlobRemoval:
         say(
             "blobs_removed",
             records_deleted=self.removed,
-            cancelled=claim.cancelled,
+            cancelled=len(claim.cancelled),
             locked=claim.locked,
             duration_seconds=round(seconds, 4),
         )
@@ -142,8 +157,8 @@ class BlobRemoval:
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(
             self._context.run_id,
-            lease=self._context.lease,
-            fencing_token=self._context.fencing_token,
+            lease=self._run.lock.name,
+            fencing_token=self._run.lock.fencing_token,
             records=self.removed,
             batches=self.rounds,
             pauses={},
@@ -180,11 +195,9 @@ class BlobRemoval:
         pathnames: dict[str, str] = {}
         for intent in intents:
             pathname = self._client.pathname(intent.blob)
-            if pathname is None:
-                outcomes[intent.blob] = "foreign_store"
-            # The store may take meal-plans/../x for x.
-            elif not pathname.startswith(self._blob.prefix) or {"", ".", ".."} & set(pathname.split("/")):
-                outcomes[intent.blob] = "outside_prefix"
+            refusal = why_not_ours(self._blob, pathname)
+            if pathname is None or refusal:
+                outcomes[intent.blob] = refusal
             else:
                 pathnames[intent.blob] = pathname
         return pathnames

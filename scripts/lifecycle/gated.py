@@ -7,7 +7,8 @@ transaction is over.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -17,7 +18,7 @@ from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policies import Policy
-from scripts.utils.db_utils import Connection, local_settings
+from scripts.utils.db_utils import Connection, Database, local_settings
 from scripts.utils.errors import StoppedEarly
 
 Statement = tuple[QueryNoTemplate, dict[str, Any]]
@@ -31,7 +32,8 @@ _GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key()), set_config
 
 MAY_RUN = sql.SQL("""
 may_run AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
+    SELECT %(lease)s::text IS NULL
+               OR EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
            EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
 )
 """)
@@ -41,10 +43,14 @@ may_run AS MATERIALIZED (
 class Context:
     """What stays the same for every batch of a run."""
 
-    lease: str
+    lease: str | None
+    """None: an operator's decision on one row, which no other run of a job does."""
     fencing_token: int
     script: str
     run_id: UUID
+    """The run record, or the queue item that was decided on."""
+    operator: str | None = None
+    """Who decided, if a person did."""
 
     def parameters(self) -> dict[str, Any]:
         """Return what :data:`MAY_RUN` and an audit entry ask for."""
@@ -52,7 +58,7 @@ class Context:
             "lease": self.lease,
             "fencing_token": self.fencing_token,
             "script": self.script,
-            "actor": f"system:{self.script}",
+            "actor": f"operator:{self.operator}" if self.operator else f"system:{self.script}",
             "run_id": self.run_id,
         }
 
@@ -82,6 +88,23 @@ class GatedTransaction:
             lock_timeout=policy.batch.lock_timeout.total_seconds(),
             statement_timeout=policy.batch.statement_timeout.total_seconds(),
         )
+
+    @contextmanager
+    def opened(self, database: Database) -> Iterator[Connection]:
+        """Lend a transaction behind the gate, for what needs an answer before it goes on.
+
+        Raises:
+            GateClosed: The gate could not be passed in time; nothing happened.
+        """
+        with database.connection() as connection, connection.transaction():
+            connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            connection.execute(self._set, self._at_the_gate)
+            try:
+                connection.execute(_GATE)
+            except psycopg.errors.LockNotAvailable as error:
+                raise GateClosed from error
+            connection.execute(self._set, self._in_the_batch)
+            yield connection
 
     def send(self, connection: Connection, statements: Sequence[Statement]) -> list[Cursor[Any]]:
         """Run the statements and return their cursors.

@@ -81,19 +81,46 @@ def place(
         GateBusy: The batches under way did not end in time; nothing is held.
     """
     with database.closing_gate() as connection:
-        # Before the row is looked for: a batch under way may be deleting it.
-        connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
-        scope = check(connection, table=table, resource_id=resource_id, person=person, expires_at=expires_at, key=key)
-        row = connection.execute(
-            "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
-            (scope, table, resource_id, person, reason, operator, expires_at),
-        ).fetchone()
-        if row is None:
-            raise AssertionError("an INSERT that is not refused returns its row")
-        hold_id: UUID = row[0]
-        _audit(connection, hold_id, "hold_placed", operator, scope)
-        in_flight = _keep_blobs(connection, table, resource_id, person)
+        return place_within(
+            connection,
+            operator=operator,
+            reason=reason,
+            table=table,
+            resource_id=resource_id,
+            person=person,
+            expires_at=expires_at,
+            key=key,
+        )
+
+
+def place_within(
+    connection: Connection,
+    *,
+    operator: str,
+    reason: str,
+    table: str | None = None,
+    resource_id: str | None = None,
+    person: str | None = None,
+    expires_at: datetime | None = None,
+    key: str | None = None,
+) -> UUID:
+    """Place a hold in a transaction of :meth:`Database.closing_gate`; it holds once that is committed.
+
+    Arguments, result and errors as for :func:`place`.
+    """
+    # Before the row is looked for: a batch under way may be deleting it.
+    connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+    scope = check(connection, table=table, resource_id=resource_id, person=person, expires_at=expires_at, key=key)
+    row = connection.execute(
+        "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
+        (scope, table, resource_id, person, reason, operator, expires_at),
+    ).fetchone()
+    if row is None:
+        raise AssertionError("an INSERT that is not refused returns its row")
+    hold_id: UUID = row[0]
+    _audit(connection, hold_id, "hold_placed", operator, scope)
+    in_flight = _keep_blobs(connection, table, resource_id, person)
     if in_flight:
         get_logger().warning(
             "blobs_in_flight",
@@ -172,6 +199,22 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
         if row is None:
             raise _not_in_force(hold_id)
         _audit(connection, hold_id, "hold_released", operator, row[0])
+
+
+def release_row(connection: Connection, table: str, resource_id: str, *, operator: str) -> int:
+    """End every hold on one row, in a transaction of :meth:`Database.closing_gate`.
+
+    Returns:
+        How many there were.
+    """
+    rows = connection.execute(
+        "UPDATE ops.legal_holds SET released_at = now(), released_by = %s"
+        " WHERE scope = 'row' AND table_name = %s AND resource_id = %s AND released_at IS NULL RETURNING id",
+        (operator, table, resource_id),
+    ).fetchall()
+    for (hold_id,) in rows:
+        _audit(connection, hold_id, "hold_released", operator, "row")
+    return len(rows)
 
 
 def require_in_force(connection: Connection, hold_id: UUID) -> None:

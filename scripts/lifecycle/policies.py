@@ -213,6 +213,30 @@ class Blob(_Model):
     priority: Literal["critical", "high", "medium", "low"]
 
 
+class Lookup(_Model):
+    """A value taken from the one row of another table that has the same value in a column."""
+
+    take: Column
+    from_table: Table = Field(alias="from")
+    same: Column
+    """A column of both tables."""
+
+
+class Remedy(_Model):
+    """What a person may decide about a row, and what that does to it; nothing: it is only noted."""
+
+    label: str = Field(min_length=1)
+    delete: bool = False
+    set: dict[Column, str | int | bool | Lookup | None] = Field(default_factory=dict)
+    """Columns and their new values: ``now``, null, a text, or a lookup."""
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> Remedy:
+        if self.delete and self.set:
+            raise ValueError("a row that is deleted has nothing to set")
+        return self
+
+
 class Policy(_Model):
     """What is kept how long, why, and how it goes."""
 
@@ -227,6 +251,8 @@ class Policy(_Model):
     rules: dict[Name, Rule] = Field(min_length=1)
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
+    decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
+    """What a person may decide about a row, by the type of its item on the manual-resolution queue."""
     legal_basis: str = Field(min_length=1)
     owner: str = Field(min_length=1)
     decision: str = Field(min_length=1)
@@ -243,6 +269,8 @@ class Policy(_Model):
                 raise ValueError(f"action {action} and the section {name} belong together")
         if self.action != "delete" and self.dependants:
             raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
+        if self.blob and any(remedy.delete for remedy in self.remedies):
+            raise ValueError("decisions cannot delete rows of a policy whose action keeps them")
         return self
 
     @property
@@ -253,6 +281,11 @@ class Policy(_Model):
         if self.blob:
             return tuple(filter(None, (self.blob.column, self.blob.deleted_at)))
         return ()
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Everything that a person may decide about one of its rows."""
+        return tuple(remedy for named in self.decisions.values() for remedy in named.values())
 
     def reason(self, rule: str) -> str:
         """Return the audit's reason code for a row that went by this rule."""

@@ -63,6 +63,11 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
  ORDER BY 2, 1
 """
 
+_PRIMARY_KEY = """
+SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+ WHERE i.indrelid = %(oid)s AND i.indisprimary AND i.indnkeyatts = 1
+"""
+
 
 @dataclass(frozen=True)
 class TableFacts:
@@ -109,6 +114,15 @@ def preflight(connection: Connection, policy: Policy, cutoff: datetime) -> Clear
     return check.run(cutoff)
 
 
+def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, str | None]]:
+    """Return every constraint that points at the policy's table, each with its own table's key if that is one column.
+
+    Raises:
+        PolicyFailed: The policy's table does not exist.
+    """
+    return _Preflight(connection, policy).referring()
+
+
 class _Preflight:
     def __init__(self, connection: Connection, policy: Policy) -> None:
         self._connection = connection
@@ -123,6 +137,13 @@ class _Preflight:
         if self._problems:
             raise self._failure()
         return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
+
+    def referring(self) -> list[tuple[ForeignKey, str | None]]:
+        """As the function of this name."""
+        table = self._table(self._policy.table)
+        found = self._rows(_FOREIGN_KEYS, {"oid": table["oid"]})
+        keys = [self._rows(_PRIMARY_KEY, {"oid": row["oid"]}) for row in found]
+        return [(_foreign_key(row), key[0]["attname"] if key else None) for row, key in zip(found, keys, strict=True)]
 
     def _failure(self) -> PolicyFailed:
         return PolicyFailed(
@@ -213,9 +234,9 @@ class _Preflight:
         refusing: list[ForeignKey] = []
         table = self._policy.table
         for row in self._rows(_FOREIGN_KEYS, {"oid": oid}):
-            child = row.pop("oid")
-            may = {right: row.pop(f"may_{right}") for right in ("select", "delete", "update")}
-            key = ForeignKey(**row | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
+            child = row["oid"]
+            may = {right: row[f"may_{right}"] for right in ("select", "delete", "update")}
+            key = _foreign_key(row)
             dependant = declared.pop((key.table, key.columns[0]), None)
             if not may["select"]:
                 self._problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
@@ -261,6 +282,11 @@ class _Preflight:
             self._problems.append(problem)
         else:
             get_logger().warning("preflight_warning", policy=self._policy.name, problem=problem)
+
+
+def _foreign_key(row: dict[str, Any]) -> ForeignKey:
+    facts = {name: value for name, value in row.items() if name != "oid" and not name.startswith("may_")}
+    return ForeignKey(**facts | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
 
 
 def check_access_path(connection: Connection, selection: Selection, path: Path, rows: int) -> None:

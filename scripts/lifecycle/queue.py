@@ -148,6 +148,7 @@ def item_types(policies: PolicySet) -> list[str]:
     """Return the types that items may have: the suite's own, and those that the policy file names."""
     named = [e.queue.item_type for p in policies.policies.values() for e in p.exceptions.values() if e.queue]
     named += [policy.blob.item_type for policy in policies.policies.values() if policy.blob]
+    named += [item_type for policy in policies.policies.values() for item_type in policy.decisions]
     return list(dict.fromkeys([*ITEM_TYPES, *named]))
 
 

@@ -17,9 +17,10 @@ from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, is_deadlock
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import pseudonym
+from scripts.utils.retry_utils import retry
 from scripts.utils.settings import Settings
 
 # Every arrow, and what it is for: what is not here cannot happen.
@@ -56,9 +57,7 @@ WITH claimed AS (
            before_last = jsonb_build_object('by', %(operator)s::text, 'status', q.status,
                                             'deferred_until', q.deferred_until)
      WHERE q.id = (SELECT w.id FROM ops.manual_resolution_queue w
-                    WHERE w.status <> 'resolved' AND w.claimable_at <= now()
-                      AND (%(type)s::text IS NULL OR w.item_type = %(type)s)
-                      AND (%(id)s::uuid IS NULL OR w.id = %(id)s)
+                    WHERE w.status <> 'resolved' AND w.claimable_at <= now() AND w.id <> ALL(%(skipping)s) AND {only}
                     ORDER BY w.deadline_at, w.priority_rank, w.first_seen_at, w.id
                     LIMIT 1 FOR UPDATE SKIP LOCKED)
     RETURNING {columns}
@@ -108,6 +107,38 @@ class QueueItem:
     justification: str | None
 
 
+@dataclass(frozen=True)
+class Filter:
+    """Which items: every condition that is given."""
+
+    item_id: UUID | None = None
+    item_type: str | None = None
+    priority: str | None = None
+    status: str | None = None
+    older_than: datetime | None = None
+    """First seen before this moment."""
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what :data:`_ONLY` asks for."""
+        return {
+            "id": self.item_id,
+            "type": self.item_type,
+            "priority": self.priority,
+            "status": self.status,
+            "older": self.older_than,
+        }
+
+
+# The table's alias is w.
+_ONLY = sql.SQL(
+    "(%(id)s::uuid IS NULL OR w.id = %(id)s) AND (%(type)s::text IS NULL OR w.item_type = %(type)s)"
+    " AND (%(priority)s::text IS NULL OR w.priority = %(priority)s)"
+    " AND (%(status)s::text IS NULL OR w.status = %(status)s)"
+    " AND (%(older)s::timestamptz IS NULL OR w.first_seen_at < %(older)s)"
+)
+ANY = Filter()
+
+
 class SomebodyWasFirst(OpsError):
     """The item is no longer in the state that was seen."""
 
@@ -128,19 +159,23 @@ class Work:
         self._settings = settings
         self._operator = operator
 
-    def claim(self, *, item_type: str | None = None, item_id: UUID | None = None) -> QueueItem | None:
+    def claim(self, only: Filter = ANY, *, skipping: Sequence[UUID] = ()) -> QueueItem | None:
         """Take the worst item that nobody has, for a while; one round trip.
+
+        Args:
+            only: Which items may be taken.
+            skipping: Items to leave where they are.
 
         Returns:
             The item, or None: there is none, or somebody else has it.
         """
-        statement = _CLAIM.format(columns=_COLUMNS)
+        statement = _CLAIM.format(columns=_COLUMNS, only=_ONLY)
         parameters = {
             "operator": self._operator,
             "actor": f"operator:{self._operator}",
             "minutes": self._settings.mrq_claim_minutes,
-            "type": item_type,
-            "id": item_id,
+            "skipping": list(skipping),
+            **only.parameters(),
         }
         return self._one(statement, parameters)
 
@@ -190,16 +225,22 @@ class Work:
             " escalated_at = clock_timestamp(), assigned_to = NULL, assigned_at = NULL, claim_expires_at = NULL",
         )
 
-    def resolve(self, item_id: UUID, decision: str, justification: str) -> QueueItem:
+    def resolve(
+        self, item_id: UUID, decision: str, justification: str, *, within: Connection | None = None
+    ) -> QueueItem:
         """Close an item: the justification stays on it, the audit gets the decision's code and a keyed digest.
+
+        Args:
+            item_id: Which one.
+            decision: The decision's code.
+            justification: Why, in the operator's words.
+            within: A transaction that carries the decision out: both happen, or neither.
 
         Raises:
             Misconfigured: There is no justification, or no key for its digest.
             SomebodyWasFirst: Somebody else has it, or it is resolved.
         """
-        if not justification.strip():
-            raise Misconfigured("a decision needs a justification")
-        digest = pseudonym(self._settings, justification)
+        note = self.note(decision, justification)
         return self._change(
             item_id,
             "queue_item_resolved",
@@ -208,10 +249,35 @@ class Work:
             "status = 'resolved', resolved_at = clock_timestamp(), resolved_by = 'operator:' || %(operator)s::text,"
             " decision = %(decision)s, justification = %(justification)s, context = '{}', claim_expires_at = NULL,"
             " deferred_until = NULL, before_last = NULL",
-            metadata={"decision": decision, "justification": digest},
+            metadata=note,
+            within=within,
             decision=decision,
             justification=justification,
         )
+
+    def note(self, decision: str, justification: str) -> dict[str, str]:
+        """Return what the audit keeps of a decision: its code, and a keyed digest of why.
+
+        Raises:
+            Misconfigured: There is no justification, or no key for its digest.
+        """
+        if not justification.strip():
+            raise Misconfigured("a decision needs a justification")
+        return {"decision": decision, "justification": pseudonym(self._settings, justification)}
+
+    def require_mine(self, connection: Connection, item_id: UUID) -> None:
+        """Lock an item until the transaction ends: what is decided on it happens once.
+
+        Raises:
+            SomebodyWasFirst: Somebody else has it, or it is resolved.
+        """
+        row = connection.execute(
+            "SELECT FROM ops.manual_resolution_queue q WHERE id = %s AND status <> 'resolved'"
+            " AND (assigned_to IS NULL OR assigned_to = %s OR claim_expires_at < now()) FOR UPDATE",
+            (item_id, self._operator),
+        ).fetchone()
+        if row is None:
+            raise SomebodyWasFirst(f"item {item_id}: {self._why_not(item_id)}")
 
     def reopen(self, item_id: UUID) -> QueueItem:
         """Take a resolution back; the deadline is counted from now.
@@ -263,6 +329,7 @@ class Work:
         metadata: dict[str, Any] | None = None,
         over: bool = False,
         only: LiteralString = "true",
+        within: Connection | None = None,
         **values: Any,
     ) -> QueueItem:
         statement = _CHANGE.format(assignments=sql.SQL(assignments), only=sql.SQL(only), columns=_COLUMNS)
@@ -277,7 +344,7 @@ class Work:
             **values,
         }
         try:
-            changed = self._one(statement, parameters)
+            changed = _first(within, statement, parameters) if within else self._one(statement, parameters)
         except psycopg.errors.UniqueViolation:
             raise SomebodyWasFirst(f"item {item_id}: the same matter is open already, as another item") from None
         if changed is None:
@@ -292,8 +359,17 @@ class Work:
         return f"it is {item.status}{whose}"
 
     def _one(self, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
-        with self._database.connection() as connection, connection.cursor(row_factory=class_row(QueueItem)) as cursor:
-            return cursor.execute(statement, parameters).fetchone()
+        def once() -> QueueItem | None:
+            with self._database.connection() as connection:
+                return _first(connection, statement, parameters)
+
+        # A job that closes the same item locks the audit's head first, an operator the item.
+        return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
+
+
+def _first(connection: Connection, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
+    with connection.cursor(row_factory=class_row(QueueItem)) as cursor:
+        return cursor.execute(statement, parameters).fetchone()
 
 
 def _from(target: str) -> list[str]:
@@ -303,42 +379,38 @@ def _from(target: str) -> list[str]:
 
 def get(database: Database, item_id: UUID) -> QueueItem | None:
     """Return one item."""
-    found = items(database, item_id=item_id, open_only=False, limit=1)
+    found = items(database, Filter(item_id=item_id), open_only=False, limit=1)
     return found[0] if found else None
 
 
-def items(
-    database: Database,
-    *,
-    item_type: str | None = None,
-    priority: str | None = None,
-    status: str | None = None,
-    older_than: datetime | None = None,
-    item_id: UUID | None = None,
-    open_only: bool = True,
-    limit: int = 100,
-) -> list[QueueItem]:
+def items(database: Database, only: Filter = ANY, *, open_only: bool = True, limit: int = 100) -> list[QueueItem]:
     """Return items, worst first: by deadline, priority and age."""
     statement = sql.SQL(
-        "SELECT {columns} FROM ops.manual_resolution_queue q WHERE (NOT %(open)s OR status <> 'resolved')"
-        " AND (%(type)s::text IS NULL OR item_type = %(type)s)"
-        " AND (%(priority)s::text IS NULL OR priority = %(priority)s)"
-        " AND (%(status)s::text IS NULL OR status = %(status)s) AND (%(id)s::uuid IS NULL OR id = %(id)s)"
-        " AND (%(older)s::timestamptz IS NULL OR first_seen_at < %(older)s)"
+        "SELECT {columns} FROM ops.manual_resolution_queue w WHERE (NOT %(open)s OR status <> 'resolved') AND {only}"
         " ORDER BY deadline_at, priority_rank, first_seen_at, id LIMIT %(limit)s"
-    ).format(columns=_COLUMNS)
-    parameters = {
-        "open": open_only,
-        "type": item_type,
-        "priority": priority,
-        "status": status,
-        "id": item_id,
-        "older": older_than,
-        "limit": limit,
-    }
+    ).format(columns=_COLUMNS, only=_ONLY)
+    parameters = {"open": open_only, "limit": limit, **only.parameters()}
 
     def read(connection: Connection) -> list[QueueItem]:
         with connection.cursor(row_factory=class_row(QueueItem)) as cursor:
             return cursor.execute(statement, parameters).fetchall()
 
     return database.read(read)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How much is open, of what can be claimed or is somebody's."""
+
+    open: int
+    past_deadline: int
+
+
+def backlog(database: Database, only: Filter = ANY) -> Backlog:
+    """Count what is open and not put off."""
+    statement = sql.SQL(
+        "SELECT count(*), count(*) FILTER (WHERE deadline_at < now()) FROM ops.manual_resolution_queue w"
+        " WHERE status <> 'resolved' AND NOT (status = 'deferred' AND deferred_until > now()) AND {only}"
+    ).format(only=_ONLY)
+    row = database.read(lambda connection: connection.execute(statement, only.parameters()).fetchone())
+    return Backlog(*(row or (0, 0)))

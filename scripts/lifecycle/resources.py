@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import psycopg
 from psycopg import sql
 
 from scripts.lifecycle.policies import PolicySet, table_identifier
+from scripts.lifecycle.selection import Selection
 from scripts.utils.db_utils import Connection, local_settings
 from scripts.utils.errors import Misconfigured, describe_database_error
 from scripts.utils.logging_utils import get_logger
@@ -60,6 +63,57 @@ def require_row(connection: Connection, table: str, key: str, resource_id: str) 
     # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
     if row[0] != resource_id:
         raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What is true of one row right now."""
+
+    due: bool
+    held: bool
+    referenced: bool
+    nameable: bool
+    names_blob: bool
+    moments: dict[str, str | None]
+    """The columns that its policy looks at, if they are moments, as text (UTC)."""
+
+    @property
+    def why_kept(self) -> str:
+        """Say what keeps it; empty: nothing does."""
+        reasons = {
+            "a legal hold keeps it (legal_holds.py list)": self.held,
+            "something else still needs it": self.referenced,
+            "its key could be personal data, which the audit must not hold": not self.nameable,
+            "its period has not ended, or an exception keeps it": not self.due,
+        }
+        return "; ".join(reason for reason, applies in reasons.items() if applies)
+
+
+def row_state(connection: Connection, selection: Selection, key: str) -> RowState | None:
+    """Return what is true of a row; None: it is not there."""
+    statement = sql.SQL(
+        "SELECT {due}, {held}, {referenced}, {nameable}, {names_blob}, jsonb_build_object({moments})"
+        " FROM {table} t WHERE t.{key} = %(row_key)s::{key_type}"
+    ).format(
+        due=selection.due,
+        held=selection.held,
+        referenced=selection.referenced,
+        nameable=selection.nameable,
+        names_blob=selection.names_blob("t") if selection.policy.blob else sql.SQL("false"),
+        moments=sql.SQL(", ").join(
+            sql.SQL("{}::text, t.{}::text").format(sql.Literal(name), sql.Identifier(name))
+            for name in selection.moments
+        ),
+        table=selection.table,
+        key=selection.key,
+        key_type=selection.key_type,
+    )
+    try:
+        with connection.transaction():
+            row = connection.execute(statement, selection.parameters | {"row_key": key}).fetchone()
+    except psycopg.DataError:
+        return None  # such as letters where the key is a number
+    return RowState(*row) if row else None
 
 
 def table_exists(connection: Connection, table: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import sql
@@ -108,9 +108,23 @@ class Selection:
                 self.parameters[f"queue_{name}"] = exception.queue.after.before(cutoff) or "-infinity"
 
     @property
+    def reason_prefix(self) -> str:
+        """What stands before the rule in the audit's reason code."""
+        return self.policy.reason("")
+
+    @property
     def facts(self) -> dict[str, dict[str, str]]:
         """What the audit keeps of each rule: the moment before which its anchor had to lie."""
         return {rule: {"due_before": moment.isoformat()} for rule, moment in self.due_before.items()}
+
+    @property
+    def moments(self) -> list[str]:
+        """The columns that hold the moments that the policy looks at."""
+        policy = self.policy
+        named = [rule.anchor for rule in policy.rules.values()]
+        named += [column for rule in policy.rules.values() for column in rule.when]
+        named += [column for exception in policy.exceptions.values() for column in exception.when]
+        return [name for name in dict.fromkeys(named) if self._types[name] in ANCHOR_TYPES]
 
     def moment(self, column: str, parameter: str) -> sql.Composed:
         """Return a time-zone aware parameter as a value of the column's type; naive columns hold UTC."""
@@ -124,7 +138,7 @@ class Selection:
         """Return a column of the table as a moment in time."""
         return sql.SQL(_INSTANTS[self._types[column]]).format(sql.Identifier("t", column))
 
-    def anchor_type(self, column: str) -> sql.SQL:
+    def column_type(self, column: str) -> sql.SQL:
         """Return the column's type for a cast."""
         return sql.SQL(self._types[column])
 
@@ -271,6 +285,42 @@ class Selection:
     def removable(self) -> sql.Composed:
         """What a run deletes."""
         return sql.SQL("{} AND NOT {} AND NOT {} AND {}").format(self.due, self.held, self.referenced, self.nameable)
+
+
+class Chosen(Selection):
+    """Rows that a person decided on, whatever their age; a hold and what else needs them still keep them.
+
+    Args:
+        selection: What the policy selects.
+        decision: What was decided; stands where a rule's name would stand.
+        item_type: The type of the queue item that it was decided on.
+    """
+
+    def __init__(self, selection: Selection, decision: str, item_type: str) -> None:
+        self.__dict__.update(selection.__dict__)
+        self.due_before = {decision: datetime.max.replace(tzinfo=UTC)}
+        self._decision = decision
+        self._item_type = item_type
+
+    @property
+    def reason_prefix(self) -> str:
+        """What stands before the decision in the audit's reason code."""
+        return f"decision:{self._item_type}/"
+
+    @property
+    def facts(self) -> dict[str, dict[str, str]]:
+        """What the audit keeps: the reason says it all."""
+        return {self._decision: {}}
+
+    @property
+    def due(self) -> sql.Composed:
+        """Every row that the action has yet to change."""
+        return sql.SQL(" AND ").join([sql.SQL("true"), *self._not_done])
+
+    @property
+    def rule_name(self) -> sql.Composed:
+        """What was decided."""
+        return sql.SQL("{}::text").format(sql.Literal(self._decision))
 
 
 def _nameable(alias: str, column: str, column_type: str) -> sql.Composed:

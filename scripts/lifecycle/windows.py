@@ -92,7 +92,7 @@ class IndexWalk:
             "table": selection.table,
             "anchor": sql.Identifier(anchor),
             "key": selection.key,
-            "anchor_type": selection.anchor_type(anchor),
+            "anchor_type": selection.column_type(anchor),
             "key_type": selection.key_type,
         }
         self._parameters = selection.parameters

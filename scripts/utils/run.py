@@ -6,7 +6,8 @@ import argparse
 import getpass
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
@@ -135,13 +136,39 @@ class Run:
         Raises:
             StoppedEarly: A signal came, the lock was taken away, or the time budget is used up.
         """
-        if self._signal is not None:
-            code = ExitCode.SIGINT if self._signal is signal.SIGINT else ExitCode.SIGTERM
-            raise StoppedEarly(self._signal.name.lower(), f"{self._signal.name} received", code)
+        self.stop_on_signal()
         if self._lock is not None and self._lock.lost.is_set():
             raise StoppedEarly("lock_lost", f"{self._lock.name} was released or taken over while running")
         if self.duration() >= self.budget_seconds:
             raise StoppedEarly("time_budget", f"the time budget of {self.budget_seconds:.0f} s is used up")
+
+    def stop_on_signal(self) -> None:
+        """Stop here if a signal came; called between two pieces of work only.
+
+        Raises:
+            StoppedEarly: One came.
+        """
+        if self._signal is not None:
+            code = ExitCode.SIGINT if self._signal is signal.SIGINT else ExitCode.SIGTERM
+            raise StoppedEarly(self._signal.name.lower(), f"{self._signal.name} received", code)
+
+    @contextmanager
+    def waiting_for_a_person(self) -> Iterator[None]:
+        """Let a signal end the wait for somebody's input at once; a person has no time budget.
+
+        Raises:
+            StoppedEarly: A signal came, before or meanwhile.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.heed(number, frame)
+            self.stop_on_signal()
+
+        with ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, stop))
+            self.stop_on_signal()
+            yield
 
     def pause(self, seconds: float) -> None:
         """Wait, but stop at once if the run must stop.

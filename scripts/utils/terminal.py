@@ -10,6 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from scripts.lifecycle.results import PolicyResult
 
@@ -69,6 +70,20 @@ class Display:
         if needed > self._console.width:
             table.width = needed
         self._console.print(table, crop=False)
+
+    def say(self, text: str) -> None:
+        """Print a line or more; square brackets are text."""
+        self._progress.stop()
+        self._console.print(text, markup=False, highlight=False)
+
+    def ask(self, prompt: str) -> str:
+        """Wait for a person's line.
+
+        Raises:
+            EOFError: There will be none.
+        """
+        self._progress.stop()
+        return self._console.input(Text(prompt)).strip()
 
     def summary(self, title: str, rows: Iterable[PolicyResult], *, dry_run: bool, duration: float) -> None:
         """Show what every policy came to."""

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from scripts.lifecycle import queue, queue_work
-from scripts.lifecycle.queue_work import TRANSITIONS, SomebodyWasFirst, Work
+from scripts.lifecycle.queue_work import TRANSITIONS, Filter, SomebodyWasFirst, Work
 from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import load_settings
 
@@ -63,7 +63,7 @@ def test_a_claim_is_one_operators_and_audited(olga, boris, add, admin):
     item = olga.claim()
     assert (item.status, item.assigned_to) == ("assigned", "olga")
     assert boris.claim() is None
-    assert boris.claim(item_id=item.id) is None
+    assert boris.claim(Filter(item_id=item.id)) is None
     assert audited(admin) == [("operator:olga", "queue_item_claimed", "quiz_orphaned")]
     for change in (boris.release, boris.escalate):
         with pytest.raises(SomebodyWasFirst, match="assigned, olga has it"):
@@ -175,8 +175,8 @@ def test_a_listing_is_worst_first_and_filters(db, add, olga):
     add("a", "b", priority="low")
     add("c", priority="high", item_type="quiz_undelivered")
     assert [item.resource_id for item in queue_work.items(db)] == ["c", "a", "b"]
-    assert [item.resource_id for item in queue_work.items(db, item_type="quiz_undelivered")] == ["c"]
-    assert [item.resource_id for item in queue_work.items(db, priority="low", limit=1)] == ["a"]
+    assert [item.resource_id for item in queue_work.items(db, Filter(item_type="quiz_undelivered"))] == ["c"]
+    assert [item.resource_id for item in queue_work.items(db, Filter(priority="low"), limit=1)] == ["a"]
     olga.resolve(olga.claim().id, "keep", "x")
     assert [item.resource_id for item in queue_work.items(db)] == ["a", "b"]
     assert len(queue_work.items(db, open_only=False)) == 3

@@ -1,16 +1,26 @@
-"""The report as an operator runs it, over a queue whose figures are known."""
+"""A queue, its resources, and the scripts as an operator runs them."""
 
 import importlib.util
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from backend.blob_server import BlobServer
+from scripts.utils.script_template import main
 from scripts.utils.test_helpers import run_script
+from tests.cleanup.plans import Plans
+from tests.project.conftest import load_script
 
 HERE = Path(__file__).parent
-SCRIPT = HERE.parents[1] / "scripts" / "manual-resolution" / "report_metrics.py"
+SCRIPTS = HERE.parents[1] / "scripts"
+SCRIPT = SCRIPTS / "manual-resolution" / "report_metrics.py"
+PROCESS = SCRIPTS / "manual-resolution" / "process_queue.py"
 HOUR = timedelta(hours=1)
+PERSON = "anna@example.com"
+FIRST = "00000000-0000-4000-8000-000000000001"
+KEY = "k1:" + "ab" * 32
 
 
 def pytest_collection_modifyitems(items):
@@ -64,3 +74,98 @@ def browser():
     running = module.Browser()
     yield running
     running.close()
+
+
+class Said:
+    """What the command left: exit code, its answer, its last log line."""
+
+    def __init__(self, code, out, err):
+        assert "Traceback" not in out + err, out
+        assert PERSON not in out + err
+        self.code = code
+        self.lines = [json.loads(line) for line in out.splitlines()]
+        self.answer = next((line for line in self.lines if "event" not in line), None)
+        self.error = self.lines[-1].get("error", "")
+
+
+@pytest.fixture
+def link(database):
+    return database.superuser()
+
+
+@pytest.fixture
+def blobs(tmp_path):
+    with BlobServer(tmp_path / "store") as server:
+        yield server
+
+
+@pytest.fixture
+def plans(database, blobs):
+    return Plans(database, blobs)
+
+
+@pytest.fixture
+def environment(database, redis_url, blobs):
+    """What a script must be told; olga is at the shell."""
+    return {
+        "DATABASE_URL": database.url,
+        "REDIS_URL": redis_url,
+        "OPERATOR": "olga",
+        "AUDIT_PSEUDONYM_KEY": KEY,
+        "BLOB_RATE_LIMIT_PER_MINUTE": "100000",
+        **blobs.settings(),
+    }
+
+
+@pytest.fixture
+def call(environment, capsys, monkeypatch):
+    """A function that runs a script in this process."""
+
+    def run(script, *arguments, **settings):
+        with monkeypatch.context() as patched:
+            for name, value in (environment | settings).items():
+                patched.setenv(name, value)
+            capsys.readouterr()
+            try:
+                code = main(load_script(script).JOB, [str(argument) for argument in arguments])
+            except SystemExit as misuse:
+                code = misuse.code
+            return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def process(call):
+    return lambda *arguments, **settings: call(PROCESS, *arguments, **settings)
+
+
+@pytest.fixture
+def quiz(link):
+    """A function that adds quiz answers of Anna's, two days old."""
+
+    def add(key=FIRST, *, paid=True, user=None):
+        link.execute(
+            "INSERT INTO quiz_responses (id, user_id, email, normalized_email, quiz_data, calorie_target, created_at,"
+            " payment_id) VALUES (%s, %s, %s, %s, '{}', 1, timezone('UTC', now()) - interval '2 days', %s)",
+            (key, user, PERSON, PERSON, f"pay-{key}" if paid else None),
+        )
+        return key
+
+    return add
+
+
+@pytest.fixture
+def item_of(link):
+    """A function that puts an item on the queue and returns its id."""
+
+    def add(item_type, table="public.quiz_responses", key=FIRST, *, age="0 hours", priority="medium", **context):
+        row = link.execute(
+            "INSERT INTO ops.manual_resolution_queue (item_type, resource_type, resource_id, priority, reason, context,"
+            " raised_by, first_seen_at, deadline_at) VALUES (%s, %s, %s, %s, 'a reason', %s, 'system:tests',"
+            " now() - %s::interval, now() + interval '1 day') RETURNING id",
+            (item_type, table, key, priority, json.dumps(context), age),
+        )
+        return str(row.fetchone()[0])
+
+    return add

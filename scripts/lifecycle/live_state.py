@@ -1,0 +1,82 @@
+"""What is true of an item's resource right now: the row, what keeps it, the blob. No personal data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.decisions import policy_of
+from scripts.lifecycle.preflight import preflight
+from scripts.lifecycle.queue_work import QueueItem
+from scripts.lifecycle.resources import row_state
+from scripts.lifecycle.selection import Selection
+from scripts.utils.blob_client import BlobCallFailed, BlobClient, store_of
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import OpsError, describe_database_error
+from scripts.utils.retry_utils import CircuitOpen
+from scripts.utils.run import Run
+
+
+def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[str, Any]:
+    """Look at an item's resource; what could not be looked at says so.
+
+    Args:
+        run: The command's run.
+        item: The item.
+        client: Returns the blob store's client, if it is needed.
+    """
+    policy = policy_of(run.policies, item)
+    if policy is None or item.resource_id == policy.name:
+        return {"row": "not one row"}
+    cutoff = run.database.now()
+
+    def read(connection: Connection) -> tuple[dict[str, Any], str | None]:
+        selection = preflight(connection, policy, cutoff).selection
+        if policy.blob:
+            selection.parameters["blob_store"] = store_of(run.settings).lower()
+        state = row_state(connection, selection, item.resource_id)
+        if state is None:
+            return {"row": "gone"}, None
+        facts = {"row": "there", **state.moments, "kept_because": state.why_kept or "nothing keeps it"}
+        return facts, _blob_of(connection, selection, item.resource_id)
+
+    try:
+        facts, blob = run.database.read(read)
+    except OpsError as error:
+        return {"row": f"could not be looked at: {error}"}
+    except psycopg.Error as error:
+        return {"row": f"could not be looked at: {describe_database_error(error)}"}
+    return facts | ({"blob": _blob_state(client(), blob)} if policy.blob else {})
+
+
+def _blob_of(connection: Connection, selection: Selection, key: str) -> str | None:
+    if selection.policy.blob is None:
+        return None
+    row = connection.execute(
+        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE t.{} = %s::{}").format(
+            selection.names_blob("t"),
+            sql.Identifier(selection.policy.blob.column),
+            selection.table,
+            selection.key,
+            selection.key_type,
+        ),
+        (key,),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _blob_state(client: BlobClient, blob: str | None) -> str:
+    if blob is None:
+        return "the row names none"
+    pathname = client.pathname(blob)
+    if pathname is None:
+        return "in another store, which this token cannot see"
+    try:
+        return "still there" if client.exists(pathname) else "gone"
+    except BlobCallFailed as error:
+        return f"could not be asked: {error.code}"
+    except CircuitOpen:
+        return "could not be asked: too many calls failed"

@@ -1,0 +1,133 @@
+"""Decisions about rows: each in one transaction, with its audit and the closing of the item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+
+from scripts.lifecycle import audit, holds, remedies
+from scripts.lifecycle.batches import BatchWriter
+from scripts.lifecycle.gated import require_may_run
+from scripts.lifecycle.matter import ROW_GONE, DecisionFailed, Matter
+from scripts.lifecycle.policies import Dependant
+from scripts.lifecycle.preflight import referring
+from scripts.lifecycle.resources import row_state
+from scripts.lifecycle.selection import Chosen, Selection
+from scripts.lifecycle.survey import survey
+from scripts.lifecycle.windows import chosen_keys
+from scripts.utils.db_utils import Connection
+from scripts.utils.pseudonyms import pseudonym
+
+
+class RowDecision:
+    """What was decided about one row."""
+
+    def __init__(self, matter: Matter) -> None:
+        self._matter = matter
+        self._policy = matter.policy
+        self._key = matter.item.resource_id
+        self._database = matter.run.database
+
+    def remedy(self) -> str:
+        """Delete or change the row, as the policy file says."""
+        remedy = self._matter.decision.remedy
+        if remedy is None:
+            raise AssertionError("a decision with this effect comes from the policy file")
+        selection = self._matter.selection()
+        if remedy.delete:
+            item_type = self._matter.item.item_type
+            return self._and_close(self._delete, Chosen(selection, self._matter.decision.name, item_type))
+        return self._and_close(self._change, selection)
+
+    def purge(self) -> str:
+        """Delete the row as its policy would."""
+        return self._and_close(self._delete, self._matter.selection())
+
+    def purge_with_dependants(self) -> str:
+        """Delete the rows that refer to this one, whatever the policy says of them, and then this one."""
+        policy = self._policy
+        declared = tuple(
+            dependant.model_copy(update={"action": "delete"}) if dependant.action == "refuse" else dependant
+            for dependant in policy.dependants
+        )
+        known = {(dependant.table, dependant.column) for dependant in declared}
+        undeclared = tuple(
+            Dependant(table=foreign_key.table, column=foreign_key.columns[0], action="delete", key=key)
+            for foreign_key, key in self._database.read(lambda connection: referring(connection, policy))
+            if key and (foreign_key.table, foreign_key.columns[0]) not in known
+        )
+        selection = self._matter.selection(policy.model_copy(update={"dependants": declared + undeclared}))
+        return f"{self._and_close(self._delete, selection)}, with what referred to it"
+
+    def count_again(self) -> str:
+        """Close the item of a whole policy if nothing is in its way any more."""
+        selection = self._matter.selection()
+        found = self._database.read(lambda connection: survey(connection, selection))
+        if found.referenced:
+            raise DecisionFailed(f"{found.referenced} rows that are due are still needed by something else")
+        return self._matter.behind_the_gate(
+            lambda connection: self._closed(connection, "nothing is in the way: the next run takes what is due")
+        )
+
+    def hold(self, until: datetime | None) -> str:
+        """Keep the row under a legal hold until a day."""
+        with self._database.closing_gate() as connection:
+            self._matter.work.require_mine(connection, self._matter.item.id)
+            hold = holds.place_within(
+                connection,
+                operator=self._matter.run.operator,
+                reason=f"queue item {self._matter.item.id}",
+                table=self._policy.table,
+                resource_id=self._key,
+                expires_at=until,
+                key=self._policy.key,
+            )
+            return self._closed(connection, f"hold {hold} keeps the row until {until:%Y-%m-%d %H:%M} UTC")
+
+    def release_hold(self) -> str:
+        """Let the row's period rule again."""
+        with self._database.closing_gate() as connection:
+            self._matter.work.require_mine(connection, self._matter.item.id)
+            ended = holds.release_row(connection, self._policy.table, self._key, operator=self._matter.run.operator)
+            return self._closed(connection, f"its period rules again; holds on the row that were ended: {ended}")
+
+    def _closed(self, connection: Connection, happened: str) -> str:
+        self._matter.close(connection)
+        return happened
+
+    def _and_close(self, effect: Callable[[Connection, Selection], str], selection: Selection) -> str:
+        return self._matter.behind_the_gate(lambda connection: self._closed(connection, effect(connection, selection)))
+
+    def _delete(self, connection: Connection, selection: Selection) -> str:
+        state = row_state(connection, selection, self._key)
+        if state is None:
+            return ROW_GONE
+        writer = BatchWriter(self._database, selection, self._matter.context)
+        outcome = writer.within(connection, chosen_keys(selection, [self._key]))
+        require_may_run(owned=outcome.owned, stopped=outcome.stopped)
+        if not outcome.deleted:
+            raise DecisionFailed(f"the row was not deleted: {state.why_kept or 'it is being changed: try again'}")
+        return "the row was marked as deleted" if self._policy.soft_delete else "the row was deleted"
+
+    def _change(self, connection: Connection, selection: Selection) -> str:
+        remedy = self._matter.decision.remedy
+        if remedy is None or not remedy.set:
+            return "noted"
+        state = row_state(connection, selection, self._key)
+        if state is None:
+            return ROW_GONE
+        try:
+            remedies.change(connection, selection, self._key, remedy.set)
+        except remedies.NothingToTake as error:
+            raise DecisionFailed(str(error)) from None
+        audit.append(
+            connection,
+            actor=f"operator:{self._matter.run.operator}",
+            action="decide",
+            resource_type=self._policy.table,
+            # A text key that is no UUID could be an address.
+            resource_ids=[self._key if state.nameable else pseudonym(self._matter.run.settings, self._key)],
+            reason=f"decision:{self._matter.item.item_type}/{self._matter.decision.name}",
+            run_id=self._matter.item.id,
+        )
+        return f"changed: {', '.join(remedy.set)}"
