@@ -37,6 +37,8 @@ SETTING_PREFIXES = (
         "PUSHGATEWAY_",
         "SMTP_",
         "REPORT_",
+        "PAGERDUTY_",
+        "ALERT_",
     ),
     *("RENDER_", "OTEL_", "PG"),  # set on a developer's machine, they would bend a test as well
 )

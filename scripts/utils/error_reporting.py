@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redaction import redact
@@ -53,6 +54,58 @@ def report(error: BaseException) -> None:
         import sentry_sdk
 
         sentry_sdk.capture_exception(error)
+
+
+def notify(
+    message: str,
+    *,
+    level: Literal["info", "warning", "error", "fatal"],
+    fingerprint: str,
+    tags: dict[str, str],
+    details: dict[str, str],
+) -> bool:
+    """Send a message that is no bug, and wait for it to leave.
+
+    Args:
+        message: The issue's title.
+        level: As Sentry knows it.
+        fingerprint: Messages with the same one are one issue.
+        tags: What one can search for.
+        details: What stands below.
+
+    Returns:
+        Whether Sentry took it, as far as can be known: it was neither dropped nor still waiting at the end.
+    """
+    if not _active:
+        return False
+    import sentry_sdk
+
+    client = sentry_sdk.get_client()
+    dropped: list[object] = []
+    # The library sends in the background, and this is where it says that it could not.
+    usual = getattr(client.transport, "on_dropped_event", None)
+    if usual:
+        setattr(client.transport, "on_dropped_event", dropped.append)  # noqa: B010 - mypy refuses to set a method
+    try:
+        sent = sentry_sdk.capture_event(
+            {
+                "message": message,
+                "level": level,
+                "fingerprint": [fingerprint],
+                "tags": tags,
+                "contexts": {"alert": dict(details)},
+            }
+        )
+        began = time.monotonic()
+        sentry_sdk.flush(_FLUSH_SECONDS)
+        in_time = time.monotonic() - began < _FLUSH_SECONDS
+    except Exception as error:  # noqa: BLE001 - whatever Sentry does wrong, the job's work comes first
+        get_logger().warning("error_reporting_failed", error=type(error).__name__)
+        return False
+    finally:
+        if usual:
+            setattr(client.transport, "on_dropped_event", usual)  # noqa: B010 - as above
+    return sent is not None and in_time and not dropped
 
 
 def flush() -> None:

@@ -68,7 +68,7 @@ def _blob_token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _blob_api_url(value: str) -> str:
+def _https_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
@@ -77,7 +77,31 @@ def _blob_api_url(value: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError("must be an https URL, or http on this machine: the token travels with every call")
+        raise ValueError("must be an https URL, or http on this machine: a secret travels with every call")
+    return value
+
+
+def _secret_url(value: SecretStr) -> SecretStr:
+    _https_url(value.get_secret_value())
+    return value
+
+
+def _routing_key(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[A-Za-z0-9]{32}", value.get_secret_value()):
+        raise ValueError("must be the integration key of a PagerDuty service: 32 letters and digits")
+    return value
+
+
+def _web_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme != "https" or not parts.hostname or parts.username:
+        raise ValueError("must be an https address, such as https://git.example.com/project/blob/main")
+    return value
+
+
+def _label(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        raise ValueError("must be at most 64 letters, digits, dots, hyphens and underscores")
     return value
 
 
@@ -159,7 +183,7 @@ class Settings(BaseSettings):
     blob_read_write_token: Annotated[SecretStr, AfterValidator(_blob_token)] | None = Field(
         None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; only for cleanup_pdfs"
     )
-    vercel_blob_api_url: Annotated[str, AfterValidator(_blob_api_url)] = Field(
+    vercel_blob_api_url: Annotated[str, AfterValidator(_https_url)] = Field(
         "https://vercel.com/api/blob", alias="VERCEL_BLOB_API_URL", description="the API, as its own clients name it"
     )
     blob_rate_limit_per_minute: int = Field(
@@ -226,6 +250,51 @@ class Settings(BaseSettings):
         30, alias="MRQ_CLAIM_MINUTES", ge=1, le=1440, description="minutes after which an unworked claim is free again"
     )
 
+    mrq_depth_warning: int = Field(
+        100,
+        alias="MRQ_DEPTH_WARNING",
+        ge=1,
+        le=1_000_000,
+        description="open queue items above which it warns",
+    )
+    mrq_depth_critical: int = Field(
+        500,
+        alias="MRQ_DEPTH_CRITICAL",
+        ge=1,
+        le=1_000_000,
+        validate_default=True,
+        description="open queue items above which it is critical",
+    )
+    mrq_age_warning_hours: int = Field(
+        48, alias="MRQ_AGE_WARNING_HOURS", ge=1, le=87_600, description="mean age of open items, in hours, that warns"
+    )
+    mrq_age_escalation_hours: int = Field(
+        168,
+        alias="MRQ_AGE_ESCALATION_HOURS",
+        ge=1,
+        le=87_600,
+        description="age of any open item, in hours, that is critical",
+    )
+
+    mrq_alert_slack_webhook: Annotated[SecretStr, AfterValidator(_secret_url)] | None = Field(
+        None, alias="MRQ_ALERT_SLACK_WEBHOOK", description="Slack incoming webhook for warnings and worse; unset: none"
+    )
+    pagerduty_routing_key: Annotated[SecretStr, AfterValidator(_routing_key)] | None = Field(
+        None, alias="PAGERDUTY_ROUTING_KEY", description="PagerDuty integration key for what is critical; unset: none"
+    )
+    pagerduty_events_url: Annotated[str, AfterValidator(_https_url)] = Field(
+        "https://events.pagerduty.com/v2/enqueue", alias="PAGERDUTY_EVENTS_URL", description="PagerDuty Events API v2"
+    )
+    alert_reminder_hours: int = Field(
+        4, alias="ALERT_REMINDER_HOURS", ge=1, le=720, description="hours between two reminders of an open alert"
+    )
+    alert_runbook_url: Annotated[str, AfterValidator(_web_address)] | None = Field(
+        None, alias="ALERT_RUNBOOK_URL", description="where the repository is read, put before an alert's runbook page"
+    )
+    alert_source: Annotated[str, AfterValidator(_label)] = Field(
+        "data-lifecycle", alias="ALERT_SOURCE", description="name of this installation in alerts, such as production"
+    )
+
     smtp_host: Annotated[str, AfterValidator(_host)] | None = Field(
         None, alias="SMTP_HOST", description="mail server; only for reports sent with --email"
     )
@@ -258,6 +327,13 @@ class Settings(BaseSettings):
         # On the field, not on the whole: a check of the whole waits until every other setting is right.
         if info.data.get("sla_warning_threshold_percent", critical) > critical:
             raise ValueError("must not be below SLA_WARNING_THRESHOLD_PERCENT")
+        return critical
+
+    @field_validator("mrq_depth_critical")
+    @classmethod
+    def _deeper(cls, critical: int, info: ValidationInfo) -> int:
+        if info.data.get("mrq_depth_warning", critical) > critical:
+            raise ValueError("must not be below MRQ_DEPTH_WARNING")
         return critical
 
     @field_validator("smtp_starttls")

@@ -65,6 +65,16 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "mrq_sla_medium": 168,
         "mrq_sla_low": 720,
         "mrq_claim_minutes": 30,
+        "mrq_depth_warning": 100,
+        "mrq_depth_critical": 500,
+        "mrq_age_warning_hours": 48,
+        "mrq_age_escalation_hours": 168,
+        "mrq_alert_slack_webhook": None,
+        "pagerduty_routing_key": None,
+        "pagerduty_events_url": "https://events.pagerduty.com/v2/enqueue",
+        "alert_reminder_hours": 4,
+        "alert_runbook_url": None,
+        "alert_source": "data-lifecycle",
         "smtp_host": None,
         "smtp_port": 587,
         "smtp_user": None,
@@ -122,6 +132,7 @@ def bounds(name):
 def test_a_number_has_a_least_and_a_greatest_value(load, name):
     least, greatest = bounds(name)
     room = {"SLA_CRITICAL_THRESHOLD_PERCENT": "1000", "SLA_WARNING_THRESHOLD_PERCENT": "1"}
+    room |= {"MRQ_DEPTH_CRITICAL": "1000000", "MRQ_DEPTH_WARNING": "1"}
     for value in (least, greatest):
         assert getattr(load(**room | {name: str(value)}), name.lower()) == value
     for value in (least - 1, greatest + 1, "1e3", "ten", "9" * 5000):
