@@ -89,7 +89,7 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
             error_reporting.report(error)
             code, message, stop_reason = ExitCode.FAILED, error_reporting.describe(error), "bug"
         code = worst([code, *(result.exit_code for result in run.results)])
-        _close(job, run, code, stop_reason, message)
+        _close(job, run, spec, code, stop_reason, message)
         run.database.close()
     error_reporting.flush()
     return code
@@ -134,16 +134,18 @@ def _begin(run: Run) -> None:
         get_logger().warning("abandoned_runs_closed", runs=abandoned)
 
 
-def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message: str | None) -> None:
+def _close(
+    job: Job, run: Run, spec: JobSpec | None, code: ExitCode, stop_reason: str | None, message: str | None
+) -> None:
     """Say what happened in one line: the last thing that a person or a log store reads."""
+    if spec and not run.options.dry_run and code is not ExitCode.NOT_RUN:
+        _emit(run, spec, code)
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"
     if not job.changes_data:
         log(event, exit_code=int(code), **({"error": message} if message else {}))
         return
-    if not run.options.dry_run and code is not ExitCode.NOT_RUN:
-        metrics_utils.emit(job.name, run.results, duration_seconds=run.duration(), exit_code=int(code))
     results = run.results
     stop_reason = stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done")
     remaining = [result.records_remaining for result in results]
@@ -169,6 +171,19 @@ def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message:
         facts["error"] = message
     log(event, **facts)
     run.display.summary(job.name, results, dry_run=run.options.dry_run, duration=run.duration())
+
+
+def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
+    figures = metrics_utils.figures_of(
+        run.script,
+        run.results,
+        duration_seconds=run.duration(),
+        exit_code=int(code),
+        budget_seconds=run.budget_seconds,
+        spec=spec,
+        policies=run.policies.policies,
+    )
+    metrics_utils.emit(run.settings, run.script, figures)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
