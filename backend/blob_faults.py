@@ -136,7 +136,10 @@ class Window:
 
 @dataclass(frozen=True)
 class LoggedCall:
-    """One call as it came; ``status`` is None where no whole answer was sent, ``attempt`` is the JS client's header."""
+    """One call as it came; ``status`` is None where no whole answer was sent, ``attempt`` is the JS client's header.
+
+    ``traceparent`` is the header that names the caller's trace.
+    """
 
     at: float
     operation: str
@@ -144,6 +147,7 @@ class LoggedCall:
     status: int | None
     deleted: int
     attempt: str | None
+    traceparent: str | None = None
 
 
 class Counters:

@@ -318,9 +318,9 @@ class _Handler(BaseHTTPRequestHandler):
             except BlobRefused as error:
                 refusal, status = error, error.status
         whole = fault not in {"cut_before", "cut_after", "half_body"}
-        attempt = self.headers.get("x-api-blob-request-attempt")
+        attempt, trace = self.headers.get("x-api-blob-request-attempt"), self.headers.get("traceparent")
         owner.counters.done(status if whole else None, deleted)
-        owner.log.append(LoggedCall(arrived, operation, targets, status if whole else None, deleted, attempt))
+        owner.log.append(LoggedCall(arrived, operation, targets, status if whole else None, deleted, attempt, trace))
         content = _error(refusal) if refusal else json.dumps(answer).encode()
         headers = {"Retry-After": str(refusal.retry_after)} if refusal and refusal.retry_after is not None else {}
         if fault == "garbled":

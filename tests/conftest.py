@@ -21,7 +21,7 @@ from backend import local_stack
 
 STACK_VARIABLE = "TEST_STACK_DIRECTORY"
 TEMPLATE = "template_suite"
-SETTINGS = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "SENTRY_DSN", "LOG_LEVEL", "OPERATOR", "EXIT_ZERO_FOR")
+SETTINGS = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "LOG_LEVEL", "OPERATOR", "EXIT_ZERO_FOR", "TRACEPARENT")
 SETTING_PREFIXES = (
     *(
         "REDIS_",
@@ -35,6 +35,8 @@ SETTING_PREFIXES = (
         "ARCHIVE_",
         "SUPPRESSION_",
         "PUSHGATEWAY_",
+        "METRICS_",
+        "SENTRY_",
         "SMTP_",
         "REPORT_",
         "PAGERDUTY_",

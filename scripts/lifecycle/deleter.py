@@ -28,6 +28,7 @@ from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
 from scripts.utils.run import Run
+from scripts.utils.tracing import span
 
 HEARTBEAT_SECONDS = 5.0  # or a third of REDIS_LOCK_TIMEOUT, if that is less
 PROGRESS_SECONDS = 10.0
@@ -111,7 +112,9 @@ class Deleter:
             # Under a limit the next window's size depends on what this batch deletes, so it is asked for afterwards.
             ahead = self._run.options.limit is None
             following = self._entries
-            outcome = self._delete(window, path.question(window, following) if ahead else None)
+            with span("batch", self._policy.name) as facts:
+                outcome = self._delete(window, path.question(window, following) if ahead else None)
+                facts[self._counted] = outcome.deleted
             seconds = time.monotonic() - started
             self.batches += 1
             self._tell(outcome, seconds)

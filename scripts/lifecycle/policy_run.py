@@ -21,12 +21,14 @@ from scripts.lifecycle.preflight import Cleared, preflight
 from scripts.lifecycle.results import PolicyResult, seconds_paused
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
+from scripts.utils import error_reporting
 from scripts.utils.blob_client import store_of
 from scripts.utils.db_utils import Connection, connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run, sla_status
+from scripts.utils.tracing import span
 
 SURVEY_SECONDS = 1800.0
 # Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
@@ -48,10 +50,13 @@ class Ending:
 def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
     """Check the policy against the database, and count."""
     with naming_what_is_locked(policy):
-        cleared = preflight(connection, policy, run.cutoff)
+        with span("preflight", policy.name):
+            cleared = preflight(connection, policy, run.cutoff)
         if policy.blob:
             cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
-        found = survey(connection, cleared.selection)
+        with span("survey", policy.name) as facts:
+            found = survey(connection, cleared.selection)
+            facts["due"] = found.due
     if found.unnameable:
         whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
         raise PolicyFailed(
@@ -94,6 +99,11 @@ class PolicyRun(ABC):
 
     def carry_out(self) -> None:
         """Run the policy from its record's first line to its last."""
+        with error_reporting.about(self._name), span("policy", self._name) as facts:
+            self._carry_out()
+            facts["records_deleted"] = self._run.results[-1].records_deleted
+
+    def _carry_out(self) -> None:
         run_id = self._open()
         ending = Ending("failed", "bug", ExitCode.FAILED)
         try:
@@ -142,6 +152,7 @@ class PolicyRun(ABC):
                 fencing_token=self._run.lock.fencing_token,
                 budget_seconds=self._run.budget_seconds,
                 version=self._run.settings.render_git_commit,
+                trace_id=self._run.trace.trace_id,
             )
         )
         return run_id

@@ -26,6 +26,7 @@ from scripts.lifecycle.rollout import roll_out
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
+from scripts.utils import error_reporting
 from scripts.utils.blob_client import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import (
@@ -55,7 +56,8 @@ def purge(run: Run, policy: str) -> None:
         store_of(run.settings)
     try:
         if run.options.dry_run:
-            run.results.append(predict(run, rules))
+            with error_reporting.about(policy):
+                run.results.append(predict(run, rules))
         elif run.options.rollout:
             roll_out(run, predict=lambda: predict(run, rules), carry_out=lambda: Purge(run, rules).carry_out())
         else:

@@ -56,11 +56,13 @@ def open_run(
     fencing_token: int,
     budget_seconds: float,
     version: str,
+    trace_id: str | None = None,
 ) -> None:
     """Insert the record of a run that begins; to do it twice makes one record."""
     connection.execute(
         "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token,"
-        " sla_budget_seconds, host, pid, version) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " sla_budget_seconds, host, pid, version, trace_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT (id) DO NOTHING",
         (
             run_id,
@@ -74,6 +76,7 @@ def open_run(
             socket.gethostname(),
             os.getpid(),
             version,
+            trace_id,
         ),
     )
 

@@ -19,6 +19,7 @@ from scripts.utils.logging_utils import get_logger
 from scripts.utils.rate_limit import SharedRateLimit
 from scripts.utils.retry_utils import CircuitBreaker, retry
 from scripts.utils.settings import Settings
+from scripts.utils.tracing import span, traceparent
 
 API_VERSION = "12"
 PAGE = 1000
@@ -177,10 +178,13 @@ class BlobClient:
         )
 
     def _request(self, method: str, path: str, **content: Any) -> Any:
-        try:
-            answer = self._http.request(method, path, **content)
-        except httpx.HTTPError:
-            raise BlobCallFailed("no_answer") from None  # its text may quote the URL
+        with span("http.client", f"{method} Vercel Blob{path}") as facts:
+            trace = traceparent()
+            try:
+                answer = self._http.request(method, path, headers={"traceparent": trace} if trace else None, **content)
+            except httpx.HTTPError:
+                raise BlobCallFailed("no_answer") from None  # its text may quote the URL
+            facts["http.response.status_code"] = answer.status_code
         try:
             body = answer.json()
         except ValueError:

@@ -1,9 +1,11 @@
-"""Bugs go to Sentry, scrubbed, when SENTRY_DSN is set; losing Sentry never fails a job."""
+"""Sentry, when SENTRY_DSN is set: bugs, traces and check-ins, scrubbed; losing it never fails a job."""
 
 from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,9 +28,13 @@ def start(settings: Settings, *, script: str, correlation_id: str) -> None:
         sentry_sdk.init(  # noqa: TID251 - this is its one home
             dsn=settings.sentry_dsn.get_secret_value(),
             release=settings.render_git_commit,
+            environment=settings.sentry_environment,
+            # None, not 0.0: with 0.0 a caller's decision to trace would still be followed.
+            traces_sample_rate=settings.sentry_traces_sample_rate or None,
             include_local_variables=False,  # rows that are being deleted stand in them
             default_integrations=False,
             before_send=scrub,
+            before_send_transaction=scrub,
         )
     except Exception as error:  # noqa: BLE001 - whatever Sentry does wrong, the job's work comes first
         get_logger().warning("error_reporting_off", error=type(error).__name__)
@@ -38,8 +44,27 @@ def start(settings: Settings, *, script: str, correlation_id: str) -> None:
     _active = True
 
 
+def is_active() -> bool:
+    """Tell whether Sentry is set up."""
+    return _active
+
+
+@contextmanager
+def about(policy: str) -> Iterator[None]:
+    """Name the policy in what is reported from here, also of an error on its way out."""
+    if not _active:
+        yield
+        return
+    import sentry_sdk
+
+    sentry_sdk.set_tag("policy", policy)
+    yield
+    # Not where an error passes: it is reported further out.
+    sentry_sdk.get_isolation_scope().remove_tag("policy")
+
+
 def scrub(event: Any, _hint: Any) -> Any:
-    """Redact an event; a driver error's text quotes row values, so it goes whole."""
+    """Redact an event or a trace; a driver error's text quotes row values, so it goes whole."""
     if event.get("type") == "check_in":
         return event
     for value in (event.get("exception") or {}).get("values", []):

@@ -83,13 +83,16 @@ def _let_go(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def configure_logging(*, script: str, correlation_id: str, level: str, log_format: LogFormat | None) -> LogFormat:
+def configure_logging(
+    *, script: str, correlation_id: str, level: str, log_format: LogFormat | None, trace_id: str | None = None
+) -> LogFormat:
     """Set up structlog and the standard library's logging for this process.
 
     Args:
         script: The script's name, bound to every line.
         correlation_id: The run's id, bound to every line.
         level: DEBUG, INFO, WARN or ERROR.
+        trace_id: The trace that the run belongs to, in every line that is not for a terminal; None: in none.
         log_format: ``json`` goes to standard output, ``console`` to standard error; None: console on a terminal.
 
     Returns:
@@ -97,9 +100,11 @@ def configure_logging(*, script: str, correlation_id: str, level: str, log_forma
     """
     log_format = log_format or ("console" if sys.stderr.isatty() and sys.stdout.isatty() else "json")
 
+    trace = {"trace_id": trace_id} if trace_id and log_format == "json" else {}
+
     def name_run(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         # Not by context variables: the threads that watch the lock would not have them.
-        return {"correlation_id": correlation_id, "script": script, **event}
+        return {"correlation_id": correlation_id, "script": script, **trace, **event}
 
     shared: list[structlog.typing.Processor] = [
         name_run,

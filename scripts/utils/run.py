@@ -21,6 +21,7 @@ from scripts.utils.logging_utils import get_logger
 from scripts.utils.redis_lock import JobLock
 from scripts.utils.settings import Settings, handle
 from scripts.utils.terminal import Display
+from scripts.utils.tracing import Trace
 
 _PAUSE_SLICE_SECONDS = 0.05
 
@@ -71,6 +72,7 @@ class Run:
         self.options = options
         self.display = display
         self.correlation_id = uuid4().hex[:16]
+        self.trace = Trace.taken_up(settings.traceparent)
         self.budget_seconds = options.max_duration
         self.results: list[PolicyResult] = []
         self.database = Database(

@@ -1,8 +1,9 @@
 """The one lifecycle: what happens around every script's work, in one place.
 
-Parse → settings and policies → logging → connect → stop switch, lock and lease → work → metrics → closing line → exit
-code. A script supplies its name and its work; to begin a new one, copy the shortest script in scripts/cleanup/ and
-change those two. Nothing else in the suite parses flags, handles signals or decides on an exit code.
+Parse → settings and policies → logging and trace → connect → stop switch, lock and lease → check-in → work → metrics →
+closing line → check-in → exit code. A script supplies its name and its work; to begin a new one, copy the shortest
+script in scripts/cleanup/ and change those two. Nothing else in the suite parses flags, handles signals or decides on
+an exit code.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import psycopg
 from scripts.lifecycle import audit, runs, stop_switch
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER, total_pauses
-from scripts.utils import error_reporting, metrics_utils
+from scripts.utils import error_reporting, metrics_utils, tracing
 from scripts.utils.arguments import add_common_flags, moment, options_of, parser_of
+from scripts.utils.check_ins import CheckIn
 from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
     DatabaseRefused,
@@ -65,7 +67,13 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
         with Display(enabled=log_format == "console") as display:
             run = Run(job, settings, policies, options, display)
             level = "DEBUG" if flags.verbose else settings.log_level
-            configure_logging(script=job.name, correlation_id=run.correlation_id, level=level, log_format=log_format)
+            configure_logging(
+                script=job.name,
+                correlation_id=run.correlation_id,
+                level=level,
+                log_format=log_format,
+                trace_id=run.trace.trace_id,
+            )
             code = _run(job, run, spec)
     return 0 if settings and code in settings.exit_zero_for else int(code)
 
@@ -75,11 +83,13 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     error_reporting.start(run.settings, script=job.name, correlation_id=run.correlation_id)
     message: str | None = None
     stop_reason: str | None = None
+    check_in = CheckIn(job.name, None if run.options.dry_run else spec, run.budget_seconds)
     with ExitStack() as stack:
+        facts = stack.enter_context(tracing.run_traced(run.trace, job.name))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, run.heed))
         try:
-            code = _within(job, run, spec)
+            code = _within(job, run, spec, check_in)
         except OpsError as error:
             code, message, stop_reason = error.exit_code, str(error), error.stop_reason
         except psycopg.Error as error:
@@ -89,25 +99,31 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
             error_reporting.report(error)
             code, message, stop_reason = ExitCode.FAILED, error_reporting.describe(error), "bug"
         code = worst([code, *(result.exit_code for result in run.results)])
-        _close(job, run, code, stop_reason, message)
+        _close(job, run, spec, code, stop_reason, message)
+        facts["exit_code"] = int(code)
+        check_in.end(code, run.duration())
         run.database.close()
     error_reporting.flush()
     return code
 
 
-def _within(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
-    run.database.open()
-    _require_schema(run.database)
+def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> ExitCode:
+    with tracing.span("connect", "PostgreSQL"):
+        run.database.open()
+        _require_schema(run.database)
     if not job.changes_data:
+        check_in.begin()
         job.work(run)
         return ExitCode.DONE
     run.set_cutoff(run.database.now())
     with ExitStack() as stack:
         if not run.options.dry_run:
             stop_switch.refuse_if_on(run.database, run.script)
-            _lock(run, spec)
+            with tracing.span("lock", spec.lock if spec and spec.lock else "none"):
+                _lock(run, spec)
             stack.callback(run.lock.release)
             _begin(run)
+            check_in.begin()
         get_logger().info(
             f"{job.events}_started",
             dry_run=run.options.dry_run,
@@ -134,16 +150,18 @@ def _begin(run: Run) -> None:
         get_logger().warning("abandoned_runs_closed", runs=abandoned)
 
 
-def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message: str | None) -> None:
+def _close(
+    job: Job, run: Run, spec: JobSpec | None, code: ExitCode, stop_reason: str | None, message: str | None
+) -> None:
     """Say what happened in one line: the last thing that a person or a log store reads."""
+    if spec and not run.options.dry_run and code is not ExitCode.NOT_RUN:
+        _emit(run, spec, code)
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"
     if not job.changes_data:
         log(event, exit_code=int(code), **({"error": message} if message else {}))
         return
-    if not run.options.dry_run and code is not ExitCode.NOT_RUN:
-        metrics_utils.emit(job.name, run.results, duration_seconds=run.duration(), exit_code=int(code))
     results = run.results
     stop_reason = stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done")
     remaining = [result.records_remaining for result in results]
@@ -171,6 +189,19 @@ def _close(job: Job, run: Run, code: ExitCode, stop_reason: str | None, message:
     run.display.summary(job.name, results, dry_run=run.options.dry_run, duration=run.duration())
 
 
+def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
+    figures = metrics_utils.figures_of(
+        run.script,
+        run.results,
+        duration_seconds=run.duration(),
+        exit_code=int(code),
+        budget_seconds=run.budget_seconds,
+        spec=spec,
+        policies=run.policies.policies,
+    )
+    metrics_utils.emit(run.settings, run.script, figures)
+
+
 def _total(counts: Sequence[int | None]) -> int | None:
     """Add up; unknown is contagious."""
     known = [count for count in counts if count is not None]
@@ -194,7 +225,8 @@ def _audit_head(run: Run) -> str | None:
 def _require_schema(database: Database) -> None:
     row = database.read(
         lambda connection: connection.execute(
-            "SELECT to_regclass('ops.job_runs') IS NOT NULL AND has_schema_privilege('ops', 'USAGE')"
+            # In this order: without the right, to_regclass is refused rather than null.
+            "SELECT CASE WHEN has_schema_privilege('ops', 'USAGE') THEN to_regclass('ops.job_runs') IS NOT NULL END"
             if _schema_visible(connection)
             else "SELECT false"
         ).fetchone()

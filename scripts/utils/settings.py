@@ -6,6 +6,7 @@ What is wrong is reported all at once, by name and without the value: a mistyped
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -102,6 +103,24 @@ def _web_address(value: str) -> str:
 def _label(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError("must be at most 64 letters, digits, dots, hyphens and underscores")
+    return value
+
+
+def _http_url(value: SecretStr) -> SecretStr:
+    try:
+        parts = urlsplit(value.get_secret_value())
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not parts.query and not parts.fragment
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be a URL: http://host:port")
+    return value
+
+
+def _folder(value: Path) -> Path:
+    if not value.is_dir():
+        raise ValueError("must be a folder that is there")
     return value
 
 
@@ -206,7 +225,29 @@ class Settings(BaseSettings):
     )
 
     sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(
-        None, alias="SENTRY_DSN", description="error tracking; unset: none"
+        None, alias="SENTRY_DSN", description="errors, traces and check-ins go there; unset: nowhere"
+    )
+    sentry_environment: str = Field(
+        "production", alias="SENTRY_ENVIRONMENT", description="what Sentry files errors, traces and check-ins under"
+    )
+    sentry_traces_sample_rate: float = Field(
+        0.0,
+        alias="SENTRY_TRACES_SAMPLE_RATE",
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="share of the runs that are traced in Sentry, 0 to 1",
+    )
+    traceparent: str | None = Field(
+        None, alias="TRACEPARENT", description="trace that the run belongs to, as W3C writes it; unset: one of its own"
+    )
+    pushgateway_url: Annotated[SecretStr, AfterValidator(_http_url)] | None = Field(
+        None, alias="PUSHGATEWAY_URL", description="Prometheus Pushgateway that gets each run's figures; unset: none"
+    )
+    metrics_textfile_dir: Annotated[Path, AfterValidator(_folder)] | None = Field(
+        None,
+        alias="METRICS_TEXTFILE_DIR",
+        description="folder of the node exporter's textfile collector for the same figures; unset: none",
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
         "INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARN or ERROR"

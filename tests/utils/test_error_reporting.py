@@ -23,7 +23,8 @@ class Kept(Transport):
         self.events = []
 
     def capture_envelope(self, envelope):
-        self.events.append(envelope.get_event())
+        if event := envelope.get_event():
+            self.events.append(event)
 
 
 @pytest.fixture
@@ -158,3 +159,16 @@ def test_what_an_operator_can_cause_is_no_bug(sentry, job_environment, monkeypat
     assert (code, closing["stop_reason"]) == (1, "database_error")
     assert closing["error"] == "UndefinedTable (SQLSTATE 42P01)"
     assert sentry.events == []
+
+
+def test_a_trace_and_its_spans_are_scrubbed_too():
+    span = {"op": "batch", "description": "for anna@example.com", "data": {"token": "t-1", "records_deleted": 5}}
+    event = {"type": "transaction", "transaction": "a_job", "spans": [span], "contexts": {"trace": {"trace_id": "ab"}}}
+    scrubbed = error_reporting.scrub(event, {})
+    assert scrubbed["contexts"] == event["contexts"]
+    (found,) = scrubbed["spans"]
+    assert found == {
+        "op": "batch",
+        "description": "for [e-mail]",
+        "data": {"token": "[secret]", "records_deleted": 5},
+    }

@@ -5,9 +5,12 @@ import time
 
 import pytest
 
+from scripts.lifecycle.policies import load_policies
 from scripts.lifecycle.results import PolicyResult
 from scripts.utils import metrics_utils
 from scripts.utils.errors import ExitCode
+from scripts.utils.logging_utils import configure_logging
+from scripts.utils.metrics_utils import METRICS
 from scripts.utils.script_template import Job, main
 
 COUNTED = PolicyResult(
@@ -19,7 +22,7 @@ NOT_COUNTED = PolicyResult("pdfs", "failed", "database_error", ExitCode.FAILED)
 class Broken:
     """A sink that is out of reach."""
 
-    def send(self, figures):
+    def send(self, script, figures):
         raise ConnectionError("to https://push:pw@metrics.example.com")
 
 
@@ -29,7 +32,7 @@ class Kept:
     def __init__(self):
         self.figures = []
 
-    def send(self, figures):
+    def send(self, script, figures):
         self.figures += figures
 
 
@@ -37,7 +40,7 @@ class Kept:
 def kept(monkeypatch):
     """A sink that keeps figures, behind one that is broken."""
     sink = Kept()
-    monkeypatch.setattr(metrics_utils, "SINKS", [Broken(), sink])
+    monkeypatch.setattr(metrics_utils, "sinks_of", lambda _: [Broken(), sink])
     return sink
 
 
@@ -57,33 +60,63 @@ def values(figures):
     return {(figure.name, figure.labels.get("policy")): figure.value for figure in figures}
 
 
+def figures_of(results, *, exit_code, duration_seconds=1.0, **more):
+    return metrics_utils.figures_of(
+        "a_job", results, duration_seconds=duration_seconds, exit_code=exit_code, budget_seconds=10.0, **more
+    )
+
+
 def test_figures_of_a_run():
     before = time.time()
-    figures = metrics_utils.figures_of("a_job", [COUNTED], duration_seconds=1.23456, exit_code=4)
+    figures = figures_of([COUNTED], duration_seconds=1.23456, exit_code=4)
     found = values(figures)
     for name in ("last_completion", "last_success"):
         assert before <= found.pop((f"lifecycle_job_{name}_timestamp_seconds", None)) <= time.time()
     assert found == {
         ("lifecycle_job_last_run_duration_seconds", None): 1.235,
         ("lifecycle_job_last_exit_code", None): 4,
+        ("lifecycle_job_budget_seconds", None): 10,
+        ("lifecycle_job_sla_utilization_ratio", None): 0.123456,
         ("lifecycle_job_last_run_records_deleted", "quiz"): 7,
+        ("lifecycle_job_last_run_records_queued", "quiz"): 0,
         ("lifecycle_job_records_remaining", "quiz"): 2,
         ("lifecycle_job_oldest_overdue_seconds", "quiz"): 61.5,
     }
-    assert {figure.labels["job"] for figure in figures} == {"a_job"}
+    assert {figure.labels["script"] for figure in figures} == {"a_job"}
 
 
-def test_what_was_not_counted_has_no_figure_rather_than_zero():
-    found = values(metrics_utils.figures_of("a_job", [NOT_COUNTED, COUNTED], duration_seconds=1, exit_code=1))
-    assert ("lifecycle_job_last_run_records_deleted", "pdfs") in found
-    assert ("lifecycle_job_records_remaining", "pdfs") not in found
-    assert ("lifecycle_job_oldest_overdue_seconds", "pdfs") not in found
-    assert ("lifecycle_job_records_remaining", "quiz") in found
+def test_what_a_figure_is_judged_by_stands_beside_it():
+    policies = load_policies()
+    figures = figures_of(
+        [PolicyResult("quiz_responses", "completed", "done", ExitCode.DONE)],
+        exit_code=0,
+        spec=policies.jobs["cleanup_quiz_responses"],
+        policies=policies.policies,
+    )
+    found = values(figures)
+    assert found["lifecycle_job_interval_seconds", None] == 86_400
+    assert found["lifecycle_policy_overdue_warning_seconds", "quiz_responses"] == 25 * 3600
+    assert found["lifecycle_policy_overdue_critical_seconds", "quiz_responses"] == 48 * 3600
+
+
+def test_every_figure_has_its_meaning():
+    policies = load_policies()
+    figures = figures_of([COUNTED], exit_code=0, spec=policies.jobs["cleanup_pdfs"], policies=policies.policies)
+    assert {figure.name for figure in figures} <= METRICS.keys()
+    assert all(meaning.endswith(".") for meaning in METRICS.values())
+
+
+def test_what_was_not_counted_is_neither_zero_nor_left_out():
+    found = values(figures_of([NOT_COUNTED, COUNTED], exit_code=1))
+    assert found["lifecycle_job_last_run_records_deleted", "pdfs"] == 0
+    assert found["lifecycle_job_records_remaining", "pdfs"] is None
+    assert found["lifecycle_job_oldest_overdue_seconds", "pdfs"] is None
+    assert found["lifecycle_job_records_remaining", "quiz"] == 2
 
 
 @pytest.mark.parametrize("code", [1, 2, 3, 75, 130, 143])
 def test_only_a_run_that_did_its_work_is_a_success(code):
-    found = values(metrics_utils.figures_of("a_job", [], duration_seconds=1, exit_code=code))
+    found = values(figures_of([], exit_code=code))
     assert ("lifecycle_job_last_success_timestamp_seconds", None) not in found
     assert found["lifecycle_job_last_exit_code", None] == code
 
@@ -105,10 +138,19 @@ def test_the_log_alone_has_all_the_figures(run_job):
     assert figures["lifecycle_job_records_remaining"] == {
         "name": "lifecycle_job_records_remaining",
         "value": 2,
-        "job": "cleanup_quiz_responses",
+        "script": "cleanup_quiz_responses",
         "policy": "quiz",
     }
-    assert len(figures) == 7
+    assert len(figures) == 11
+
+
+def test_the_log_leaves_out_what_was_not_counted(capsys):
+    configure_logging(script="a_job", correlation_id="-", level="INFO", log_format="json")
+    metrics_utils.LogSink().send("a_job", figures_of([NOT_COUNTED], exit_code=1))
+    (line,) = capsys.readouterr().out.splitlines()
+    names = {figure["name"] for figure in json.loads(line)["figures"]}
+    assert "lifecycle_job_records_remaining" not in names
+    assert "lifecycle_job_last_run_records_deleted" in names
 
 
 def test_a_dry_run_has_no_figures(run_job, kept):

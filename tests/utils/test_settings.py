@@ -13,7 +13,7 @@ GOOD = {
     "REDIS_URL": f"rediss://:{SECRET}@cache.example.com:6379/0",
 }
 FIELDS = {field.alias: field for field in Settings.model_fields.values()}
-ANY_TEXT = {"RENDER_GIT_COMMIT", "SMTP_USER", "SMTP_PASSWORD"}
+ANY_TEXT = {"RENDER_GIT_COMMIT", "SENTRY_ENVIRONMENT", "TRACEPARENT", "SMTP_USER", "SMTP_PASSWORD"}
 
 
 @pytest.fixture
@@ -54,6 +54,11 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "blob_timeout_seconds": 20,
         "audit_pseudonym_key": None,
         "sentry_dsn": None,
+        "sentry_environment": "production",
+        "sentry_traces_sample_rate": 0.0,
+        "traceparent": None,
+        "pushgateway_url": None,
+        "metrics_textfile_dir": None,
         "log_level": "INFO",
         "cleanup_batch_size": None,
         "cleanup_dry_run": False,
