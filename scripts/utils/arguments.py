@@ -39,13 +39,15 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
         description=job.description,
         epilog="This help needs no environment. Settings, exit codes and runbooks: README.md.",
     )
+    parser.set_defaults(limit=None, rollout=False, batch_size=None, confirm_cap=None, as_of=None)
     if job.changes_data:
         parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
+        parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
+    if job.changes_data and job.purges:
         amount = parser.add_mutually_exclusive_group()
         amount.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
         amount.add_argument("--rollout", action="store_true", help="10 rows, 100, 1000, the rest, each step checked")
         parser.add_argument("--batch-size", type=_batch_rows, metavar="N", help="rows a batch")
-        parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
         parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")
         parser.add_argument("--as-of", type=moment, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z")
     parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False)

@@ -34,8 +34,8 @@ class Job:
         name: The script's name without ``.py``; also its key under ``jobs:`` in the policy file.
         work: What it does, given the run.
         description: First line of ``--help``.
-        changes_data: Whether it deletes by policy: takes the job's lock, and knows ``--dry-run`` and the caps. An
-            operator's command does neither.
+        changes_data: Whether it takes the job's lock, and knows ``--dry-run``. An operator's command does neither.
+        purges: Whether it deletes by policy: knows the caps, and closes with what was deleted.
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
     """
@@ -44,6 +44,7 @@ class Job:
     work: Callable[[Run], None]
     description: str
     changes_data: bool = True
+    purges: bool = True
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
 
@@ -75,6 +76,8 @@ class Run:
         self.trace = Trace.taken_up(settings.traceparent)
         self.budget_seconds = options.max_duration
         self.results: list[PolicyResult] = []
+        self.facts: dict[str, object] = {}
+        """What the closing line of a run says that does not delete by policy."""
         self.database = Database(
             settings.database_url.get_secret_value(),
             application_name=f"{job.name} {self.correlation_id}",

@@ -159,8 +159,9 @@ def _close(
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"
-    if not job.changes_data:
-        log(event, exit_code=int(code), **({"error": message} if message else {}))
+    if not (job.changes_data and job.purges):
+        dry_run = {"dry_run": run.options.dry_run} if job.changes_data else {}
+        log(event, **dry_run, **run.facts, exit_code=int(code), **({"error": message} if message else {}))
         return
     results = run.results
     stop_reason = stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done")

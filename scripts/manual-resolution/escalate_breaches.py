@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Escalate what is past its deadline on the manual-resolution queue, once, with one alert an item.
+
+Claims that have gone stale return to pending before, and deferrals whose day has come.
+Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/manual-resolution/README.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle import escalation
+from scripts.lifecycle.alerts import Alerts
+from scripts.utils.script_template import Job, Run, main
+
+
+def work(run: Run) -> None:
+    """Move what has to move, then tell of what is late."""
+    if run.options.dry_run:
+        run.facts |= escalation.facts_of(escalation.predict(run.database))
+        return
+    moved = escalation.move(run.database, script=run.script, between=run.checkpoint)
+    run.facts |= escalation.facts_of(moved)
+    run.facts |= escalation.tell(run.database, Alerts(run.database, run.settings, run.script))
+
+
+JOB = Job(
+    "escalate_breaches",
+    work,
+    "Escalate what is past its deadline on the manual-resolution queue.",
+    purges=False,
+    events="escalation",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))
