@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -42,8 +41,7 @@ class Demo:
     def __init__(self, stack: local_stack.Stack) -> None:
         self._stack = stack
         self._step = 0
-        key = {"AUDIT_PSEUDONYM_KEY": f"demo:{secrets.token_hex(32)}"}
-        self._environment = {"PATH": os.environ["PATH"], **stack.exports(), **key}  # noqa: TID251 - hands its shell's on
+        self._environment = {"PATH": os.environ["PATH"], **stack.exports()}  # noqa: TID251 - hands its shell's on
 
     def run(self) -> None:
         """Show every step, and fail loudly when one does not do what it should."""

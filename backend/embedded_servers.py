@@ -7,6 +7,7 @@ everyone, refuse a second user on the machine, and serve without a password.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import importlib.util
 import json
 import os
@@ -109,6 +110,8 @@ class Stack:
 
     def exports(self) -> dict[str, str]:
         """Return the settings that the scripts and ``migrate.py`` need, by variable."""
+        # The same as long as the stack lives; nobody who does not know its passwords knows it.
+        key = hashlib.sha256(f"audit pseudonyms of {self.jobs_password}".encode()).hexdigest()
         blob = {
             "VERCEL_BLOB_API_URL": f"http://{HOST}:{self.blob_port}/api/blob",
             "BLOB_READ_WRITE_TOKEN": self.blob_token,
@@ -118,6 +121,7 @@ class Stack:
             "DATABASE_URL": self.jobs_url(),
             "MIGRATION_DATABASE_URL": self.superuser_url(APP_DATABASE),
             "REDIS_URL": self.redis_url,
+            "AUDIT_PSEUDONYM_KEY": f"local:{key}",
             **(blob if self.blob_port else {}),
         }
 

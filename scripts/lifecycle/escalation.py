@@ -11,7 +11,7 @@ from scripts.lifecycle.alerts import Alert, Alerts
 from scripts.utils.db_utils import Connection, Database
 
 SCOPE = "queue:item:"
-_RUNBOOK = "scripts/manual-resolution/README.md#past-its-deadline"
+_RUNBOOK = "scripts/manual-resolution/README.md#past-its-deadline-escalate_breachespy"
 # Items that change in one transaction, with one audit entry.
 _ITEMS = 1000
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from psycopg.errors import LockNotAvailable
+
 from scripts.lifecycle.decisions import Decision
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction
 from scripts.lifecycle.policies import Policy
@@ -69,8 +71,12 @@ class Matter:
                 self.work.require_mine(connection, self.item.id)
                 return effect(connection)
 
+        # Undone as a whole, so safe to repeat: a row that is being written to, or many operators at the audit's head.
         return retry(
-            once, on=lambda error: isinstance(error, GateClosed) or is_deadlock(error), attempts=4, seconds=30.0
+            once,
+            on=lambda error: isinstance(error, GateClosed | LockNotAvailable) or is_deadlock(error),
+            attempts=6,
+            seconds=20.0,
         )
 
     def close(self, connection: Connection) -> None:

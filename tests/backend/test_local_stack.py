@@ -138,7 +138,7 @@ def test_the_command_line_from_start_to_stop(directory):
     assert done.returncode == 0, done.stderr
     exports = dict(re.findall(r"^export (\w+)='([^']+)'$", run("exports").stdout, re.MULTILINE))
     blob = {"VERCEL_BLOB_API_URL", "BLOB_READ_WRITE_TOKEN", "BLOB_RATE_LIMIT_PER_MINUTE"}
-    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"} | blob
+    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL", "AUDIT_PSEUDONYM_KEY"} | blob
     listed = httpx.get(
         exports["VERCEL_BLOB_API_URL"],
         headers={"authorization": f"Bearer {exports['BLOB_READ_WRITE_TOKEN']}", "x-api-version": "12"},

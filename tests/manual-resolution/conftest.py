@@ -82,7 +82,7 @@ class Said:
     def __init__(self, code, out, err):
         assert "Traceback" not in out + err, out
         assert PERSON not in out + err
-        self.code = code
+        self.code, self.err = code, err
         self.lines = [json.loads(line) for line in out.splitlines()]
         self.answer = next((line for line in self.lines if "event" not in line), None)
         self.error = self.lines[-1].get("error", "")

@@ -370,3 +370,60 @@ def test_a_dry_run_changes_nothing(process, link, quiz, item_of):
     assert process("claim", CLEANUP_DRY_RUN="true").code == 0
     assert left(link) == {ROW}
     assert item(link, key) == ("pending", None, None, None)
+
+
+def test_a_row_that_is_being_written_to_is_tried_again_and_then_left(process, link, database, quiz, item_of):
+    quiz()
+    key = item_of("quiz_undelivered")
+    other = database.superuser()
+    other.execute("BEGIN")
+    other.execute("SELECT FROM quiz_responses WHERE id = %s FOR UPDATE", (ROW,))
+    said = resolve(process, key, "delete")
+    assert (said.code, "somebody else is writing to that row" in said.error) == (1, True)
+    other.execute("ROLLBACK")
+    assert left(link) == {ROW}
+    assert item(link, key) == ("pending", None, None, None)
+
+
+def test_for_a_person_it_is_lines_and_tables(process, quiz, item_of):
+    quiz()
+    key = item_of("quiz_undelivered")
+    for arguments, shown in [
+        (["list", "--format", "console"], [key, "1 open, 0 past deadline; 1 shown"]),
+        (
+            ["show", key, "--format", "console"],
+            ["--decision refund: the customer wants the money back", "kept_because"],
+        ),
+        (["claim", "--format", "console"], ["quiz_undelivered, medium, assigned"]),
+        (["release", key, "--format", "console"], ["quiz_undelivered, medium, pending"]),
+        (
+            [
+                "resolve",
+                "--item-type",
+                "quiz_undelivered",
+                "--decision",
+                "refund",
+                "--reason",
+                "r",
+                "--format",
+                "console",
+            ],
+            ["1 items would be decided: refund"],
+        ),
+    ]:
+        done = process(*arguments)
+        assert done.code == 0
+        for text in shown:
+            assert text in " ".join(done.err.split())
+
+
+def test_many_stop_when_everything_fails(process, link, item_of, plans, blobs):
+    plans.add(range(30))
+    blobs.faults.unavailable = {plans.path(n) for n in range(30)}
+    for n in range(30):
+        item_of("pdf_deletion_failed", "public.meal_plans", plans.id(n))
+    filters = ("--item-type", "pdf_deletion_failed", "--decision", "gone", "--reason", "r", "--yes")
+    done = process("resolve", *filters)
+    assert done.code == 1
+    assert (done.answer["decided"], len(done.answer["failed"])) == (0, 20)
+    assert {state for (state,) in link.execute("SELECT status FROM ops.manual_resolution_queue")} == {"pending"}
