@@ -23,6 +23,7 @@ from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
     DatabaseRefused,
     ExitCode,
+    LockHeld,
     Misconfigured,
     OpsError,
     worst,
@@ -105,7 +106,7 @@ def _within(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     with ExitStack() as stack:
         if not run.options.dry_run:
             stop_switch.refuse_if_on(run.database, run.script)
-            _lock(run, spec)
+            _lock_or_note(run, spec)
             stack.callback(run.lock.release)
             _begin(run)
         get_logger().info(
@@ -208,6 +209,19 @@ def _require_schema(database: Database) -> None:
 def _schema_visible(connection: Connection) -> bool:
     row = connection.execute("SELECT to_regnamespace('ops') IS NOT NULL").fetchone()
     return bool(row and row[0])
+
+
+def _lock_or_note(run: Run, spec: JobSpec | None) -> None:
+    try:
+        _lock(run, spec)
+    except LockHeld:
+        noted = (run.policies, run.script, run.correlation_id, run.cutoff)
+        try:
+            with run.database.transaction() as connection:
+                runs.note_lock_conflict(connection, *noted)
+        except (psycopg.Error, OpsError) as error:
+            get_logger().warning("lock_conflict_not_noted", error=type(error).__name__)
+        raise
 
 
 def _lock(run: Run, spec: JobSpec | None) -> None:
