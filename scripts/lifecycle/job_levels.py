@@ -115,7 +115,7 @@ def _missed(view: JobView, settings: Settings) -> Iterator[Alert]:
             "warning",
             f"{view.name} is kept from starting by the stop switch",
             f"{how_bad}; {view.switch}",
-            f"ask {view.switch.stopped_by}, then: stop_switch.py release",
+            f"ask {view.switch.stopped_by}, then: stop_switch.py go --job {view.name}",
             max(due, view.switch.stopped_at),
         )
         return
@@ -148,7 +148,7 @@ def _killed(view: JobView, settings: Settings) -> Iterator[Alert]:
 
 
 def _stuck(view: JobView, settings: Settings) -> Iterator[Alert]:
-    for run in view.runs[:1]:
+    for run in view.attempts[:1]:
         silent = view.silent(run)
         if run.outcome != "running" or view.is_dead(run, settings) or silent <= settings.sla_stuck_minutes * 60:
             continue

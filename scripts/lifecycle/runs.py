@@ -59,7 +59,7 @@ def abandon_silent_run(connection: Connection, correlation_id: str, silent_secon
 
 
 def note_lock_conflict(
-    connection: Connection, policies: PolicySet, script: str, correlation_id: str, now: datetime
+    connection: Connection, policies: PolicySet, script: str, correlation_id: str, now: datetime, version: str
 ) -> None:
     """Record that a run did not begin because another one held the lock, for each policy of the job."""
     keep_policy_version(connection, policies, script)
@@ -68,8 +68,8 @@ def note_lock_conflict(
         connection.execute(
             "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
             " fencing_token, status, stop_reason, exit_code, host, pid, version)"
-            " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, 'skipped', 'lock_held', 75, %s, %s, 'unknown')",
-            (script, policy, correlation_id, now, policies.hash, socket.gethostname(), os.getpid()),
+            " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, 'skipped', 'lock_held', 75, %s, %s, %s)",
+            (script, policy, correlation_id, now, policies.hash, socket.gethostname(), os.getpid(), version),
         )
 
 

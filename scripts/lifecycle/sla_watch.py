@@ -20,7 +20,7 @@ from scripts.lifecycle.residue import Residue, measure
 from scripts.lifecycle.run_history import RunFacts
 from scripts.lifecycle.schedules import last_due
 from scripts.utils.db_utils import Connection
-from scripts.utils.errors import PolicyFailed
+from scripts.utils.errors import PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redis_lock import connect_redis
 from scripts.utils.run import Run
@@ -60,7 +60,7 @@ def look(run: Run) -> Picture:
     spec = run.policies.jobs.get(run.script)
     picture = Picture(now, last_due(spec.schedule if spec else "*/15 * * * *", now))
     for name, policy in run.policies.policies.items():
-        run.checkpoint()
+        _heed_signals(run)
         view = _policy_view(run, policy, picture)
         picture.policies.append(view)
         picture.alerts += policy_alerts(view)
@@ -75,6 +75,15 @@ def look(run: Run) -> Picture:
         picture.alerts += job_alerts(job, run.settings)
         picture.dead += [each for each in job.runs if job.is_dead(each, run.settings)]
     return picture
+
+
+def _heed_signals(run: Run) -> None:
+    try:
+        run.checkpoint()
+    except StoppedEarly as stop:
+        # Out of time, it still tells what it has found, and of the rest that it was not counted.
+        if stop.stop_reason != "time_budget":
+            raise
 
 
 def _policy_view(run: Run, policy: Policy, picture: Picture) -> PolicyView:

@@ -215,7 +215,7 @@ def _lock_or_note(run: Run, spec: JobSpec | None) -> None:
     try:
         _lock(run, spec)
     except LockHeld:
-        noted = (run.policies, run.script, run.correlation_id, run.cutoff)
+        noted = (run.policies, run.script, run.correlation_id, run.cutoff, run.settings.render_git_commit)
         try:
             with run.database.transaction() as connection:
                 runs.note_lock_conflict(connection, *noted)

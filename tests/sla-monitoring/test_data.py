@@ -123,15 +123,15 @@ def test_a_locked_table_holds_the_monitor_up_for_seconds_only(monitor, well, dat
 def test_a_table_too_large_to_count_in_time(well, database, monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    well.quiz(HOUR, rows=20_000)
+    well.quiz(HOUR, rows=100_000)
     pool = Database(database.url, application_name="tests", max_size=2)
     pool.open()
     try:
         policy = load_policies(well.path).policies["quiz_responses"]
         facts = {"policy": policy, "now": pool.now(), "completed": None}
-        assert measure(pool, load_settings(), **facts, seconds=20).remaining == 20_000
+        assert measure(pool, load_settings(), **facts, seconds=20).remaining == 100_000
         with pytest.raises(PolicyFailed, match="not counted within") as caught:
-            measure(pool, load_settings(), **facts, seconds=0.001)
+            measure(pool, load_settings(), **facts, seconds=0.05)
         assert caught.value.stop_reason == "count_timeout"
     finally:
         pool.close()

@@ -1,6 +1,8 @@
 """What is wrong with a job's runs is told once, and once that it is over."""
 
+import re
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -113,6 +115,13 @@ def test_a_run_that_makes_no_progress_is_told_but_not_declared_dead(monitor, wat
 
     expect_once(monitor, told, "stuck", "critical", repair)
     assert watched.admin.execute("SELECT status FROM ops.job_runs").fetchall() == [("running",)]
+
+
+def test_a_stuck_run_is_told_also_when_the_next_one_found_its_lock_held(monitor, watched, redis_client):
+    run = watched.ran(watched.now - 55 * MINUTE, status="running", silent=50 * MINUTE, sla_budget_seconds=99_999)
+    redis_client.set("lock:cleanup:quiz_responses", f"{run} somewhere-else 4711 2026-01-01T00:00:00Z")
+    watched.ran(watched.now - MINUTE, status="skipped", code=75, stop_reason="lock_held", seconds=0)
+    assert monitor()["raised"] == [f"{PREFIX}stuck", f"{PREFIX}lock"]
 
 
 def test_without_redis_nobody_is_declared_dead(monitor, watched, free_port):
@@ -229,3 +238,18 @@ def test_a_dry_run_tells_and_writes_nothing(monitor, watched, told):
     assert watched.alerts(open_only=False) == []
     assert watched.admin.execute("SELECT count(*) FROM ops.sla_observations").fetchone() == before
     assert watched.admin.execute("SELECT status FROM ops.job_runs").fetchall() == [("running",)]
+
+
+def test_every_alert_s_page_is_in_the_runbook():
+    """Whoever is woken up follows the address at once."""
+    root = Path(__file__).resolve().parents[2] / "scripts"
+    text = (root / "sla-monitoring" / "README.md").read_text()
+    headings = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
+    kinds = set(re.findall(r'_alert\(\s*view,\s*"(\w+)"', (root / "lifecycle" / "job_levels.py").read_text()))
+    kinds |= set(re.findall(r'_key\(view, "(\w+)"\)', (root / "lifecycle" / "policy_levels.py").read_text()))
+    queue = (root / "lifecycle" / "queue_levels.py").read_text()
+    kinds |= {f"queue_{kind}" for kind in re.findall(r'_alert\(\s*"(\w+)"', queue)}
+    for path in (root / "lifecycle" / "sla_watch.py", root / "sla-monitoring" / "alerts.py"):
+        kinds |= set(re.findall(r"RUNBOOK\}#(\w+)", path.read_text()))
+    assert len(kinds) > 15
+    assert headings == kinds
