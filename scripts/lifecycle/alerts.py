@@ -21,6 +21,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from scripts.utils import error_reporting
 from scripts.utils.alert_sinks import SEVERITIES, Message, News, NotDelivered, Severity, Sink, sinks_of
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.logging_utils import get_logger
@@ -313,7 +314,11 @@ class Alerts:
             sink.send(Message(**row, source=self._settings.alert_source))
         except NotDelivered as failure:
             taken, up, state = False, not failure.down, {"error": failure.reason}
-            get_logger().warning("alert_not_delivered", alert=row["key"], sink=sink.name, reason=failure.reason)
+        except Exception as bug:  # noqa: BLE001 - whatever a sink does wrong, it never stops a job
+            error_reporting.report(bug)
+            taken, up, state = False, False, {"error": type(bug).__name__}
+        if not taken:
+            get_logger().warning("alert_not_delivered", alert=row["key"], sink=sink.name, reason=state["error"])
         outcome = {**claim, "state": Jsonb(state), "taken": taken, "version": version}
         self._database.write(lambda connection: connection.execute(_TOLD, outcome))
         return up
