@@ -1,4 +1,4 @@
-"""What a cron expression means in time: how far apart two runs lie, and how late one may begin."""
+"""What a cron expression means in time (UTC): when a job is due, how far apart its runs lie, how late one may begin."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from cronsim import CronSim
 
 _LOOK_AHEAD = 60
 _LATE_AT_LEAST, _LATE_AT_MOST = timedelta(minutes=5), timedelta(minutes=30)
+
+
+def last_due(schedule: str, at: datetime) -> datetime:
+    """Return the last moment, not after ``at``, at which a job was due."""
+    minute = at.astimezone(UTC).replace(second=0, microsecond=0)
+    # Backwards it gives moments before its start, so a minute that is due itself is asked for from the next one.
+    following = next(CronSim(schedule, minute))
+    back = CronSim(schedule, following, reverse=True)
+    return next(back)
+
+
+def next_due(schedule: str, at: datetime) -> datetime:
+    """Return the first moment after ``at`` at which a job is due."""
+    return next(CronSim(schedule, at.astimezone(UTC)))
 
 
 def longest_interval(schedule: str) -> timedelta:
