@@ -37,6 +37,7 @@ class Job:
             operator's command does neither.
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
+        needs_database: Whether there is nothing to do without one; a health check has to say so itself.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Job:
     changes_data: bool = True
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    needs_database: bool = True
 
 
 @dataclass(frozen=True)
