@@ -9,6 +9,8 @@ from scripts.lifecycle.health import database as database_checks
 from scripts.lifecycle.health.findings import Context
 from scripts.utils.db_utils import Database
 
+pytest_plugins = ["tests.health_stage"]
+
 
 @pytest.fixture
 def admin(database):

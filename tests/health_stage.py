@@ -1,22 +1,19 @@
-"""A healthy system, which each test breaks on purpose."""
+"""A healthy system, which each test of the health check breaks on purpose; a plugin of those tests."""
 
 import json
 import secrets
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import yaml
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from backend.blob_server import BlobServer
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.test_helpers import run_script
 from tests.utils.envelopes import Receiver
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "sla-monitoring" / "check_cleanup_health.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "sla-monitoring" / "check_cleanup_health.py"
 
 
 class Health:
