@@ -42,6 +42,8 @@ def work(run: Run) -> None:
         findings.extend(examine(context, CHECKS))
     except StoppedEarly:
         _show(run, findings, form, complete=False)
+        if verdict(findings) == "FAIL":
+            require_well(findings)
         raise
     _show(run, findings, form, complete=True)
     require_well(findings)

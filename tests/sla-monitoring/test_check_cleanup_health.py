@@ -160,8 +160,15 @@ def test_a_database_check_is_not_tried_without_a_connection():
     assert "see the line database" in finding.cure
 
 
-def test_a_budget_that_is_used_up_shows_what_was_found(check, settings):
-    health = check(CLEANUP_MAX_DURATION_SECONDS="1", DATABASE_URL=NOBODY.format("1"))
-    assert health.code == 3
-    assert health.report["complete"] is False
+def test_a_budget_that_is_used_up_shows_what_was_found(check, store):
+    store.faults.latency_ms = 1500
+    health = check(CLEANUP_MAX_DURATION_SECONDS="1")
+    assert (health.code, health.report["status"], health.report["complete"]) == (3, "PASS", False)
     assert health.lines[-1]["event"] == "health_stopped"
+
+
+def test_a_failure_weighs_more_than_a_budget_that_is_used_up(check, store):
+    store.faults.latency_ms = 1500
+    health = check(CLEANUP_MAX_DURATION_SECONDS="1", REDIS_URL="redis://127.0.0.1:1/0")
+    assert (health.code, health.report["status"], health.report["complete"]) == (1, "FAIL", False)
+    assert health.lines[-1]["event"] == "health_failed"

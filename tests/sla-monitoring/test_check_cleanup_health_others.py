@@ -226,3 +226,10 @@ def test_columns_that_look_personal(column):
 )
 def test_columns_that_do_not(column):
     assert not looks_personal(column)
+
+
+@pytest.mark.parametrize(("column", "kind"), [("email_sent_at", "timestamp with time zone"), ("has_phone", "boolean")])
+def test_columns_about_something_personal_are_not(column, kind):
+    assert looks_personal(column)
+    assert not looks_personal(column, kind)
+    assert looks_personal("date_of_birth", "date")

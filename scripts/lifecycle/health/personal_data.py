@@ -24,10 +24,13 @@ _WHOSE = frozenset(
 )
 # Written as one word: generationip is not found, emailaddress is.
 _INSIDE = re.compile(r"e-?mail|phone|birth|ipaddr|passport|surname|firstname|lastname|fullname")
+_ABOUT = ("boolean", "timestamp", "date", "time", "interval")
+_BIRTH = re.compile(r"birth|(?<![a-z])dob(?![a-z])")
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 _COLUMNS = """
-SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnum)
+SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnum),
+       array_agg(format_type(a.atttypid, -1) ORDER BY a.attnum)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
@@ -36,9 +39,12 @@ SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnu
 """
 
 
-def looks_personal(column: str) -> bool:
-    """Tell whether a column's name reads like personal data."""
+def looks_personal(column: str, kind: str = "text") -> bool:
+    """Tell whether a column reads like personal data, by its name and its type."""
     parts = [part.lower() for part in _PARTS.findall(column)]
+    # email_sent_at and email_confirmed are about an e-mail; a date of birth is personal all the same.
+    if kind.startswith(_ABOUT) and not _BIRTH.search(column.lower()):
+        return False
     if _WORDS.intersection(parts) or _INSIDE.search(column.lower()):
         return True
     return "name" in parts and (len(parts) == 1 or bool(_WHOSE.intersection(parts)))
@@ -55,14 +61,14 @@ def personal_data(context: Context) -> Iterator[Finding]:
         yield failed("tables", "no table was looked at", "does DATABASE_URL name the application's database?")
         return
     found = []
-    for table, columns in rows:
-        personal = [column for column in columns if looks_personal(column)]
+    for table, columns, kinds in rows:
+        personal = [column for column, kind in zip(columns, kinds, strict=True) if looks_personal(column, kind)]
         if not personal or table in covered or table in policies.kept:
             continue
         what = f"looks personal ({', '.join(personal)}) and "
         what += "its policy keeps the row for ever" if table in partly else "has no policy"
         found.append(warned(table, what, "add a policy for it, or name it under kept in the policy file and say why"))
-    names = {table for table, _ in rows}
+    names = {table for table, *_ in rows}
     found += [
         warned(table, "is named under kept and is not there", "correct the name, or take it out")
         for table in sorted(policies.kept.keys() - names)
