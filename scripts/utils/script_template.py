@@ -85,7 +85,7 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     stop_reason: str | None = None
     check_in = CheckIn(job.name, None if run.options.dry_run else spec, run.budget_seconds)
     with ExitStack() as stack:
-        facts = stack.enter_context(tracing.run_traced(run.trace, job.name))
+        facts = stack.enter_context(tracing.run_traced(run.trace, job.name, recorded=not run.options.dry_run))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, run.heed))
         try:
