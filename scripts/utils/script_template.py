@@ -86,7 +86,7 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     stop_reason: str | None = None
     check_in = CheckIn(job.name, None if run.options.dry_run else spec, run.budget_seconds)
     with ExitStack() as stack:
-        facts = stack.enter_context(tracing.run_traced(run.trace, job.name))
+        facts = stack.enter_context(tracing.run_traced(run.trace, job.name, recorded=not run.options.dry_run))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, run.heed))
         try:
@@ -109,9 +109,10 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
 
 
 def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> ExitCode:
-    with tracing.span("connect", "PostgreSQL"):
-        run.database.open()
-        _require_schema(run.database)
+    if job.needs_database:
+        with tracing.span("connect", "PostgreSQL"):
+            run.database.open()
+            _require_schema(run.database)
     if not job.changes_data:
         check_in.begin()
         job.work(run)

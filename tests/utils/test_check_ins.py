@@ -66,7 +66,7 @@ def test_a_scheduled_report_checks_in_too(run, sentry):
 
 
 def test_a_dry_run_sends_nothing_at_all(run, sentry):
-    assert run("--dry-run") == 0
+    assert run("--dry-run", SENTRY_TRACES_SAMPLE_RATE="1") == 0
     assert run(CLEANUP_DRY_RUN="true") == 0
     assert run("--format", "json", script=REPORT, CLEANUP_DRY_RUN="true") == 0
     assert sentry.bodies == []
