@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 
+from scripts.utils import error_reporting
 from scripts.utils.script_template import main
 from tests.project.conftest import load_script
 
@@ -20,6 +21,7 @@ def run_inside(script, arguments, *, env, capsys, monkeypatch, stdin="", folder=
         for name, value in env.items():
             patched.setenv(name, value)
         patched.setattr(sys, "stdin", io.StringIO(stdin))
+        patched.setattr(error_reporting, "_active", False)
         if folder:
             patched.chdir(folder)
         capsys.readouterr()

@@ -49,7 +49,7 @@ def test_a_run_checks_in_twice_under_one_id_with_its_schedule(run, sentry):
         assert item["monitor_config"] == {
             "schedule": {"type": "crontab", "value": load_policies().jobs["cleanup_quiz_responses"].schedule},
             "timezone": "UTC",
-            "checkin_margin": 30,
+            "checkin_margin": 15,
             "max_runtime": 65,
         }
 

@@ -9,8 +9,6 @@ from scripts.lifecycle.health import database as database_checks
 from scripts.lifecycle.health.findings import Context
 from scripts.utils.db_utils import Database
 
-pytest_plugins = ["tests.health_stage"]
-
 
 @pytest.fixture
 def admin(database):
