@@ -10,7 +10,7 @@ import psycopg
 
 from scripts.lifecycle import runs
 from scripts.lifecycle.results import PolicyResult
-from scripts.utils.db_utils import connection_lost
+from scripts.utils.db_utils import connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
@@ -47,10 +47,17 @@ def recorded(run: Run) -> Iterator[None]:
         ending = PolicyResult(NO_POLICY, "interrupted" if by_signal else "partial", stop.stop_reason, stop.exit_code)
         raise
     except OpsError as error:
-        ending = PolicyResult(NO_POLICY, "failed", error.stop_reason, error.exit_code, error=str(error))
+        ending = _failed(error)
+        raise
+    except psycopg.Error as error:
+        ending = _failed(explained(error))
         raise
     finally:
         try:
             retry(lambda: runs.close_run(run.database, run_id, ending), on=connection_lost, attempts=4, seconds=10.0)
         except (psycopg.Error, DatabaseUnavailable) as error:
             get_logger().error("run_record_not_closed", error=type(error).__name__)
+
+
+def _failed(error: OpsError) -> PolicyResult:
+    return PolicyResult(NO_POLICY, "failed", error.stop_reason, error.exit_code, error=str(error))

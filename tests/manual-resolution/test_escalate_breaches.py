@@ -169,5 +169,5 @@ def test_a_run_that_fails_says_so_in_its_record(escalate, link, late):
     link.execute("REVOKE UPDATE ON ops.manual_resolution_queue FROM lifecycle_jobs")
     done = escalate()
     assert done.code == 1
-    record = link.execute("SELECT status, exit_code, finished_at IS NOT NULL FROM ops.job_runs").fetchone()
-    assert record == ("failed", 1, True)
+    record = link.execute("SELECT status, stop_reason, exit_code, finished_at IS NOT NULL FROM ops.job_runs").fetchone()
+    assert record == ("failed", "database_error", 1, True)
