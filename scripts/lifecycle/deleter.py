@@ -189,7 +189,7 @@ class Deleter:
         except psycopg.errors.QueryCanceled as error:
             self._split(window, error)
         except psycopg.Error as error:
-            if not _is_about_a_row(error):
+            if not is_about_a_row(error):
                 raise
             self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
             self._isolate(self._keys(window))
@@ -310,7 +310,7 @@ class Deleter:
             except psycopg.errors.QueryCanceled as error:
                 self._split(chosen_keys(self._selection, part), error)
             except psycopg.Error as error:
-                if not _is_about_a_row(error):
+                if not is_about_a_row(error):
                     raise
                 if len(part) == 1:
                     self._hand_over(part[0], error)
@@ -342,7 +342,8 @@ class Deleter:
             )
 
 
-def _is_about_a_row(error: psycopg.Error) -> bool:
+def is_about_a_row(error: psycopg.Error) -> bool:
+    """Tell whether the database refuses a row, not the run."""
     return error.sqlstate is not None and error.sqlstate.startswith(_ROW_ERRORS)
 
 

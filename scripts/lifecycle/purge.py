@@ -14,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from scripts.lifecycle import queue
+from scripts.lifecycle.archive_batches import Archiver, require_place
 from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
@@ -48,11 +49,14 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
-        Misconfigured: The policy is about blobs and there is no token.
+        Misconfigured: The policy is about blobs and there is no token, or about archives and there is no place or
+            not the right key for them.
     """
     rules = run.policies.policies[policy]
     if rules.blob:
         store_of(run.settings)
+    if rules.archive:
+        require_place(run)
     try:
         if run.options.dry_run:
             run.results.append(predict(run, rules))
@@ -82,7 +86,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
             to_queue += 1
         if not refused:
-            batch_rows = run.options.batch_size or policy.batch.rows
+            batch_rows = run.options.batch_size or (policy.archive or policy.batch).rows
             # Last: it bends the planner for the rest of the transaction.
             _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
         return found, refused, to_queue
@@ -125,7 +129,8 @@ class Purge(PolicyRun):
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
         context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, run_id)
-        with closing(Deleter(self._run, cleared.selection, context, self._politeness)) as deleter:
+        worker = Archiver if self._policy.archive else Deleter
+        with closing(worker(self._run, cleared.selection, context, self._politeness)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
                 if self._policy.blob:
@@ -146,7 +151,7 @@ class Purge(PolicyRun):
         self._selection = cleared.selection
         return cleared, found, refusal(self._run, connection, self._policy, found)
 
-    def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
+    def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
         paths = _paths(self._run, cleared, found, deleter.batch_rows)
         self._run.database.read(
             lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
@@ -169,7 +174,7 @@ class Purge(PolicyRun):
         for path in paths:
             deleter.follow(path)
 
-    def _remove_blobs(self, deleter: Deleter, cleared: Cleared, context: Context) -> None:
+    def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
         with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
             try:
                 removal.drain()
@@ -181,7 +186,7 @@ class Purge(PolicyRun):
                 deleter.poison += removal.failed
                 deleter.locked |= removal.locked > 0
 
-    def _finish(self, deleter: Deleter, cleared: Cleared) -> None:
+    def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
         residue = self._survey(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
         left = residue.removable > len(deleter.poison) and not deleter.limit_reached
@@ -191,7 +196,7 @@ class Purge(PolicyRun):
             residue = self._survey(cleared.selection)
         self._residue = residue
 
-    def _judge(self, deleter: Deleter) -> Ending:
+    def _judge(self, deleter: Deleter | Archiver) -> Ending:
         code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
         left = self._residue.removable - len(deleter.poison) if self._residue else 0
         if left <= 0:
@@ -255,6 +260,8 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
         # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
         and batch_rows >= facts.rows_per_block
         and run.options.limit is None
+        # An archive is a span of time, so that it can be found again.
+        and not cleared.selection.policy.archive
     )
     return [_sweep(cleared)] if suits else _walks(cleared.selection)
 

@@ -13,6 +13,15 @@ from scripts.utils.settings import Settings
 # An operator's command has no line under jobs: in the policy file.
 COMMAND_SECONDS = 3600.0
 MAX_BATCH_ROWS = 100_000
+_JOB_DEFAULTS = {
+    "dry_run": False,
+    "limit": None,
+    "rollout": False,
+    "batch_size": None,
+    "max_duration": None,
+    "confirm_cap": None,
+    "as_of": None,
+}
 
 
 def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: JobSpec | None) -> Options:
@@ -40,19 +49,36 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
         epilog="This help needs no environment. Settings, exit codes and runbooks: README.md.",
     )
     if job.changes_data:
-        parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
-        amount = parser.add_mutually_exclusive_group()
-        amount.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
-        amount.add_argument("--rollout", action="store_true", help="10 rows, 100, 1000, the rest, each step checked")
-        parser.add_argument("--batch-size", type=_batch_rows, metavar="N", help="rows a batch")
-        parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
-        parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")
-        parser.add_argument("--as-of", type=moment, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z")
+        parser.set_defaults(**_JOB_DEFAULTS)
+        add_job_flags(parser)
     parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False)
     add_common_flags(parser)
     if job.arguments:
         job.arguments(parser)
     return parser
+
+
+def add_job_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what every job knows that changes data; a job with verbs adds it to the one that is its work too."""
+    absent = argparse.SUPPRESS
+    parser.add_argument("--dry-run", action="store_true", default=absent, help="say what would happen, write nothing")
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--limit", type=_positive, default=absent, metavar="N", help="delete at most N rows a policy, then stop"
+    )
+    amount.add_argument(
+        "--rollout", action="store_true", default=absent, help="10 rows, 100, 1000, the rest, each step checked"
+    )
+    parser.add_argument("--batch-size", type=_batch_rows, default=absent, metavar="N", help="rows a batch")
+    parser.add_argument(
+        "--max-duration", type=_positive, default=absent, metavar="SECONDS", help="stop after this time"
+    )
+    parser.add_argument(
+        "--confirm-cap", type=_positive, default=absent, metavar="N", help="allow N rows once, beyond the caps"
+    )
+    parser.add_argument(
+        "--as-of", type=moment, default=absent, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z"
+    )
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

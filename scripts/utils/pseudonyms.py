@@ -22,3 +22,8 @@ def pseudonym(settings: Settings, text: str) -> str:
         raise Misconfigured("AUDIT_PSEUDONYM_KEY is not set: what has no id of its own is audited by a keyed pseudonym")
     key_id, _, key = settings.audit_pseudonym_key.get_secret_value().partition(":")
     return f"{key_id}:{hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()}"
+
+
+def digest(key: bytes, text: bytes) -> bytes:
+    """Return the pseudonym of a text under a key that is given."""
+    return hmac.digest(key, text, "sha256")

@@ -36,6 +36,7 @@ class Job:
             operator's command does neither.
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
+        commands: Of a job with verbs: those that are an operator's commands, with neither lock nor caps.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Job:
     changes_data: bool = True
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    commands: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import argparse
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import psycopg
 
@@ -18,7 +19,7 @@ from scripts.lifecycle import audit, runs, stop_switch
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER, total_pauses
 from scripts.utils import error_reporting, metrics_utils
-from scripts.utils.arguments import add_common_flags, moment, options_of, parser_of
+from scripts.utils.arguments import add_common_flags, add_job_flags, moment, options_of, parser_of
 from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
     DatabaseRefused,
@@ -33,7 +34,7 @@ from scripts.utils.run import Job, Run
 from scripts.utils.settings import Settings, load_settings
 from scripts.utils.terminal import Display
 
-__all__ = ["Job", "Run", "add_common_flags", "main", "moment"]
+__all__ = ["Job", "Run", "add_common_flags", "add_job_flags", "main", "moment"]
 
 _EVENT_OF = {
     ExitCode.DONE: "completed",
@@ -48,6 +49,8 @@ _EVENT_OF = {
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     """Run a job and return the process's exit code."""
     flags = parser_of(job).parse_args(arguments)
+    if getattr(flags, "verb", None) in job.commands:
+        job = replace(job, changes_data=False)
     log_format: LogFormat = configure_logging(
         script=job.name, correlation_id="-", level="INFO", log_format=flags.log_format
     )
