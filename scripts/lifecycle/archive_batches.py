@@ -2,12 +2,15 @@
 
 The DELETE asks for every row once more, in the version that was exported, under the gate: hold, period, fencing token
 and stop switch are looked at there. If one row is not as it was, nothing goes, the object is thrown away and made anew
-without that row. So an archive holds exactly what was deleted with it.
+without that row. So an archive holds exactly what was deleted with it. While PostgreSQL deletes, a thread writes the
+next archive.
 """
 
 from __future__ import annotations
 
+import contextvars
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
@@ -118,7 +121,7 @@ class Archiver:
             catalogue=self._catalogue,
             store=self._store,
             keys=self._keys,
-            between=run.checkpoint,
+            between=self._between,
             about={"policy_hash": run.policies.hash, "version": run.settings.render_git_commit},
         )
         self._gated = GatedTransaction(policy)
@@ -128,6 +131,8 @@ class Archiver:
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._changed: list[str] = []
         self._deleting_seconds = 0.0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._ending = False
         self.batch_rows = min(run.options.batch_size or archive_of(policy).rows, 50_000)
         """Rows an archive at most."""
         self.deleted = 0
@@ -140,9 +145,19 @@ class Archiver:
         """Whether rows were left out because somebody else was at them."""
 
     def close(self) -> None:
-        """Give the connection back."""
+        """End the writing thread and give the connection back."""
+        self._writer.shutdown()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
         self._connection = None
         self._lent.close()
+
+    def _between(self) -> None:
+        """Stop between two blocks of an archive: nothing is deleted for it yet."""
+        if self._ending:
+            raise StoppedEarly("not_wanted", "the run ends")
+        self._run.checkpoint()
 
     @property
     def limit_reached(self) -> bool:
@@ -158,17 +173,53 @@ class Archiver:
             PolicyFailed: The store fails, an object is not what was written, or too many rows are refused.
         """
         self._changed.clear()  # what another path leaves out
-        rows = self._entries
-        window = path.following(None, self._ask(path.question(None, rows)), rows)
-        while window is not None and not self.limit_reached:
-            self._run.checkpoint()
-            try:
-                self._archive(window)
-            except (ArchiveStoreFailed, ArchiveBroken) as error:
-                raise self._failed(error) from error
-            self._make_room()
-            rows = self._entries
-            window = path.following(window, self._ask(path.question(window, rows)), rows)
+        window = path.following(None, self._ask(path.question(None, self._entries)), self._entries)
+        prepared = self._begin(window)
+        try:
+            while window is not None and prepared is not None and not self.limit_reached:
+                self._run.checkpoint()
+                exported = prepared.result()
+                # While PostgreSQL deletes, the next archive is written. A limit depends on what this one deletes.
+                following, prepared = None, None
+                ahead = self._run.options.limit is None
+                if ahead:
+                    following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)
+                    prepared = self._begin(following)
+                self._carry_out(window, exported)
+                self._make_room()
+                if not ahead:
+                    following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)
+                    prepared = self._begin(following)
+                window = following
+        except (ArchiveStoreFailed, ArchiveBroken) as error:
+            raise self._failed(error) from error
+        finally:
+            self._forget(prepared)
+
+    def _begin(self, window: Window | None) -> Future[Exported | None] | None:
+        """Let an archive be written meanwhile."""
+        if window is None:
+            return None
+        # A copy of the context: the thread's log lines carry the correlation id too.
+        return self._writer.submit(contextvars.copy_context().run, self._prepare, window, self._left_out)
+
+    def _forget(self, prepared: Future[Exported | None] | None) -> None:
+        """Throw away what was written in advance and is not wanted any more."""
+        if prepared is None or prepared.cancel():
+            return
+        self._ending = True
+        try:
+            exported = prepared.result()
+        except Exception:  # noqa: BLE001 - why the run ends is known already, and its archive is gone
+            return
+        finally:
+            self._ending = False
+        if exported:
+            self._discard(exported)
+
+    @property
+    def _left_out(self) -> list[str]:
+        return [*self.poison, *self._changed]
 
     @property
     def _entries(self) -> int:
@@ -197,37 +248,38 @@ class Archiver:
         self.queued += raise_item(self._run.database, self._run.settings, item, self._policy.name)
         return PolicyFailed(error.stop_reason, f"policy {self._policy.name}: {error}; nothing was deleted for it")
 
-    def _archive(self, window: Window) -> None:
-        """Archive a window, again without the rows that stood in the way."""
+    def _carry_out(self, window: Window, exported: Exported | None) -> None:
+        """Delete what an archive holds; where rows stood in the way, archive the window again without them."""
         for _ in range(_ATTEMPTS):
-            self._run.checkpoint()
-            started = time.monotonic()
-            exported = self._export(window)
             if exported is None:
                 return
             self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
             try:
+                self._run.checkpoint()
                 if self._seal(exported):
-                    self._tell(exported, time.monotonic() - started)
+                    self._tell(exported)
                     return
             except psycopg.Error as error:
                 self._discard(exported)
-                self._in_halves(exported.keys, error)
+                self._in_halves(exported.key_list(), error)
                 return
             except BaseException:
                 self._discard(exported)
                 raise
-            changed = set(exported.keys) - self._unchanged(exported)
+            changed = set(exported.key_list()) - self._unchanged(exported)
             self._discard(exported)
             self._changed += changed
             self.locked |= bool(changed)
-            self._log.info("archive_redone", rows=len(exported.keys), left_out=len(changed))
-        self._log.warning("window_locked", effect="left for the closing pass")
+            self._log.info("archive_redone", rows=exported.written.rows, left_out=len(changed))
+            exported = self._prepare(window, self._left_out)
+        if exported is not None:
+            self._discard(exported)
+            self._log.warning("window_locked", effect="left for the closing pass")
 
-    def _export(self, window: Window) -> Exported | None:
-        excluded = [*self.poison, *self._changed]
+    def _prepare(self, window: Window, excluded: list[str]) -> Exported | None:
+        """Write an archive and read it back; nothing is deleted yet."""
         try:
-            return retry(
+            exported = retry(
                 lambda: self._exporter.export(window, excluded),
                 on=connection_lost,
                 attempts=RETRY_ATTEMPTS,
@@ -238,6 +290,17 @@ class Archiver:
             raise StoppedEarly(
                 "breaker_open", f"{self._policy.table} stays locked by another session, even against reading"
             ) from None
+        if exported is None:
+            return None
+        begun, written = exported.begun, exported.written
+        try:
+            # With the key that the database has: it is the one that will be there in years.
+            key = self._keys.object_key(begun.id)
+            read_back(self._store, begun.object, key, rows=written.rows, sha256=written.sha256)
+        except BaseException:
+            self._discard(exported)
+            raise
+        return exported
 
     def _in_halves(self, keys: list[str], error: psycopg.Error) -> None:
         """Find the row that a batch was refused for, or do in two batches what took too long in one."""
@@ -257,7 +320,8 @@ class Archiver:
         self._log.warning("batch_refused", error=describe_database_error(error), effect="halving it")
         middle = len(keys) // 2
         for half in (keys[:middle], keys[middle:]):
-            self._archive(chosen_keys(self._selection, half))
+            part = chosen_keys(self._selection, half)
+            self._carry_out(part, self._prepare(part, self._left_out))
 
     def _hand_over(self, key: str, error: psycopg.Error) -> None:
         self.poison.append(key)
@@ -284,11 +348,7 @@ class Archiver:
             )
 
     def _seal(self, exported: Exported) -> bool:
-        """Read an archive back, then delete its rows and seal it; False: a row is not as it was, and nothing went."""
-        begun, written = exported.begun, exported.written
-        # With the key that the database has: it is the one that will be there in years.
-        key = self._keys.object_key(begun.id)
-        read_back(self._store, begun.object, key, rows=written.rows, sha256=written.sha256)
+        """Delete an archive's rows and seal it, in one transaction; False: a row is not as it was, and nothing went."""
         started = time.monotonic()
         try:
             owned, stopped, deleted = retry(
@@ -336,11 +396,11 @@ class Archiver:
                 raise _NotAsExported from error
             if not connection_lost(error):
                 raise
-            self.close()
+            self._disconnect()
             if not self._catalogue.is_sealed(archive):
                 raise
-            self._log.info("commit_settled", records_deleted=len(exported.keys))
-            return True, False, len(exported.keys)
+            self._log.info("commit_settled", records_deleted=exported.written.rows)
+            return True, False, exported.written.rows
         self._politeness.learn(cursors[-1].fetchone() if look else None)
         owned, stopped, deleted = cursors[len(self._statements) - 1].fetchone() or (False, False, 0)
         return owned, stopped, deleted or 0
@@ -408,13 +468,13 @@ class Archiver:
         finally:
             self._politeness.paused(step.reason, time.monotonic() - started)
 
-    def _tell(self, exported: Exported, seconds: float) -> None:
+    def _tell(self, exported: Exported) -> None:
         self._run.advance(self._policy.name, self.deleted)
         self._log.info(
             "archive_sealed",
             archive=str(exported.begun.id),
             rows=exported.written.rows,
             bytes=exported.written.bytes,
-            duration_seconds=round(seconds, 4),
+            deleting_seconds=round(self._deleting_seconds, 4),
             records_deleted_so_far=self.deleted,
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
@@ -29,12 +28,12 @@ from scripts.utils.errors import OpsError
 
 MAGIC = b"LCARCH\x00\x01"
 FRAME_BYTES = 512 * 1024
-LEVEL = 3
+LEVEL = 1
 NOBODY = 0xFFFFFFFF
 """Owner of a row without a person: its personal columns lie with the others, under the object's key."""
 
 _TAG_BYTES = 16
-_NONCE_BYTES = 12
+NONCE_BYTES = 12
 _LAST = 0x80000000
 _HEADER_BYTES = 1024 * 1024
 _LENGTH = struct.Struct(">I")
@@ -67,8 +66,14 @@ class Block:
     own: bytes
     """A line for each row without a person: its personal columns."""
     owners: array[int]
-    """For each row whose: a place in ``people``, or NOBODY."""
-    people: list[Sealed]
+    """For each row whose: a place among the people, or NOBODY."""
+    packed: bytes
+    """Every person's columns, as :func:`pack` makes them."""
+
+    @property
+    def people(self) -> list[Sealed]:
+        """The persons whose columns are here."""
+        return list(_unpacked(self.packed))
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,8 @@ class ObjectWriter:
 
     def add(self, block: Block) -> None:
         """Append a block."""
-        people = b"".join(_SEALED.pack(each.key_id, len(each.content)) + each.content for each in block.people)
-        head = _BLOCK.pack(b"B", len(block.owners), len(block.rest), len(block.own), len(people))
-        for part in (head, block.rest, block.own, _owners_bytes(block.owners), people):
+        head = _BLOCK.pack(b"B", len(block.owners), len(block.rest), len(block.own), len(block.packed))
+        for part in (head, block.rest, block.own, _owners_bytes(block.owners), block.packed):
             self._content.update(part)
             self._pending += self._stream.compress(part)
         self._rows += len(block.owners)
@@ -196,7 +200,7 @@ class ObjectReader:
             owners, people = plain.take(4 * count), plain.take(lengths[2])
             for part in (head, rest, own, owners, people):
                 content.update(part)
-            block = Block(rest, own, _owners(owners), list(_people(people)))
+            block = Block(rest, own, _owners(owners), people)
             if rest.count(b"\n") != count or own.count(b"\n") != block.owners.count(NOBODY):
                 raise self._broken("a block has another number of rows than it says")
             rows += count
@@ -276,10 +280,21 @@ class _Plain:
             raise ArchiveBroken(f"archive {self._name} is broken: its content does not decompress") from None
 
 
-def seal_for(cipher: AESGCM, key_id: int, archive: bytes, lines: bytes) -> Sealed:
-    """Seal a person's lines under her key, bound to the archive that they are in."""
-    nonce = os.urandom(_NONCE_BYTES)
-    return Sealed(key_id, nonce + cipher.encrypt(nonce, lines, archive))
+def pack(
+    people: Iterable[tuple[int, bytes]], lots: Iterable[list[bytes]], archive: bytes, nonces: bytes
+) -> Iterator[bytes]:
+    """Seal each person's lines under her key, bound to the archive that they are in.
+
+    Args:
+        people: Id and key of each.
+        lots: Her lines, without their ends.
+        archive: The archive's id.
+        nonces: Random bytes, NONCE_BYTES for each person.
+    """
+    for place, ((key_id, key), lot) in enumerate(zip(people, lots, strict=True)):
+        nonce = nonces[place * NONCE_BYTES : (place + 1) * NONCE_BYTES]
+        sealed = AESGCM(key).encrypt(nonce, b"\n".join(lot) + b"\n", archive)
+        yield _SEALED.pack(key_id, NONCE_BYTES + len(sealed)) + nonce + sealed
 
 
 def open_sealed(key: bytes, archive: bytes, sealed: Sealed, name: str) -> list[bytes]:
@@ -288,7 +303,7 @@ def open_sealed(key: bytes, archive: bytes, sealed: Sealed, name: str) -> list[b
     Raises:
         ArchiveBroken: They do not open with this key.
     """
-    nonce, content = sealed.content[:_NONCE_BYTES], sealed.content[_NONCE_BYTES:]
+    nonce, content = sealed.content[:NONCE_BYTES], sealed.content[NONCE_BYTES:]
     try:
         return lines_of(AESGCM(key).decrypt(nonce, content, archive))
     except InvalidTag:
@@ -317,7 +332,7 @@ def _owners(data: bytes) -> array[int]:
     return array("I", struct.unpack(f">{len(data) // 4}I", data))
 
 
-def _people(data: bytes) -> Iterator[Sealed]:
+def _unpacked(data: bytes) -> Iterator[Sealed]:
     position = 0
     while position < len(data):
         key_id, length = _SEALED.unpack_from(data, position)

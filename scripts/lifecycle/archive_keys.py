@@ -18,12 +18,34 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured, OpsError
-from scripts.utils.pseudonyms import digest
+from scripts.utils.pseudonyms import short_digest
 from scripts.utils.settings import Settings
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _ROTATION_ROWS = 5000
+_WRAPPED_BYTES = _NONCE_BYTES + KEY_BYTES + 16
+_FOUND_BYTES = 8 + 16 + _WRAPPED_BYTES
+_LOOK_UP = b"""
+SELECT string_agg(int8send(id) || pseudonym || wrapped, ''::bytea), string_agg(master_key_id, ','),
+       bool_or(last_used_on < current_date)
+  FROM ops.archive_keys
+ WHERE pseudonym = ANY(ARRAY(SELECT substr(%(packed)b, 1 + 16 * n, 16) FROM generate_series(0, %(last)s::int) n))
+"""
+_USED_TODAY = b"""
+UPDATE ops.archive_keys SET last_used_on = current_date WHERE last_used_on < current_date
+   AND pseudonym = ANY(ARRAY(SELECT substr(%(packed)b, 1 + 16 * n, 16) FROM generate_series(0, %(last)s::int) n))
+"""
+_NEW_PEOPLE = b"""
+WITH new AS (
+    INSERT INTO ops.archive_keys (kind, pseudonym, master_key_id, wrapped)
+    SELECT 'person', substr(%(packed)b, 1 + 16 * n, 16), %(master)s, substr(%(wrapped)b, 1 + 60 * n, 60)
+      FROM generate_series(0, %(last)s::int) n
+        ON CONFLICT (pseudonym) WHERE pseudonym IS NOT NULL DO NOTHING
+    RETURNING id, pseudonym
+)
+SELECT string_agg(int8send(id) || pseudonym, ''::bytea) FROM new
+"""
 _OPENED = b"SELECT id, pseudonym, master_key_id, wrapped FROM ops.archive_keys WHERE kind = 'person' AND id = ANY(%s)"
 
 
@@ -151,10 +173,10 @@ class ArchiveKeys:
     def pseudonyms(self, people: Iterable[bytes]) -> list[bytes]:
         """Return the pseudonym of each person, as the person column holds her."""
         key = self.lookup()
-        return [digest(key, person) for person in people]
+        return [short_digest(key, person) for person in people]
 
     def people(self, connection: Connection, pseudonyms: list[bytes]) -> dict[bytes, tuple[int, bytes]]:
-        """Return each person's key and its id, by pseudonym; who has none gets one. Two round trips, or four.
+        """Return each person's key and its id, by pseudonym; who has none gets one. One round trip, or two.
 
         Args:
             connection: Autocommits: a key must be there for good before anything is written under it.
@@ -163,31 +185,45 @@ class ArchiveKeys:
         found = self._people(connection, pseudonyms)
         missing = [each for each in pseudonyms if each not in found]
         if missing:
-            random = os.urandom(KEY_BYTES * len(missing))
-            keys = (random[start : start + KEY_BYTES] for start in range(0, len(random), KEY_BYTES))
-            wrapped = [self.master.wrap(key, _bound("person", whose)) for key, whose in zip(keys, missing, strict=True)]
-            connection.execute(
-                "INSERT INTO ops.archive_keys (kind, pseudonym, master_key_id, wrapped)"
-                " SELECT 'person', n.pseudonym, %s, n.wrapped FROM unnest(%b::bytea[], %b::bytea[])"
-                " AS n (pseudonym, wrapped) ON CONFLICT (pseudonym) WHERE pseudonym IS NOT NULL DO NOTHING",
-                (self.master.current, missing, wrapped),
-            )
-            # What the table holds now, not what was meant: somebody else may have been first.
-            found |= self._people(connection, missing)
+            found |= self._new_people(connection, missing)
+            # Somebody else was first with the rest.
+            missing = [each for each in missing if each not in found]
+            found |= self._people(connection, missing) if missing else {}
         return found
 
     def _people(self, connection: Connection, pseudonyms: list[bytes]) -> dict[bytes, tuple[int, bytes]]:
-        cursor = connection.cursor(binary=True)
-        cursor.execute(
-            "WITH used AS (UPDATE ops.archive_keys SET last_used_on = current_date"
-            " WHERE pseudonym = ANY(%(some)b::bytea[]) AND last_used_on < current_date)"
-            " SELECT id, pseudonym, master_key_id, wrapped FROM ops.archive_keys"
-            " WHERE pseudonym = ANY(%(some)b::bytea[])",
-            {"some": pseudonyms},
-        )
+        # As one value each way: thousands of parameters and rows would cost more than all the cryptography.
+        parameters = {"packed": b"".join(pseudonyms), "last": len(pseudonyms) - 1}
+        row = connection.cursor(binary=True).execute(_LOOK_UP, parameters).fetchone()
+        if row is None or row[0] is None:
+            return {}
+        packed, masters, stale = row
+        if stale:
+            connection.execute(_USED_TODAY, parameters)
+        found = {}
+        for start, master in zip(range(0, len(packed), _FOUND_BYTES), masters.split(","), strict=True):
+            whose = packed[start + 8 : start + 24]
+            wrapped = packed[start + 24 : start + _FOUND_BYTES]
+            key_id = int.from_bytes(packed[start : start + 8], "big")
+            found[whose] = (key_id, self.master.unwrap(master, wrapped, b"person:" + whose))
+        return found
+
+    def _new_people(self, connection: Connection, pseudonyms: list[bytes]) -> dict[bytes, tuple[int, bytes]]:
+        random = os.urandom(KEY_BYTES * len(pseudonyms))
+        keys = [random[start : start + KEY_BYTES] for start in range(0, len(random), KEY_BYTES)]
+        wrapped = [self.master.wrap(key, b"person:" + whose) for key, whose in zip(keys, pseudonyms, strict=True)]
+        parameters = {
+            "packed": b"".join(pseudonyms),
+            "wrapped": b"".join(wrapped),
+            "master": self.master.current,
+            "last": len(pseudonyms) - 1,
+        }
+        row = connection.cursor(binary=True).execute(_NEW_PEOPLE, parameters).fetchone()
+        packed = row[0] if row and row[0] else b""
+        made = dict(zip(pseudonyms, keys, strict=True))
         return {
-            whose: (key_id, self.master.unwrap(master, wrapped, _bound("person", whose)))
-            for key_id, whose, master, wrapped in cursor
+            (whose := packed[start + 8 : start + 24]): (int.from_bytes(packed[start : start + 8], "big"), made[whose])
+            for start in range(0, len(packed), 24)
         }
 
     def opened(self, connection: Connection, ids: Iterable[int], *, keep: bool = False) -> dict[int, bytes | None]:
@@ -293,7 +329,7 @@ def destroy_person_key(connection: Connection, settings: Settings, person: str) 
         return False
     gone = connection.execute(
         "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now() WHERE pseudonym = %b",
-        (digest(lookup, person.encode()),),
+        (short_digest(lookup, person.encode()),),
     )
     return gone.rowcount > 0
 

@@ -24,6 +24,9 @@ def pseudonym(settings: Settings, text: str) -> str:
     return f"{key_id}:{hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()}"
 
 
-def digest(key: bytes, text: bytes) -> bytes:
-    """Return the pseudonym of a text under a key that is given."""
-    return hmac.digest(key, text, "sha256")
+def short_digest(key: bytes, text: bytes) -> bytes:
+    """Return 16 bytes that stand for a text, under a key of at most 64 bytes; thousands of them are wanted at a time.
+
+    BLAKE2b with a key is a pseudorandom function by itself (RFC 7693, 2.9), in a third of HMAC's time.
+    """
+    return hashlib.blake2b(text, key=key, digest_size=16).digest()

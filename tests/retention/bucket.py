@@ -1,6 +1,6 @@
 """A real S3 protocol server (moto's) on 127.0.0.1, with libraries of its own: they pin others than the scripts do.
 
-They are fetched once into ``.cache`` beside this file; where they cannot be had, each test skips and says why.
+They are fetched once into ``tests/.cache``; where they cannot be had, each test skips and says why.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CACHE = HERE / ".cache"
+CACHE = HERE.parent / ".cache"
 WANTED = HERE / "requirements.txt"
 INSTALL_SECONDS = 240
 NAME = "archives"

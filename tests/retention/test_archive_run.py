@@ -1,11 +1,5 @@
 """Archive, prove, delete: what goes is in an archive exactly once, and nothing else goes."""
 
-import json
-
-import pytest
-
-from tests.retention.payments import Payments
-
 
 def test_what_is_due_is_archived_and_gone(run, payments, folder):
     payments.fill(50)
