@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs
+.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs bench-archive
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ bench-foreground: $(READY)  ## measure what a user feels while the purge runs; i
 
 bench-blobs: $(READY)  ## measure the cleanup of PDFs, tokens and blacklist, and the limit that processes share
 	$(BIN)/python benchmarks/blobs.py
+
+bench-archive: $(READY)  ## measure archive-then-delete against fetch, JSON, gzip, delete by id
+	$(BIN)/python benchmarks/archive.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

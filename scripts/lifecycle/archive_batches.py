@@ -9,9 +9,11 @@ next archive.
 from __future__ import annotations
 
 import contextvars
+import gc
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -83,6 +85,19 @@ def require_place(run: Run) -> None:
     """
     store_of(run.settings)
     ArchiveKeys(run.database, run.settings).check()
+
+
+@contextmanager
+def _cycles_left_alone() -> Iterator[None]:
+    """Let Python not look for reference cycles: rows make none, and the search costs as much as their encryption."""
+    gc.collect()
+    gc.freeze()  # so that collecting between two archives looks at what is new only
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 class _NotAsExported(Exception):
@@ -172,6 +187,10 @@ class Archiver:
             StoppedEarly: The run must stop; nothing is half done.
             PolicyFailed: The store fails, an object is not what was written, or too many rows are refused.
         """
+        with _cycles_left_alone():
+            self._follow(path)
+
+    def _follow(self, path: Path) -> None:
         self._changed.clear()  # what another path leaves out
         window = path.following(None, self._ask(path.question(None, self._entries)), self._entries)
         prepared = self._begin(window)
@@ -186,6 +205,7 @@ class Archiver:
                     following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)
                     prepared = self._begin(following)
                 self._carry_out(window, exported)
+                gc.collect()
                 self._make_room()
                 if not ahead:
                     following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)

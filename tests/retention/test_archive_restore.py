@@ -68,7 +68,7 @@ def test_every_type_comes_back_as_it_was(run, payments, everything, database):
     before = whole(payments)
     # Whatever the server's settings are, an archive is written in one way.
     payments.link.execute(
-        f"ALTER DATABASE {database.name} SET DateStyle = 'German';"
+        f"ALTER DATABASE {database.name} SET DateStyle = 'ISO, DMY';"
         f"ALTER DATABASE {database.name} SET IntervalStyle = 'iso_8601';"
         f"ALTER DATABASE {database.name} SET extra_float_digits = 0;"
         f"ALTER DATABASE {database.name} SET bytea_output = 'escape';"
