@@ -17,6 +17,7 @@ import struct
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import zstandard
@@ -70,7 +71,7 @@ class Block:
     packed: bytes
     """Every person's columns, as :func:`pack` makes them."""
 
-    @property
+    @cached_property
     def people(self) -> list[Sealed]:
         """The persons whose columns are here."""
         return list(_unpacked(self.packed))

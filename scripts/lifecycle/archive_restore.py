@@ -176,9 +176,10 @@ class _Rows:
 
     def _opened(self, block: Block) -> list[Iterator[bytes] | None]:
         # Kept until the transaction is over: nobody is erased between this look and the rows' return.
-        found = self._keys.opened(self._connection, {each.key_id for each in block.people}, keep=True)
+        people = block.people
+        found = self._keys.opened(self._connection, {each.key_id for each in people}, keep=True)
         lots: list[Iterator[bytes] | None] = []
-        for sealed in block.people:
+        for sealed in people:
             key = found[sealed.key_id]
             lots.append(
                 None if key is None else iter(open_sealed(key, self._entry.id.bytes, sealed, self._entry.object))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -84,17 +85,18 @@ def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: En
     key = keys.object_key(entry.id)
     erased = 0
     for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
-        ids = {each.key_id for each in block.people}
+        people = block.people
+        ids = {each.key_id for each in people}
         opened = database.read(lambda connection, ids=ids: keys.opened(connection, ids))  # type: ignore[misc]
-        for place, sealed in enumerate(block.people):
-            wanted = block.owners.count(place)
+        rows_of = Counter(block.owners)
+        if rows_of.keys() - {NOBODY, *range(len(people))}:
+            raise ArchiveBroken(f"archive {entry.object} is broken: a row's person is not there")
+        for place, sealed in enumerate(people):
             own = opened[sealed.key_id]
             if own is None:
-                erased += wanted
-            elif len(open_sealed(own, entry.id.bytes, sealed, entry.object)) != wanted:
+                erased += rows_of[place]
+            elif len(open_sealed(own, entry.id.bytes, sealed, entry.object)) != rows_of[place]:
                 raise ArchiveBroken(f"archive {entry.object} is broken: a person has another number of rows")
-        if any(owner != NOBODY and owner >= len(block.people) for owner in block.owners):
-            raise ArchiveBroken(f"archive {entry.object} is broken: a row's person is not there")
     return erased
 
 
