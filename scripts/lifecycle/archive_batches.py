@@ -2,8 +2,8 @@
 
 The DELETE asks for every row once more, in the version that was exported, under the gate: hold, period, fencing token
 and stop switch are looked at there. If one row is not as it was, nothing goes, the object is thrown away and made anew
-without that row. So an archive holds exactly what was deleted with it. While PostgreSQL deletes, a thread writes the
-next archive.
+without that row. So an archive holds exactly what was deleted with it. While PostgreSQL deletes, threads write the
+next archives.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextvars
 import gc
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -43,6 +44,8 @@ from scripts.utils.run import Run
 _NOT_EXACTLY = "LA001"  # ops.seal_archive's
 # Rows may change under every new attempt; what is left then is the closing pass's, or the next run's.
 _ATTEMPTS = 5
+# Archives that are written while one is deleted; two at once were slower, for they share one interpreter.
+_AHEAD = 1
 # Transactions of one archive besides its keys' and its DELETE: what the server counts as this run's own.
 _OWN_TRANSACTIONS = 11
 
@@ -146,7 +149,7 @@ class Archiver:
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._changed: list[str] = []
         self._deleting_seconds = 0.0
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._writer = ThreadPoolExecutor(_AHEAD, thread_name_prefix="archive")
         self._ending = False
         self.batch_rows = min(run.options.batch_size or archive_of(policy).rows, 50_000)
         """Rows an archive at most."""
@@ -160,7 +163,7 @@ class Archiver:
         """Whether rows were left out because somebody else was at them."""
 
     def close(self) -> None:
-        """End the writing thread and give the connection back."""
+        """End the writing threads and give the connection back."""
         self._writer.shutdown()
         self._disconnect()
 
@@ -192,50 +195,58 @@ class Archiver:
 
     def _follow(self, path: Path) -> None:
         self._changed.clear()  # what another path leaves out
-        window = path.following(None, self._ask(path.question(None, self._entries)), self._entries)
-        prepared = self._begin(window)
+        windows = self._windows(path)
+        ahead: deque[tuple[Window, Future[Exported | None]]] = deque()
+        # While PostgreSQL deletes, the next ones are written. A limit depends on what this one deletes.
+        depth = _AHEAD if self._run.options.limit is None else 0
         try:
-            while window is not None and prepared is not None and not self.limit_reached:
+            while True:
+                self._fill(ahead, windows, depth + 1)
+                if not ahead:
+                    return
                 self._run.checkpoint()
+                window, prepared = ahead[0]
                 exported = prepared.result()
-                # While PostgreSQL deletes, the next archive is written. A limit depends on what this one deletes.
-                following, prepared = None, None
-                ahead = self._run.options.limit is None
-                if ahead:
-                    following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)
-                    prepared = self._begin(following)
+                ahead.popleft()
+                self._fill(ahead, windows, depth)
                 self._carry_out(window, exported)
                 gc.collect()
                 self._make_room()
-                if not ahead:
-                    following = path.following(window, self._ask(path.question(window, self._entries)), self._entries)
-                    prepared = self._begin(following)
-                window = following
         except (ArchiveStoreFailed, ArchiveBroken) as error:
             raise self._failed(error) from error
         finally:
-            self._forget(prepared)
+            self._forget([prepared for _, prepared in ahead])
 
-    def _begin(self, window: Window | None) -> Future[Exported | None] | None:
-        """Let an archive be written meanwhile."""
-        if window is None:
-            return None
-        # A copy of the context: the thread's log lines carry the correlation id too.
-        return self._writer.submit(contextvars.copy_context().run, self._prepare, window, self._left_out)
+    def _windows(self, path: Path) -> Iterator[Window]:
+        window: Window | None = None
+        while not self.limit_reached:
+            rows = self._entries
+            window = path.following(window, self._ask(path.question(window, rows)), rows)
+            if window is None:
+                return
+            yield window
 
-    def _forget(self, prepared: Future[Exported | None] | None) -> None:
+    def _fill(
+        self, ahead: deque[tuple[Window, Future[Exported | None]]], windows: Iterator[Window], depth: int
+    ) -> None:
+        """Let archives be written meanwhile."""
+        while len(ahead) < depth and (window := next(windows, None)):
+            # A copy of the context: the thread's log lines carry the correlation id too.
+            context = contextvars.copy_context()
+            ahead.append((window, self._writer.submit(context.run, self._prepare, window, self._left_out)))
+
+    def _forget(self, ahead: list[Future[Exported | None]]) -> None:
         """Throw away what was written in advance and is not wanted any more."""
-        if prepared is None or prepared.cancel():
-            return
         self._ending = True
         try:
-            exported = prepared.result()
-        except Exception:  # noqa: BLE001 - why the run ends is known already, and its archive is gone
-            return
+            for prepared in ahead:
+                if prepared.cancel():
+                    continue
+                with suppress(Exception):  # why the run ends is known already, and what failed has discarded itself
+                    if exported := prepared.result():
+                        self._discard(exported)
         finally:
             self._ending = False
-        if exported:
-            self._discard(exported)
 
     @property
     def _left_out(self) -> list[str]:

@@ -287,7 +287,8 @@ class _Contents:
             return []
         pseudonyms = self._store_keys.pseudonyms(map(unescaped, people))
         # For this block only: a key that is destroyed meanwhile must not be used for the next one.
-        found = self._store_keys.people(self._keyring, pseudonyms)
+        # In one order: two archives that are written at once may make keys for the same people.
+        found = self._store_keys.people(self._keyring, sorted(set(pseudonyms)))
         self.calls += 3
         return [found[pseudonym] for pseudonym in pseudonyms]
 
