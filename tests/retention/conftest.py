@@ -1,6 +1,7 @@
 """The stage of the archives: payments of all ages, a folder or a bucket, and the job as an operator runs it."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -111,7 +112,7 @@ def policy_file(tmp_path):
 @pytest.fixture
 def grant(database):
     """A function that gives the jobs' role the rights that a policy file asks for."""
-    return lambda flags: migrate.grant(database.superuser_url, flags[1])
+    return lambda flags: migrate.grant(database.superuser_url, Path(flags[1]))
 
 
 @pytest.fixture(scope="session")
