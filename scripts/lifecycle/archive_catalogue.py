@@ -8,7 +8,7 @@ object. What a crash left ``writing``, ``discarded`` or ``expiring`` is taken up
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -34,7 +34,7 @@ class Begun:
 
     id: UUID
     object: str
-    key: bytes
+    key: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)

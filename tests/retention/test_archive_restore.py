@@ -4,8 +4,10 @@ import pytest
 import yaml
 
 from backend import migrate
+from scripts.lifecycle import archive_health
 from scripts.lifecycle.archive_keys import destroy_person_key
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.utils.settings import load_settings
 from tests.retention.payments import MASTER_KEY, OTHER_KEY
 
 RESTORE = ("restore", "--policy", "payment_transactions")
@@ -261,6 +263,25 @@ def test_a_key_that_is_destroyed_during_a_rotation_stays_destroyed(run, payments
     assert payments.link.execute(
         "SELECT count(*) FROM ops.archive_keys WHERE destroyed_at IS NOT NULL AND wrapped IS NULL"
     ).fetchone() == (1,)
+
+
+def test_a_health_check_is_told_of_keys_that_are_lost_or_old(run, payments, db, settings):
+    assert archive_health.warnings(db, settings) == []
+    payments.fill(5)
+    run()
+    assert archive_health.warnings(db, settings) == []
+    lost = settings.model_copy(update={"archive_master_key": None})
+    (said,) = archive_health.warnings(db, lost)
+    assert "A lost master key loses every archive" in said
+    both = {"ARCHIVE_MASTER_KEY": OTHER_KEY, "ARCHIVE_PREVIOUS_MASTER_KEYS": MASTER_KEY}
+    (said,) = archive_health.warnings(db, load_settings(**both))
+    assert said.endswith("run rotate-keys")
+    payments.link.execute(
+        "INSERT INTO ops.archives (id, policy, table_name, object, run_id, created_at)"
+        " VALUES (gen_random_uuid(), 'a', 'b', 'c', gen_random_uuid(), now() - interval '2 days')"
+    )
+    (said,) = archive_health.warnings(db, settings)
+    assert "unfinished" in said
 
 
 @pytest.mark.parametrize(
