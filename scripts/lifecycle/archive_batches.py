@@ -54,7 +54,9 @@ exported AS MATERIALIZED (
     SELECT * FROM unnest(%(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[]) AS e (tid, xmin, key)
 )
 """)
-_SAME = sql.SQL("t.ctid = e.tid AND t.xmin = e.xmin AND t.{key}::text = e.key AND {removable}")
+# The window too: without its bounds every archive would look through all that is due, and the last one cost what all
+# before it did.
+_SAME = sql.SQL("{window} AND t.ctid = e.tid AND t.xmin = e.xmin AND t.{key}::text = e.key AND {removable}")
 
 # As in every batch: a child that is being added while its parent goes would be deleted or cut off unseen.
 _LOCK = sql.SQL("WITH {exported} SELECT count(*) FROM (SELECT FROM {table} t, exported e WHERE {same} FOR UPDATE) l")
@@ -145,7 +147,6 @@ class Archiver:
         self._gated = GatedTransaction(policy)
         self._lent = ExitStack()
         self._connection: Connection | None = None
-        self._statements = self._composed()
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._changed: list[str] = []
         self._deleting_seconds = 0.0
@@ -287,7 +288,7 @@ class Archiver:
             self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
             try:
                 self._run.checkpoint()
-                if self._seal(exported):
+                if self._seal(window, exported):
                     self._tell(exported)
                     return
             except psycopg.Error as error:
@@ -297,7 +298,7 @@ class Archiver:
             except BaseException:
                 self._discard(exported)
                 raise
-            changed = set(exported.key_list()) - self._unchanged(exported)
+            changed = set(exported.key_list()) - self._unchanged(window, exported)
             self._discard(exported)
             self._changed += changed
             self.locked |= bool(changed)
@@ -378,12 +379,12 @@ class Archiver:
                 f" {self._policy.table}, max_poison is {self._policy.max_poison}; look at their items on the queue",
             )
 
-    def _seal(self, exported: Exported) -> bool:
+    def _seal(self, window: Window, exported: Exported) -> bool:
         """Delete an archive's rows and seal it, in one transaction; False: a row is not as it was, and nothing went."""
         started = time.monotonic()
         try:
             owned, stopped, deleted = retry(
-                lambda: self._delete(exported),
+                lambda: self._delete(window, exported),
                 on=lambda error: isinstance(error, GateClosed) or is_deadlock(error) or connection_lost(error),
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
@@ -406,15 +407,16 @@ class Archiver:
         self.batches += 1
         return True
 
-    def _delete(self, exported: Exported) -> tuple[bool, bool, int]:
+    def _delete(self, window: Window, exported: Exported) -> tuple[bool, bool, int]:
         archive = exported.begun.id
         facts = {rule: fact | {"archive": str(archive)} for rule, fact in self._selection.facts.items()}
-        parameters = self._parameters(exported) | {
+        parameters = self._parameters(window, exported) | {
             "archive": archive,
             "facts": Jsonb(facts),
             "entry_ids": Jsonb({rule: str(uuid4()) for rule in self._selection.due_before}),
         }
-        statements: list[Statement] = [(statement, parameters) for statement in self._statements]
+        composed = self._composed(window)
+        statements: list[Statement] = [(statement, parameters) for statement in composed]
         look = self._politeness.look()
         statements += [self._heartbeat(), *([look] if look else [])]
         self._politeness.ours += 1
@@ -433,16 +435,17 @@ class Archiver:
             self._log.info("commit_settled", records_deleted=exported.written.rows)
             return True, False, exported.written.rows
         self._politeness.learn(cursors[-1].fetchone() if look else None)
-        owned, stopped, deleted = cursors[len(self._statements) - 1].fetchone() or (False, False, 0)
+        owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
         return owned, stopped, deleted or 0
 
     def _before_retry(self, attempt: int, error: BaseException) -> None:
         self._log.warning("batch_retry", attempt=attempt, error=type(error).__name__)
         self._run.checkpoint()  # nothing of the batch happened
 
-    def _parameters(self, exported: Exported) -> dict[str, Any]:
+    def _parameters(self, window: Window, exported: Exported) -> dict[str, Any]:
         return {
             **self._selection.parameters,
+            **window.parameters,
             **self._context.parameters(),
             "action": self._policy.action,
             "reason_prefix": self._policy.reason(""),
@@ -451,17 +454,16 @@ class Archiver:
             "keys": exported.keys,
         }
 
-    def _composed(self) -> list[sql.Composed]:
+    def _composed(self, window: Window) -> list[sql.Composed]:
         """Compose what deletes an archive's rows; the DELETE last."""
-        names = {"exported": _EXPORTED, "table": self._selection.table, "same": self._same}
+        names = {"exported": _EXPORTED, "table": self._selection.table, "same": self._same(window)}
         delete = _DELETE.format(may_run=MAY_RUN, rule=self._selection.rule_name, **names)
         if any(foreign_key.changes_children for foreign_key in self._selection.refusing):
             return [_LOCK.format(**names), delete]
         return [delete]
 
-    @property
-    def _same(self) -> sql.Composed:
-        return _SAME.format(key=self._selection.key, removable=self._selection.removable)
+    def _same(self, window: Window) -> sql.Composed:
+        return _SAME.format(window=window.clause, key=self._selection.key, removable=self._selection.removable)
 
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(
@@ -473,12 +475,12 @@ class Archiver:
             pauses=self._politeness.pauses,
         )
 
-    def _unchanged(self, exported: Exported) -> set[str]:
+    def _unchanged(self, window: Window, exported: Exported) -> set[str]:
         """Return the keys of the rows that are as they were exported and that nobody has locked."""
-        statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same)
+        statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same(window))
         with self._run.database.transaction() as connection:
             connection.execute("SELECT set_config('enable_seqscan', 'off', true)")  # as in a batch
-            return {key for (key,) in connection.execute(statement, self._parameters(exported))}
+            return {key for (key,) in connection.execute(statement, self._parameters(window, exported))}
 
     def _discard(self, exported: Exported) -> None:
         try:

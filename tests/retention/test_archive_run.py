@@ -250,3 +250,15 @@ def test_a_shorter_period_of_the_archive_is_asked_about(run, payments, policy_fi
 
 def test_the_odd_text_is_really_odd():
     assert all(each in ODD for each in "\t\n\r\\")
+
+
+def test_the_last_archive_looks_at_no_more_rows_than_the_first(run, payments):
+    """Every statement stays within its window: over all archives a row is looked at a few times, whatever their number."""
+    payments.fill(2000)
+    payments.link.execute("ANALYZE payment_transactions")
+    assert run("--batch-size", "50", "--confirm-cap", "2000").code == 0
+    (looked,) = payments.link.execute(
+        "SELECT idx_tup_fetch + seq_tup_read FROM pg_stat_user_tables WHERE relname = 'payment_transactions'"
+    ).fetchone()
+    assert looked < 10 * 2000
+    payments.balance()
