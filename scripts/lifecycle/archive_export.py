@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import select
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -323,12 +324,19 @@ def copied(connection: Connection, statement: sql.Composed, parameters: dict[str
     if result.status != ExecStatus.COPY_OUT:
         raise error_from_result(result, encoding="utf-8")
     finished = False
+    arrived = select.poll()
+    arrived.register(pgconn.socket, select.POLLIN)
     try:
         while True:
-            length, line = pgconn.get_copy_data(0)
-            if length <= 0:
+            length, line = pgconn.get_copy_data(1)
+            if length > 0:
+                yield bytes(line)
+            elif length == 0:
+                # Not inside libpq: it would keep every other thread from running, the lock's renewal among them.
+                arrived.poll()
+                pgconn.consume_input()
+            else:
                 break
-            yield bytes(line)
         finished = True
         if length == _BROKEN:
             raise psycopg.OperationalError("the connection broke while rows were read")
@@ -342,13 +350,13 @@ def copied(connection: Connection, statement: sql.Composed, parameters: dict[str
 
 def _abandon(connection: Connection) -> None:
     """End a COPY that nobody reads any more, so that its transaction can be rolled back."""
-    with suppress(psycopg.Error):
-        connection.cancel_safe(timeout=5)
     pgconn = connection.pgconn
-    while pgconn.get_copy_data(0)[0] > 0:
-        pass
-    while pgconn.get_result():
-        pass
+    with suppress(psycopg.Error):  # of a broken connection there is nothing to end
+        connection.cancel_safe(timeout=5)
+        while pgconn.get_copy_data(0)[0] > 0:
+            pass
+        while pgconn.get_result():
+            pass
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
