@@ -55,12 +55,15 @@ _GRANTS = {
     "usage": sql.SQL("GRANT USAGE ON SCHEMA {name} TO {role}"),
     "select": sql.SQL("GRANT SELECT ON {name} TO {role}"),
     "look_up": sql.SQL("GRANT SELECT ({column}) ON {name} TO {role}"),
+    "insert": sql.SQL("GRANT INSERT ON {name} TO {role}"),
     "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
     "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
 }
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
-    "change": ("select", "update"),
+    "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
+    "soft_delete": ("select", "update"),
+    "delete_blob": ("select", "update"),
     "set_null": ("select", "update"),
     "refuse": ("select",),
 }
@@ -189,7 +192,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
         for column in (policy.key, *policy.written):
-            wanted += _rights("delete" if policy.action == "delete" else "change", policy.table, column)
+            wanted += _rights(policy.action, policy.table, column)
         for remedy in policy.remedies:
             wanted += [("update", policy.table, column) for column in remedy.set]
             for value in remedy.set.values():

@@ -106,6 +106,8 @@ class BatchWriter:
 
     def __init__(self, database: Database, selection: Selection, context: Context) -> None:
         policy = selection.policy
+        if policy.archive:
+            raise ValueError(f"rows of policy {policy.name} are archived before they are deleted")
         self._database = database
         # Kept from batch to batch: lending one anew costs a round trip for its check.
         self._connection: Connection | None = None

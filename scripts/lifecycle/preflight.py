@@ -147,7 +147,7 @@ class _Preflight:
         table = self._table(self._policy.table)
         types = self._columns(table)
         # A row that stays keeps whatever refers to it.
-        reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.action == "delete" else ([], [])
+        reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.removes_rows else ([], [])
         if self.problems:
             raise self._failure()
         return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
@@ -185,7 +185,7 @@ class _Preflight:
             self.problems.append(
                 f"no right to USAGE of the schema of {name}: run backend/migrate.py --grants with this policy file"
             )
-        for right in ("select", "delete") if self._policy.action == "delete" else ("select",):
+        for right in ("select", "delete") if self._policy.removes_rows else ("select",):
             if not table[f"may_{right}"]:
                 self.problems.append(
                     f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
@@ -206,6 +206,7 @@ class _Preflight:
         anchors = {rule.anchor for rule in policy.rules.values()}
         anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
         named = {policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
+        named |= set(policy.archive.personal) if policy.archive else set()
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
         for column in sorted(named - found.keys()):

@@ -32,7 +32,7 @@ def keep_policy_version(connection: Connection, policies: PolicySet, script: str
 _ABANDON = sql.SQL(
     "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
     " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
-    " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob'))"
+    " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete'))"
     " WHERE status = 'running' AND {}"
 )
 
