@@ -8,7 +8,7 @@ INFO goes to the log; WARNING to the log, Sentry and Slack; CRITICAL to the log,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, get_args
@@ -49,7 +49,11 @@ UPDATE ops.alerts a
        news = coalesce(s.news, a.news),
        news_at = CASE WHEN s.news IS NULL THEN a.news_at ELSE clock_timestamp() END,
        reminded_at = CASE WHEN s.news = 'reminder' THEN clock_timestamp() ELSE a.reminded_at END,
-       waiting = CASE WHEN s.news IS NULL THEN a.waiting
+       -- Whoever saw it first may have had fewer sinks: a monitor run by hand must swallow nobody's page.
+       waiting = CASE WHEN s.news IS NULL
+                           THEN ARRAY(SELECT unnest(a.waiting)
+                                       UNION SELECT sink FROM unnest(%(sinks)s::text[]) AS n (sink)
+                                              WHERE NOT a.told ? sink)
                       WHEN s.news = 'eased' THEN ARRAY(SELECT unnest(%(sinks)s::text[])
                                                         UNION SELECT jsonb_object_keys(a.told))
                       ELSE %(sinks)s::text[] END
@@ -96,9 +100,9 @@ class Alert:
         """Refuse what could not be told.
 
         Raises:
-            ValueError: The key is empty, or the severity is none of the three.
+            ValueError: The key is empty or could hold an address, or the severity is none of the three.
         """
-        if not self.key or self.severity not in get_args(Severity):
+        if not self.key or "@" in self.key or self.severity not in get_args(Severity):
             raise ValueError(f"no alert: key {self.key!r}, severity {self.severity!r}")
 
 
@@ -158,6 +162,7 @@ class Alerts:
         *,
         unknown: Collection[str] = (),
         measured_at: datetime | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> Settled:
         """Take a monitor's whole view: these problems there are, and no others.
 
@@ -168,13 +173,17 @@ class Alerts:
             unknown: Beginnings of keys that could not be looked at: nothing under them is over.
             measured_at: When the view was taken, by the database's clock; what another monitor has seen since then is
                 not over.
+            between: Called before each alert; may raise to stop.
 
         Raises:
             ValueError: An alert's key is not under the scope: its recovery would never come.
         """
         if outside := [alert.key for alert in alerts if not alert.key.startswith(scope)]:
             raise ValueError(f"not under {scope}: {', '.join(outside)}")
-        raised = [alert.key for alert in alerts if self._note(alert)]
+        raised = []
+        for alert in alerts:
+            between()
+            raised += [alert.key] if self._note(alert) else []
         over = self._end(scope, still=[alert.key for alert in alerts], unknown=unknown, measured_at=measured_at)
         self.deliver()
         return Settled(raised, over)
@@ -189,7 +198,9 @@ class Alerts:
             get_logger().warning("alert_would_be_raised", dry_run=True, alert=alert.key, what=alert.what)
             return False
         mine = uuid4()
-        texts = {name: str(redact(getattr(alert, name))) for name in ("key", "what", "how_bad", "what_to_do")}
+        # The key stays as it is: another one would be another problem.
+        texts = {name: str(redact(getattr(alert, name))) for name in ("what", "how_bad", "what_to_do")}
+        texts["key"] = alert.key
         facts: dict[str, Any] = {
             "id": mine,
             **texts,

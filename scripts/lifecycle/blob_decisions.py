@@ -6,14 +6,12 @@ killed before leaves the item as it was, and an open intent that the next run of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from scripts.lifecycle.batches import BatchWriter
 from scripts.lifecycle.blob_intents import Intent, Intents, Resolution
 from scripts.lifecycle.blobs import refused, why_not_ours
 from scripts.lifecycle.gated import require_may_run
 from scripts.lifecycle.matter import ROW_GONE, DecisionFailed, Matter
-from scripts.lifecycle.resources import row_state
+from scripts.lifecycle.resources import blob_named_by, row_state
 from scripts.lifecycle.windows import chosen_keys
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.db_utils import Connection
@@ -32,44 +30,46 @@ class BlobDecision:
 
     def delete(self) -> str:
         """Ask the store once more to delete it."""
-
-        def ask(pathname: str | None) -> str | None:
-            blob = self._matter.policy.blob
-            why_not = why_not_ours(blob, pathname) if blob else None
-            if pathname and not why_not:
-                self._client.delete([pathname])
-            return why_not
-
-        return self._carry_out(ask)
+        intent = self._claimed()
+        if isinstance(intent, str):
+            return intent
+        blob, pathname = self._matter.policy.blob, self._client.pathname(intent.blob)
+        why_not = why_not_ours(blob, pathname) if blob else None
+        if pathname is None or why_not:
+            self._intents.fail(intent, why_not or "foreign_store")
+            raise DecisionFailed(f"the blob was left alone: {why_not}")
+        self._ask(intent, pathname)
+        return self._confirmed(intent, seen=True)
 
     def mark_as_gone(self) -> str:
         """Look whether it is gone; nobody can look into another store: there the operator vouches for it."""
-        return self._carry_out(
-            lambda pathname: "it is still there" if pathname and self._client.exists(pathname) else None
-        )
+        name = self._matter.run.database.read(lambda connection: blob_named_by(connection, self._selection, self._key))
+        pathname = self._client.pathname(name) if name else None
+        # Before anything is written: a job at work on the same blob must find its own intent as it left it.
+        if pathname and self._exists(pathname):
+            raise DecisionFailed("the blob was left alone: it is still there")
+        intent = self._claimed()
+        if isinstance(intent, str):
+            return intent
+        if intent.blob != name:
+            raise DecisionFailed("the row names another blob now: look again")
+        return self._confirmed(intent, seen=pathname is not None)
 
-    def _carry_out(self, ask: Callable[[str | None], str | None]) -> str:
-        """Write an intent, ask the store, finalise the row and close the item.
-
-        Args:
-            ask: Given the pathname in our store, or None; returns why the blob is not gone, or None: it is.
-        """
+    def _claimed(self) -> Intent | str:
+        """Write an intent and take it up; a text: there was nothing to be done any more, and the item is closed."""
         if settled := self._matter.behind_the_gate(self._intend):
             return settled
         claim = self._intents.claim(0, 1)
         if not claim.intents:
-            raise DecisionFailed(
-                f"the blob was left alone: {', '.join(claim.cancelled) or 'its row is being written to'}"
-            )
-        (intent,) = claim.intents
-        pathname = self._client.pathname(intent.blob)
-        if why_not := self._answer(intent, ask, pathname):
-            self._intents.fail(intent, why_not.replace(" ", "_"))
-            raise DecisionFailed(f"the blob was left alone: {why_not}")
+            why = ", ".join(claim.cancelled) or "its row is being written to"
+            raise DecisionFailed(f"the blob was left alone: {why}")
+        return claim.intents[0]
+
+    def _confirmed(self, intent: Intent, *, seen: bool) -> str:
         matter = self._matter
         note = matter.work.note(matter.decision.name, matter.justification)
-        seen = {} if pathname else {"seen": "not_visible"}
-        self._intents.confirm([intent.id], Resolution(matter.decision.name, matter.justification, note | seen))
+        vouched = {} if seen else {"seen": "not_visible"}
+        self._intents.confirm([intent.id], Resolution(matter.decision.name, matter.justification, note | vouched))
         return "the blob is gone, and its row says so"
 
     def _intend(self, connection: Connection) -> str:
@@ -85,13 +85,40 @@ class BlobDecision:
             raise DecisionFailed(f"the blob was left alone: {state.why_kept}")
         return ""
 
-    def _answer(self, intent: Intent, ask: Callable[[str | None], str | None], pathname: str | None) -> str | None:
+    def _ask(self, intent: Intent, pathname: str) -> None:
+        """Let the store delete it; what it did not answer stays open, for it may have done it.
+
+        Raises:
+            DecisionFailed: It is not known to be gone.
+            PolicyFailed: The store refuses every call.
+        """
         try:
-            return ask(pathname)
+            self._client.delete([pathname])
+        except BlobCallFailed as error:
+            if error.code == "not_found":
+                return
+            if error.retryable:
+                raise _unknown(error.code) from None
+            self._intents.fail(intent, error.code)
+            if error.fatal:
+                raise refused(error) from None
+            raise DecisionFailed(f"the store refuses to delete it: {error.code}") from None
+        except CircuitOpen:
+            raise _unknown("too many calls failed") from None
+
+    def _exists(self, pathname: str) -> bool:
+        try:
+            return self._client.exists(pathname)
         except BlobCallFailed as error:
             if error.fatal:
-                self._intents.fail(intent, error.code)
                 raise refused(error) from None
-            return error.code
+            raise DecisionFailed(f"the store does not say whether it is there: {error.code}") from None
         except CircuitOpen:
-            return "too many calls to the store failed"
+            raise DecisionFailed("the store does not say whether it is there: too many calls failed") from None
+
+
+def _unknown(code: str) -> DecisionFailed:
+    return DecisionFailed(
+        f"the store did not say what became of the blob ({code}): it may be gone; try again, or the next run of its job"
+        " finishes it and closes the item"
+    )

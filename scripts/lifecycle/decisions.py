@@ -101,7 +101,8 @@ def offered(policies: PolicySet, item: QueueItem) -> list[Decision]:
         pass  # a row that must be archived first goes by its job alone
     elif policy:
         found += _OF_ROWS.get(item.item_type, ())
-    return [*(found or [_SETTLED]), DEFER, ESCALATE]
+    always = [DEFER] if item.status == "escalated" else [DEFER, ESCALATE]
+    return [*(found or [_SETTLED]), *always]
 
 
 def require_offered(policies: PolicySet, item: QueueItem, name: str) -> Decision:

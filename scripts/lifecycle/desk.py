@@ -18,7 +18,7 @@ from scripts.lifecycle.matter import DecisionFailed, Matter
 from scripts.lifecycle.queue_work import QueueItem, Work
 from scripts.lifecycle.row_decisions import RowDecision
 from scripts.utils.blob_client import BlobClient
-from scripts.utils.errors import Misconfigured, PolicyFailed, describe_database_error
+from scripts.utils.errors import GateBusy, Misconfigured, PolicyFailed, describe_database_error
 from scripts.utils.run import Run
 
 
@@ -108,7 +108,7 @@ class Desk:
 def _naming_what_is_in_the_way() -> Iterator[None]:
     try:
         yield
-    except PolicyFailed as error:
+    except (PolicyFailed, GateBusy) as error:
         raise DecisionFailed(str(error)) from None
     except GateClosed:
         raise DecisionFailed("another session keeps the gate closed: see pg_stat_activity, then try again") from None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
 
 from psycopg import sql
 
 from scripts.lifecycle.alerts import Alert, Alerts
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, is_deadlock
+from scripts.utils.retry_utils import retry
 
 SCOPE = "queue:item:"
 _RUNBOOK = "scripts/manual-resolution/README.md#past-its-deadline-escalate_breachespy"
+_FIRST = UUID(int=0)
 # Items that change in one transaction, with one audit entry.
 _ITEMS = 1000
 
@@ -28,7 +32,8 @@ _ESCALATE = sql.SQL("status = 'escalated', escalated_at = clock_timestamp(), bef
 
 _CHANGE = sql.SQL("""
 WITH chosen AS MATERIALIZED (
-    SELECT id FROM ops.manual_resolution_queue WHERE {which} ORDER BY id LIMIT {items} FOR UPDATE SKIP LOCKED
+    SELECT id FROM ops.manual_resolution_queue WHERE {which} AND id > %(after)s ORDER BY id LIMIT {items}
+       FOR UPDATE SKIP LOCKED
 ), changed AS (
     UPDATE ops.manual_resolution_queue q SET {change} FROM chosen c WHERE q.id = c.id RETURNING q.id::text AS key
 ), noted AS (
@@ -36,7 +41,8 @@ WITH chosen AS MATERIALIZED (
                             array_agg(key), '{{}}') AS entry
       FROM changed HAVING count(*) > 0
 )
-SELECT count(*), (SELECT count(entry) FROM noted) FROM changed
+SELECT (SELECT count(*) FROM changed), (SELECT id FROM chosen ORDER BY id DESC LIMIT 1),
+       (SELECT count(entry) FROM noted)
 """)
 
 
@@ -82,17 +88,26 @@ def move(database: Database, *, script: str, between: Callable[[], None]) -> Mov
     moved = dict.fromkeys(_STEPS, 0)
     for name, (which, change, action, reason) in _STEPS.items():
         statement = _CHANGE.format(which=which, change=change, items=sql.Literal(_ITEMS))
-        facts = {"actor": f"system:{script}", "action": action, "reason": reason}
-        changed = _ITEMS
-        while changed:
+        # Never looking back: what was moved before would be walked past again and again.
+        after: UUID | None = _FIRST
+        while after:
             between()
-            row = database.write(lambda connection: connection.execute(statement, facts).fetchone())  # noqa: B023
-            changed = int(row[0]) if row else 0
-            moved[name] += changed
+            facts = {"actor": f"system:{script}", "action": action, "reason": reason, "after": after}
+            count, after = _change(database, statement, facts)
+            moved[name] += count
     return Moved(**moved)
 
 
-def tell(database: Database, alerts: Alerts) -> dict[str, int]:
+def _change(database: Database, statement: sql.Composed, facts: dict[str, Any]) -> tuple[int, UUID | None]:
+    def once() -> tuple[int, UUID | None]:
+        row = database.write(lambda connection: connection.execute(statement, facts).fetchone())
+        return (row[0], row[1]) if row else (0, None)
+
+    # A job that closes the same items locks the audit's head first.
+    return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
+
+
+def tell(database: Database, alerts: Alerts, *, between: Callable[[], None]) -> dict[str, int]:
     """Raise one alert for each escalated item that is past its deadline; one that is resolved has recovered.
 
     Returns:
@@ -118,7 +133,7 @@ def tell(database: Database, alerts: Alerts) -> dict[str, int]:
         )
         for item, item_type, priority, deadline, table, times in rows
     ]
-    settled = alerts.settle(SCOPE, view, measured_at=now)
+    settled = alerts.settle(SCOPE, view, measured_at=now, between=between)
     return {"alerts_raised": len(settled.raised), "alerts_recovered": len(settled.recovered)}
 
 

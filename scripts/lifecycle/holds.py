@@ -19,6 +19,8 @@ from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
 
+_BY_DECISION = "queue item %"
+
 
 @dataclass(frozen=True)
 class Hold:
@@ -32,6 +34,12 @@ class Hold:
     placed_by: str
     placed_at: datetime
     expires_at: datetime | None
+
+
+class HeldByOthers(OpsError):
+    """A hold that a decision on the queue did not place, and cannot end."""
+
+    stop_reason = "held"
 
 
 def normalize_email(address: str) -> str:
@@ -202,15 +210,25 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
 
 
 def release_row(connection: Connection, table: str, resource_id: str, *, operator: str) -> int:
-    """End every hold on one row, in a transaction of :meth:`Database.closing_gate`.
+    """End the holds that decisions on the queue placed on one row, in a transaction of :meth:`Database.closing_gate`.
 
     Returns:
         How many there were.
+
+    Raises:
+        HeldByOthers: Somebody else's hold is on the row too; nothing was released.
     """
+    other = connection.execute(
+        "SELECT id, placed_by FROM ops.legal_holds WHERE scope = 'row' AND table_name = %s AND resource_id = %s"
+        " AND released_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AND reason NOT LIKE %s LIMIT 1",
+        (table, resource_id, _BY_DECISION),
+    ).fetchone()
+    if other:
+        raise HeldByOthers(f"hold {other[0]}, placed by {other[1]}, is on the row: it is released by legal_holds.py")
     rows = connection.execute(
-        "UPDATE ops.legal_holds SET released_at = now(), released_by = %s"
-        " WHERE scope = 'row' AND table_name = %s AND resource_id = %s AND released_at IS NULL RETURNING id",
-        (operator, table, resource_id),
+        "UPDATE ops.legal_holds SET released_at = now(), released_by = %s WHERE scope = 'row' AND table_name = %s"
+        " AND resource_id = %s AND released_at IS NULL AND reason LIKE %s RETURNING id",
+        (operator, table, resource_id, _BY_DECISION),
     ).fetchall()
     for (hold_id,) in rows:
         _audit(connection, hold_id, "hold_released", operator, "row")

@@ -10,13 +10,12 @@ import psycopg
 
 from scripts.lifecycle import runs
 from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.runs import NO_POLICY
 from scripts.utils.db_utils import connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run
-
-NO_POLICY = "-"
 
 
 @contextmanager

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.decisions import policy_of
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.queue_work import QueueItem
-from scripts.lifecycle.resources import row_state
-from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.resources import blob_named_by, row_state
 from scripts.utils.blob_client import BlobCallFailed, BlobClient, store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError, describe_database_error
@@ -41,7 +39,7 @@ def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[st
         if state is None:
             return {"row": "gone"}, None
         facts = {"row": "there", **state.moments, "kept_because": state.why_kept or "nothing keeps it"}
-        return facts, _blob_of(connection, selection, item.resource_id)
+        return facts, blob_named_by(connection, selection, item.resource_id)
 
     try:
         facts, blob = run.database.read(read)
@@ -50,22 +48,6 @@ def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[st
     except psycopg.Error as error:
         return {"row": f"could not be looked at: {describe_database_error(error)}"}
     return facts | ({"blob": _blob_state(client(), blob)} if policy.blob else {})
-
-
-def _blob_of(connection: Connection, selection: Selection, key: str) -> str | None:
-    if selection.policy.blob is None:
-        return None
-    row = connection.execute(
-        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE t.{} = %s::{}").format(
-            selection.names_blob("t"),
-            sql.Identifier(selection.policy.blob.column),
-            selection.table,
-            selection.key,
-            selection.key_type,
-        ),
-        (key,),
-    ).fetchone()
-    return row[0] if row else None
 
 
 def _blob_state(client: BlobClient, blob: str | None) -> str:

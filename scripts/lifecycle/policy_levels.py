@@ -104,9 +104,11 @@ def _deletes_nothing(view: PolicyView, residue: Residue) -> Iterator[Alert]:
         return
     _, started, deleted = view.completed
     before = [seen for seen in view.history if seen.items is not None and seen.slot < started]
-    # Seen before the run, and after it there is no less of what the run had to delete. A row that came later with an
-    # old date proves nothing.
-    if not before or not before[-1].items or residue.left_behind < before[-1].items or deleted >= residue.left_behind:
+    # Seen before the run, and still there after it. A row that came later with an old date proves nothing.
+    if not before or not before[-1].items:
+        return
+    # A run that deleted something has to leave less behind; one that deleted nothing is not excused by others' deletes.
+    if deleted and (residue.left_behind < before[-1].items or deleted >= residue.left_behind):
         return
     key, runbook = _key(view, "deletes_nothing")
     yield Alert(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -13,6 +14,10 @@ from scripts.lifecycle.matter import DecisionFailed
 from scripts.lifecycle.queue_work import Filter, QueueItem, SomebodyWasFirst, backlog
 from scripts.utils.errors import Misconfigured, SwitchedOff
 from scripts.utils.run import Run
+
+
+class _Back(Exception):
+    """The operator does not go on with this decision."""
 
 
 class Session:
@@ -57,7 +62,9 @@ class Session:
 
     def _give_back(self) -> None:
         if self._claimed:
-            self._desk.work.release(self._claimed.id)
+            # A claim that ran out meanwhile is somebody else's already, or nobody's.
+            with suppress(SomebodyWasFirst):
+                self._desk.work.release(self._claimed.id)
             self._claimed = None
 
     def _work_on(self, item: QueueItem) -> bool:
@@ -86,15 +93,18 @@ class Session:
         until = None
         try:
             if decision.needs_until:
-                until = until_of(self._ask("until (7d, or 2027-01-31)> "), self._run.database.now())
-            justification = self._ask("why> ") if decision.closes else ""
+                until = until_of(self._detail("until (7d, or 2027-01-31; q: back)> "), self._run.database.now())
+            justification = self._detail("why (q: back)> ") if decision.closes else ""
             happened = self._desk.decide(item, decision, justification, until)
+        except _Back:
+            self._say("Not done.")
+            return False
         except (DecisionFailed, Misconfigured, SwitchedOff) as problem:
             self._say(f"Not done: {problem}.")
             return False
         except SomebodyWasFirst as problem:
             self._say(f"Not done: {problem}.")
-            self._claimed = None
+            self._give_back()
             return True
         self._claimed = None
         self.decided += 1
@@ -113,6 +123,7 @@ class Session:
             self._desk.work.undo(last)
         except SomebodyWasFirst as problem:
             self._say(f"Not undone: {problem}.")
+            self._last = None
             return False
         if self._last:
             self._skipped.remove(last)
@@ -138,6 +149,13 @@ class Session:
 
     def _say(self, text: str) -> None:
         self._run.display.say(text)
+
+    def _detail(self, prompt: str) -> str:
+        """Ask for what a decision needs; whoever has second thoughts goes back."""
+        answer = self._ask(prompt)
+        if answer.lower() == "q":
+            raise _Back
+        return answer
 
     def _ask(self, prompt: str) -> str:
         with self._run.waiting_for_a_person():

@@ -133,7 +133,7 @@ def _resolve(run: Run, desk: Desk, item: QueueItem) -> None:
     flags = run.options.flags
     decision = require_offered(run.policies, item, flags.decision)
     until = until_of(flags.until, run.database.now()) if flags.until else None
-    happened = _decide(desk, item, decision, flags.reason, until)
+    happened = _decide(desk, item, decision, _reason(run), until)
     _print(run, {"item": get(run.database, item.id), "happened": happened})
 
 
@@ -153,7 +153,7 @@ def _resolve_all(run: Run, desk: Desk) -> None:
     flags, only = run.options.flags, filter_of(run)
     if only == Filter():
         raise Misconfigured("resolve needs an item's ID, or a filter such as --item-type")
-    first = items(run.database, only, limit=_PREVIEWED)
+    first = items(run.database, only, claimable=True, limit=_PREVIEWED)
     for item in first:
         decision = require_offered(run.policies, item, flags.decision)
         if decision.effect in (Effect.ESCALATE, Effect.DEFER):
@@ -165,10 +165,10 @@ def _resolve_all(run: Run, desk: Desk) -> None:
         if not _wants_json(run):
             run.display.show(_table(first))
             run.display.say(
-                f"{left.open} items would be decided: {flags.decision}. Nothing was done: add --yes to do it"
+                f"{left.claimable} items would be decided: {flags.decision}. Nothing was done: add --yes to do it"
             )
             return
-        _print(run, {"would_decide": left.open, "decision": flags.decision, "first": first})
+        _print(run, {"would_decide": left.claimable, "decision": flags.decision, "first": first})
         return
     until = until_of(flags.until, run.database.now()) if flags.until else None
     happened: Counter[str] = Counter()
@@ -185,13 +185,13 @@ def _drain(
     run: Run, desk: Desk, only: Filter, until: datetime | None, happened: Counter[str], failed: dict[str, str]
 ) -> None:
     """Decide item after item, and note what happened, and what failed."""
-    flags = run.options.flags
+    reason = _reason(run)
     in_a_row = 0
     while item := desk.work.claim(only, skipping=[UUID(key) for key in failed]):
         try:
             run.checkpoint()
-            decision = require_offered(run.policies, item, flags.decision)
-            happened[desk.decide(item, decision, flags.reason, until)] += 1
+            decision = require_offered(run.policies, item, run.options.flags.decision)
+            happened[desk.decide(item, decision, reason, until)] += 1
             in_a_row = 0
         except (DecisionFailed, SomebodyWasFirst, Misconfigured) as problem:
             failed[str(item.id)] = str(problem)
@@ -204,6 +204,12 @@ def _drain(
         if in_a_row >= _FAILURES_IN_A_ROW:
             get_logger().error("queue_batch_given_up", failures_in_a_row=in_a_row)
             return
+
+
+def _reason(run: Run) -> str:
+    """Return the justification; ``-`` reads it from standard input."""
+    reason: str = run.options.flags.reason
+    return sys.stdin.read().strip() if reason == "-" else reason
 
 
 def _give_back(desk: Desk, item: QueueItem) -> None:

@@ -260,10 +260,12 @@ class Work:
         """Return what the audit keeps of a decision: its code, and a keyed digest of why.
 
         Raises:
-            Misconfigured: There is no justification, or no key for its digest.
+            Misconfigured: There is no justification, it names a person, or there is no key for its digest.
         """
         if not justification.strip():
             raise Misconfigured("a decision needs a justification")
+        if "@" in justification:
+            raise Misconfigured("a justification must not hold an e-mail address: name the case, not the person")
         return {"decision": decision, "justification": pseudonym(self._settings, justification)}
 
     def require_mine(self, connection: Connection, item_id: UUID) -> None:
@@ -388,13 +390,16 @@ def get(database: Database, item_id: UUID) -> QueueItem | None:
     return found[0] if found else None
 
 
-def items(database: Database, only: Filter = ANY, *, open_only: bool = True, limit: int = 100) -> list[QueueItem]:
-    """Return items, worst first: by deadline, priority and age."""
+def items(
+    database: Database, only: Filter = ANY, *, open_only: bool = True, claimable: bool = False, limit: int = 100
+) -> list[QueueItem]:
+    """Return items, worst first: by deadline, priority and age; with ``claimable`` those that a claim could have."""
     statement = sql.SQL(
-        "SELECT {columns} FROM ops.manual_resolution_queue w WHERE (NOT %(open)s OR status <> 'resolved') AND {only}"
+        "SELECT {columns} FROM ops.manual_resolution_queue w WHERE (NOT %(open)s OR status <> 'resolved')"
+        " AND (NOT %(claimable)s OR claimable_at <= now()) AND {only}"
         " ORDER BY deadline_at, priority_rank, first_seen_at, id LIMIT %(limit)s"
     ).format(columns=_COLUMNS, only=_ONLY)
-    parameters = {"open": open_only, "limit": limit, **only.parameters()}
+    parameters = {"open": open_only, "claimable": claimable, "limit": limit, **only.parameters()}
 
     def read(connection: Connection) -> list[QueueItem]:
         with connection.cursor(row_factory=class_row(QueueItem)) as cursor:
@@ -409,13 +414,16 @@ class Backlog:
 
     open: int
     past_deadline: int
+    claimable: int
+    """Of these, nobody's."""
 
 
 def backlog(database: Database, only: Filter = ANY) -> Backlog:
     """Count what is open and not put off."""
     statement = sql.SQL(
-        "SELECT count(*), count(*) FILTER (WHERE deadline_at < now()) FROM ops.manual_resolution_queue w"
+        "SELECT count(*), count(*) FILTER (WHERE deadline_at < now()),"
+        " count(*) FILTER (WHERE claimable_at <= now()) FROM ops.manual_resolution_queue w"
         " WHERE status <> 'resolved' AND NOT (status = 'deferred' AND deferred_until > now()) AND {only}"
     ).format(only=_ONLY)
     row = database.read(lambda connection: connection.execute(statement, only.parameters()).fetchone())
-    return Backlog(*(row or (0, 0)))
+    return Backlog(*(row or (0, 0, 0)))

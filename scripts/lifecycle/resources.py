@@ -116,6 +116,23 @@ def row_state(connection: Connection, selection: Selection, key: str) -> RowStat
     return RowState(*row) if row else None
 
 
+def blob_named_by(connection: Connection, selection: Selection, key: str) -> str | None:
+    """Return what a row names as its blob; None: nothing, or there is no such row."""
+    if selection.policy.blob is None:
+        return None
+    row = connection.execute(
+        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE t.{} = %s::{}").format(
+            selection.names_blob("t"),
+            sql.Identifier(selection.policy.blob.column),
+            selection.table,
+            selection.key,
+            selection.key_type,
+        ),
+        (key,),
+    ).fetchone()
+    return row[0] if row else None
+
+
 def table_exists(connection: Connection, table: str) -> bool:
     """Tell whether there is such a table."""
     schema, _, name = table.partition(".")

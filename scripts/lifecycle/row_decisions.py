@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
+from psycopg import sql
+
 from scripts.lifecycle import audit, holds, remedies
 from scripts.lifecycle.batches import BatchWriter
 from scripts.lifecycle.gated import require_may_run
 from scripts.lifecycle.matter import ROW_GONE, DecisionFailed, Matter
-from scripts.lifecycle.policies import Dependant
+from scripts.lifecycle.policies import Dependant, table_identifier
+from scripts.lifecycle.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.preflight import referring
 from scripts.lifecycle.resources import row_state
 from scripts.lifecycle.selection import Chosen, Selection
@@ -57,12 +60,52 @@ class RowDecision:
             if key and (foreign_key.table, foreign_key.columns[0]) not in known
         )
         selection = self._matter.selection(policy.model_copy(update={"dependants": declared + undeclared}))
-        return f"{self._and_close(self._delete, selection)}, with what referred to it"
+
+        def delete(connection: Connection, selection: Selection) -> str:
+            self._refuse_held_people(connection, selection)
+            return f"{self._delete(connection, selection)}, with what referred to it"
+
+        return self._and_close(delete, selection)
+
+    def _refuse_held_people(self, connection: Connection, selection: Selection) -> None:
+        """Refuse if a row that would go along is, or could be, about a person under a legal hold."""
+        owners = {
+            policy.table: policy.person for policy in self._matter.run.policies.policies.values() if policy.person
+        }
+        for reach in selection.reaches:
+            table = reach.foreign_key.table
+            person = owners.get(table)
+            whose = (
+                sql.SQL(
+                    "EXISTS (SELECT FROM {} c JOIN {} t ON {} WHERE t.{} = %s::{} AND c.{}::text = h.person)"
+                ).format(
+                    table_identifier(table),
+                    selection.table,
+                    reach.foreign_key.joins("c"),
+                    selection.key,
+                    selection.key_type,
+                    sql.Identifier(person),
+                )
+                if person
+                else sql.SQL("%s::text IS NOT NULL")
+            )
+            held = connection.execute(
+                sql.SQL(
+                    "SELECT FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
+                    " AND (h.expires_at IS NULL OR h.expires_at > now()) AND {} LIMIT 1"
+                ).format(whose),
+                (self._key,),
+            ).fetchone()
+            if held is not None:
+                why = "is about a person" if person else "may be about a person (no policy tells) that is"
+                raise DecisionFailed(
+                    f"a row of {table} that refers to it {why} under a legal hold (legal_holds.py list)"
+                )
 
     def count_again(self) -> str:
         """Close the item of a whole policy if nothing is in its way any more."""
         selection = self._matter.selection()
-        found = self._database.read(lambda connection: survey(connection, selection))
+        found = self._database.read(lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS)
         if found.referenced:
             raise DecisionFailed(f"{found.referenced} rows that are due are still needed by something else")
         return self._matter.behind_the_gate(
@@ -88,7 +131,10 @@ class RowDecision:
         """Let the row's period rule again."""
         with self._database.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
-            ended = holds.release_row(connection, self._policy.table, self._key, operator=self._matter.run.operator)
+            try:
+                ended = holds.release_row(connection, self._policy.table, self._key, operator=self._matter.run.operator)
+            except holds.HeldByOthers as error:
+                raise DecisionFailed(str(error)) from None
             return self._closed(connection, f"its period rules again; holds on the row that were ended: {ended}")
 
     def _closed(self, connection: Connection, happened: str) -> str:

@@ -23,7 +23,8 @@ _RUNS = """
 SELECT script, correlation_id, min(started_at) AS started_at, max(heartbeat_at) AS heartbeat_at,
        CASE WHEN bool_and(finished_at IS NOT NULL) THEN max(finished_at) END AS finished_at,
        sum(records_processed)::bigint AS deleted, max(sla_budget_seconds) AS budget_seconds,
-       max(host) AS host, max(pid) AS pid, max(fencing_token) AS fencing_token, max(stop_reason) AS stop_reason,
+       max(host) AS host, max(pid) AS pid, max(fencing_token) AS fencing_token,
+       coalesce(max(stop_reason) FILTER (WHERE exit_code NOT IN (0, 4)), max(stop_reason)) AS stop_reason,
        CASE WHEN bool_or(status = 'running') THEN 'running'
             WHEN bool_or(status = 'abandoned') THEN 'abandoned'
             WHEN bool_or(status = 'skipped') THEN 'skipped'
@@ -67,6 +68,12 @@ def history(connection: Connection, script: str, now: datetime) -> list[RunFacts
     """Return the runs of the last weeks."""
     with connection.cursor(row_factory=class_row(RunFacts)) as cursor:
         return cursor.execute(_RUNS, {"script": script, "since": now - HISTORY}).fetchall()
+
+
+def first_run(connection: Connection, script: str) -> datetime | None:
+    """Return when the first run on record began, however long ago."""
+    row = connection.execute("SELECT min(started_at) FROM ops.job_runs WHERE script = %s", (script,)).fetchone()
+    return row[0] if row else None
 
 
 def last_completed(connection: Connection, script: str, policy: str) -> tuple[datetime, datetime, int] | None:

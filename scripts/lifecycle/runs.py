@@ -29,6 +29,9 @@ def keep_policy_version(connection: Connection, policies: PolicySet, script: str
     )
 
 
+NO_POLICY = "-"
+"""In the record of a job that carries out none."""
+
 _ABANDON = sql.SQL(
     "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
     " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
@@ -64,7 +67,7 @@ def note_lock_conflict(
     """Record that a run did not begin because another one held the lock, for each policy of the job."""
     keep_policy_version(connection, policies, script)
     spec = policies.jobs.get(script)
-    for policy in spec.policies if spec else ():
+    for policy in (spec.policies if spec else ()) or (NO_POLICY,):
         connection.execute(
             "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
             " fencing_token, status, stop_reason, exit_code, host, pid, version)"

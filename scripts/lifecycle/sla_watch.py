@@ -134,10 +134,11 @@ def _job_view(run: Run, name: str, now: datetime) -> JobView | None:
 
     runs, watched = run.database.read(read)
     if not spec.policies:
-        # An erasure, an archive: it has no policy to observe, and is known since its first run on record.
-        if not runs:
+        # It has no policy to observe, and is known since its first run on record, however long ago that was.
+        first = run.database.read(lambda connection: run_history.first_run(connection, name))
+        if first is None:
             return None
-        watched = [runs[-1].started_at]
+        watched = [first]
     switches = [switch for switch in stop_switch.status(run.database).switches if switch.stops(name)]
     return JobView(
         name=name,

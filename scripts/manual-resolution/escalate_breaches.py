@@ -22,7 +22,7 @@ def work(run: Run) -> None:
         return
     moved = escalation.move(run.database, script=run.script, between=run.checkpoint)
     run.facts |= escalation.facts_of(moved)
-    run.facts |= escalation.tell(run.database, Alerts(run.database, run.settings, run.script))
+    run.facts |= escalation.tell(run.database, Alerts(run.database, run.settings, run.script), between=run.checkpoint)
 
 
 JOB = Job(

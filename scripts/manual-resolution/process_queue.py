@@ -50,7 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     of["list"].add_argument("--status", choices=STATES, default=None, help="only what is in this state")
     of["list"].add_argument("--limit", type=queue_verbs.count, default=100, metavar="N", help="at most so many; 100")
     of["resolve"].add_argument("--decision", required=True, metavar="NAME", help="show ID lists what is offered")
-    of["resolve"].add_argument("--reason", required=True, metavar="TEXT", help="why; kept on the item")
+    of["resolve"].add_argument(
+        "--reason", required=True, metavar="TEXT", help="why; kept on the item; -: from standard input"
+    )
     of["resolve"].add_argument("--until", metavar="T", help="for a decision that needs a day: 7d, or 2027-01-31")
     of["resolve"].add_argument("--yes", action="store_true", help="with a filter: do it; without it, only a preview")
     of["defer"].add_argument("--until", required=True, metavar="T", help="7d, or 2027-01-31")

@@ -215,7 +215,9 @@ def _post(url: str, body: dict[str, Any]) -> None:
 def _post_once(url: str, body: dict[str, Any]) -> None:
     try:
         # Redirects are not followed: the body of a webhook goes nowhere but where it was set to go.
-        answer = httpx.post(url, json=body, timeout=TIMEOUT_SECONDS)
+        # Nor is the answer's body read: its status says it all, and a sink that trickles holds nobody up.
+        with httpx.stream("POST", url, json=body, timeout=TIMEOUT_SECONDS) as answer:
+            pass
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # their texts may quote the address
         raise NotDelivered(type(error).__name__, again=True) from None
     if answer.is_success:

@@ -109,6 +109,14 @@ def figures_of(
         figures.append(Figure("lifecycle_job_last_success_timestamp_seconds", now, job))
     if spec:
         figures.append(Figure("lifecycle_job_interval_seconds", longest_interval(spec.schedule).total_seconds(), job))
+    results = list(results)
+    # An earlier run's count must not stand for a run that did not come so far.
+    for policy_name in set(spec.policies if spec else ()) - {result.policy for result in results}:
+        labels = {**job, "policy": policy_name}
+        figures += [
+            Figure("lifecycle_job_records_remaining", None, labels),
+            Figure("lifecycle_job_oldest_overdue_seconds", None, labels),
+        ]
     for result in results:
         labels = {**job, "policy": result.policy}
         figures += [

@@ -120,9 +120,9 @@ def environment(database, redis_url, blobs):
 def call(environment, capsys, monkeypatch):
     """A function that runs a script in this process."""
 
-    def run(script, *arguments, **settings):
+    def run(script, *arguments, stdin="", **settings):
         env = environment | settings
-        return Said(run_inside(script, arguments, env=env, capsys=capsys, monkeypatch=monkeypatch))
+        return Said(run_inside(script, arguments, env=env, capsys=capsys, monkeypatch=monkeypatch, stdin=stdin))
 
     return run
 

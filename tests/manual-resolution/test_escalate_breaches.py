@@ -171,3 +171,35 @@ def test_a_run_that_fails_says_so_in_its_record(escalate, link, late):
     assert done.code == 1
     record = link.execute("SELECT status, stop_reason, exit_code, finished_at IS NOT NULL FROM ops.job_runs").fetchone()
     assert record == ("failed", "database_error", 1, True)
+
+
+def test_a_lock_that_is_held_is_on_record(escalate, link, redis_client):
+    redis_client.set(
+        "lock:manual_resolution:escalate_breaches", "0123456789abcdef elsewhere 1 2026-01-01T00:00:00Z", px=60_000
+    )
+    assert escalate().code == 75
+    assert link.execute("SELECT policy, status, stop_reason FROM ops.job_runs").fetchall() == [
+        ("-", "skipped", "lock_held")
+    ]
+
+
+def test_a_run_without_sinks_swallows_nobodys_page(call, escalate, late, slack, pagerduty):
+    late(priority="critical")
+    assert call(FOLDER / "escalate_breaches.py").code == 0
+    assert slack.taken == []
+    escalate()
+    assert (len(slack.taken), len(pagerduty.taken)) == (1, 1)
+    escalate()
+    assert (len(slack.taken), len(pagerduty.taken)) == (1, 1)
+
+
+def test_it_stops_between_two_alerts(escalate, link, late):
+    late()
+    link.execute(
+        "INSERT INTO ops.manual_resolution_queue (item_type, resource_type, resource_id, priority, reason, raised_by,"
+        " deadline_at) SELECT item_type, resource_type, n::text, priority, reason, raised_by, deadline_at"
+        " FROM ops.manual_resolution_queue, generate_series(1, 3000) n"
+    )
+    done = escalate("--max-duration", "2")
+    assert done.code == 3
+    assert link.execute("SELECT count(*) < 3001 FROM ops.alerts").fetchone() == (True,)

@@ -149,7 +149,7 @@ def test_a_blob_is_retried_and_its_item_closed(call, process, link, plans, blobs
     assert (seen["now"]["row"], seen["now"]["blob"]) == ("there", "could not be asked: service_unavailable")
     assert list(seen["decisions"]) == ["retry", "gone", "defer", "escalate"]
     said = resolve(process, key, "retry")
-    assert (said.code, "the blob was left alone: service_unavailable" in said.error) == (1, True)
+    assert (said.code, "the store did not say what became of the blob (service_unavailable)" in said.error) == (1, True)
     blobs.faults.reset()
     assert process("show", key).answer["now"]["blob"] == "still there"
     said = resolve(process, key, "gone")
@@ -429,3 +429,69 @@ def test_many_stop_when_everything_fails(process, link, item_of, plans, blobs, m
     assert done.code == 1
     assert (done.answer["decided"], len(done.answer["failed"])) == (0, 3)
     assert {state for (state,) in link.execute("SELECT status FROM ops.manual_resolution_queue")} == {"pending"}
+
+
+def test_a_blob_whose_end_the_store_did_not_confirm_stays_open_until_it_does(
+    call, process, link, plans, blobs, item_of
+):
+    plans.add([1])
+    key = item_of("pdf_deletion_failed", "public.meal_plans", plans.id(1))
+    blobs.faults.change({"cut_after_calls": 1_000_000_000, "operations": ["delete"]})
+    said = resolve(process, key, "retry")
+    assert (said.code, "it may be gone" in said.error) == (1, True)
+    assert plans.there([1]) == set()
+    assert plans.intents() == {"sending": 1}
+    blobs.faults.reset()
+    hold = ("place", "--table", "public.meal_plans", "--id", plans.id(1), "--reason", "a case")
+    held = call(SCRIPTS / "retention" / "legal_holds.py", *hold)
+    assert [line["rows"] for line in held.lines if line["event"] == "blobs_in_flight"] == [[plans.id(1)]]
+    link.execute("UPDATE ops.legal_holds SET released_at = now()")
+    assert resolve(process, key, "retry").code == 0
+    assert item(link, key)[:2] == ("resolved", "retry")
+    plans.balance()
+
+
+def test_what_refers_to_a_row_is_kept_while_it_may_be_about_somebody_under_a_hold(process, link, item_of, notes):
+    link.execute("GRANT DELETE, UPDATE ON notes TO lifecycle_jobs")
+    link.execute(
+        "INSERT INTO ops.legal_holds (scope, person, reason, placed_by) VALUES ('person', %s, 'a case', 'x')", (PERSON,)
+    )
+    key = item_of("foreign_key_violation", "public.things", "1")
+    said = resolve(process, key, "delete_dependants", "--policy-file", notes)
+    assert (said.code, "under a legal hold" in said.error) == (1, True)
+    assert link.execute("SELECT count(*) FROM notes").fetchone() == (3,)
+    assert item(link, key)[0] == "pending"
+
+
+def test_a_decision_ends_no_hold_that_somebody_else_placed(call, process, link, quiz, item_of):
+    quiz()
+    place = ("place", "--table", "public.quiz_responses", "--id", ROW, "--reason", "litigation 4711")
+    assert call(SCRIPTS / "retention" / "legal_holds.py", *place, OPERATOR="lawyer").code == 0
+    key = item_of("retention_exception")
+    said = resolve(process, key, "release")
+    assert (said.code, "placed by lawyer" in said.error) == (1, True)
+    assert link.execute("SELECT released_at FROM ops.legal_holds").fetchone() == (None,)
+    assert item(link, key)[0] == "pending"
+
+
+def test_the_preview_shows_what_would_be_decided(process, link, quiz, item_of):
+    for n in range(4):
+        quiz(ROW[:-1] + str(n))
+        item_of("quiz_undelivered", key=ROW[:-1] + str(n))
+    process("claim", OPERATOR="boris")
+    deferred = process("list").answer["items"][-1]["id"]
+    assert process("defer", deferred, "--until", "7d").code == 0
+    filters = ("--item-type", "quiz_undelivered", "--decision", "refund", "--reason", "r")
+    preview = process("resolve", *filters).answer
+    assert (preview["would_decide"], len(preview["first"])) == (2, 2)
+    assert process("resolve", *filters, "--yes").answer["decided"] == 2
+
+
+def test_a_justification_names_no_address_and_can_be_read(call, process, link, quiz, item_of, monkeypatch):
+    quiz()
+    key = item_of("quiz_undelivered")
+    said = process("resolve", key, "--decision", "refund", "--reason", "a letter of ben@example.org")
+    assert (said.code, "must not hold an e-mail address" in said.error) == (2, True)
+    assert item(link, key)[0] == "pending"
+    assert process("resolve", key, "--decision", "refund", "--reason", "-", stdin="they called\n").code == 0
+    assert link.execute("SELECT justification FROM ops.manual_resolution_queue").fetchone() == ("they called",)

@@ -79,7 +79,7 @@ def test_a_failed_pdf_is_shown_retried_resolved_and_audited(call, terminal, link
     ):
         assert fact in screen
     at.types("1")
-    at.sees("why>")
+    at.sees("why (q: back)>")
     at.types("the store is well again")
     at.sees("Done: the blob is gone, and its row says so.")
     at.sees("Nothing more to decide.")
@@ -127,11 +127,11 @@ def test_progress_skip_defer_undo_and_what_is_wrong(terminal, link, quiz, item_o
     at.types("9")
     at.sees("Type a number from 1 to 5, s, u or q.")
     at.types("4")
-    at.sees("until (7d, or 2027-01-31)>")
+    at.sees("until (7d, or 2027-01-31; q: back)>")
     at.types("soon")
     at.sees("Not done: 'soon' is neither a day")
     at.types("4")
-    at.sees("until (7d, or 2027-01-31)>")
+    at.sees("until (7d, or 2027-01-31; q: back)>")
     at.types("7d")
     at.sees("Done: put off until")
     at.sees("2 of 3, 0 past deadline")
@@ -143,11 +143,11 @@ def test_progress_skip_defer_undo_and_what_is_wrong(terminal, link, quiz, item_o
     at.types("s")
     at.sees("q  quit")
     at.types("1")
-    at.sees("why>")
+    at.sees("why (q: back)>")
     at.types("")
     at.sees("Not done: a decision needs a justification.")
     at.types("1")
-    at.sees("why>")
+    at.sees("why (q: back)>")
     at.types("the customer says so")
     at.sees("Done: changed: pdf_delivered_at.")
     at.sees("q  quit")
@@ -193,7 +193,7 @@ def test_killed_in_the_middle_of_a_decision_about_a_row(terminal, link, quiz, it
     at = terminal()
     at.sees("q  quit")
     at.types("3")
-    at.sees("why>")
+    at.sees("why (q: back)>")
     with valve() as waiting:
         at.types("they asked for it")
         wait_until(waiting, what="a decision on its way")
@@ -210,7 +210,7 @@ def test_killed_in_the_middle_of_a_decision_about_a_row(terminal, link, quiz, it
         at = terminal()
         at.sees("q  quit")
         at.types("3")
-        at.sees("why>")
+        at.sees("why (q: back)>")
         at.types("they asked for it")
         at.sees("Nothing more to decide.")
         assert whole(link) == ("resolved", 0, 1)
@@ -232,7 +232,7 @@ def test_killed_in_the_middle_of_a_decision_about_a_blob(call, terminal, link, p
     at = terminal()
     at.sees("q  quit")
     at.types("1")
-    at.sees("why>")
+    at.sees("why (q: back)>")
     at.types("once more")
     wait_until(plans.frozen, what="the decision at the valve")
     at.child.kill(signal.SIGKILL)
@@ -246,3 +246,50 @@ def test_killed_in_the_middle_of_a_decision_about_a_blob(call, terminal, link, p
     assert plans.there([1]) == set()
     assert states(link) == {plans.id(1): "resolved"}
     plans.balance()
+
+
+@pytest.mark.parametrize("second_thought", ["q", "ctrl-d"])
+def test_whoever_has_second_thoughts_goes_back_and_nothing_happens(terminal, link, quiz, item_of, second_thought):
+    quiz()
+    item_of("quiz_undelivered")
+    at = terminal()
+    at.sees("q  quit")
+    at.types("3")
+    at.sees("why (q: back)>")
+    if second_thought == "q":
+        at.types("q")
+    else:
+        at.child.sendeof()
+    at.sees("Not done.")
+    at.sees("> ")
+    at.types("q")
+    assert at.ends()[1] == 0
+    assert whole(link) == ("pending", 1, 0)
+
+
+def test_what_is_escalated_already_is_given_back(terminal, link, quiz, item_of):
+    quiz()
+    item_of("quiz_undelivered")
+    link.execute("UPDATE ops.manual_resolution_queue SET status = 'escalated', escalated_at = now()")
+    at = terminal()
+    assert "ask for somebody else's decision" not in at.sees("q  quit")
+    at.child.sendintr()
+    assert at.ends()[1] == 130
+    row = link.execute("SELECT status, assigned_to, claim_expires_at FROM ops.manual_resolution_queue").fetchone()
+    assert row == ("escalated", None, None)
+
+
+@pytest.mark.parametrize(("key", "code"), [("s", 0), ("q", 0), ("ctrl-c", 130)])
+def test_a_claim_that_ran_out_meanwhile_breaks_nothing(terminal, link, quiz, item_of, key, code):
+    quiz()
+    item_of("quiz_undelivered")
+    at = terminal()
+    at.sees("q  quit")
+    link.execute(
+        "UPDATE ops.manual_resolution_queue SET status = 'pending', assigned_to = NULL, claim_expires_at = NULL"
+    )
+    if key == "ctrl-c":
+        at.child.sendintr()
+    else:
+        at.types(key)
+    assert at.ends()[1] == code
