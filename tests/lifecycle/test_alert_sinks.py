@@ -1,6 +1,8 @@
 """A sink that is down delays an alert and nothing else."""
 
+import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -201,3 +203,24 @@ def test_a_sink_with_a_bug_stops_no_job_and_no_other_sink(alerts, admin, slack):
     assert monitor.raise_(problem()) is True
     assert len(slack.taken) == 1
     assert rows(admin, "waiting, told -> 'broken' ->> 'error'") == [(["broken"], "KeyError")]
+
+
+def test_a_sink_that_trickles_its_answer_holds_nobody_up(alerts, admin):
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def trickle():
+        with server.accept()[0] as link, contextlib.suppress(OSError):
+            link.recv(65_536)
+            link.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+            while True:
+                link.sendall(b".")
+                time.sleep(0.2)
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    started = time.monotonic()
+    alerts(MRQ_ALERT_SLACK_WEBHOOK=f"http://127.0.0.1:{server.getsockname()[1]}/hook").raise_(problem())
+    assert time.monotonic() - started < 5
+    assert admin.execute("SELECT waiting FROM ops.alerts").fetchone() == ([],)
+    thread.join()
+    server.close()

@@ -167,6 +167,17 @@ def test_a_job_that_reports_success_and_deletes_nothing_is_named(monitor, world,
     )
 
 
+def test_what_others_delete_does_not_excuse_the_job(monitor, world):
+    world.watched()
+    world.quiz(20 * HOUR, rows=30)
+    world.watched(ago=4 * HOUR, items=30)
+    world.ran(deleted=0, records_remaining=0)
+    monitor()
+    world.admin.execute("DELETE FROM quiz_responses WHERE id IN (SELECT id FROM quiz_responses LIMIT 5)")
+    assert monitor()["recovered"] == []
+    assert (f"{PREFIX}deletes_nothing", "critical") in world.alerts()
+
+
 def test_a_row_that_came_after_the_run_with_an_old_date_accuses_nobody(monitor, world):
     world.watched()
     world.watched(ago=4 * HOUR, items=30)

@@ -270,3 +270,25 @@ def test_every_alert_s_page_is_in_the_runbook():
         kinds |= set(re.findall(r"RUNBOOK\}#(\w+)", path.read_text()))
     assert len(kinds) > 15
     assert headings == kinds
+
+
+def test_a_job_without_a_policy_stays_missed_however_long_ago_it_last_ran(monitor, world):
+    world.document["jobs"]["escalate_breaches"] = {
+        "schedule": "*/30 * * * *",
+        "budget": "300 seconds",
+        "lock": "lock:manual_resolution:escalate_breaches",
+    }
+    world.write()
+    world.watched()
+    world.ran()
+    world.ran(world.now - 40 * 24 * HOUR, script="escalate_breaches", policy="-")
+    assert monitor()["raised"] == ["sla:escalate_breaches:missed"]
+
+
+def test_the_reason_is_that_of_the_policy_that_failed(monitor, watched):
+    for n in range(3):
+        run = watched.ran(watched.due - n * 24 * HOUR, status="failed", code=1, stop_reason="cap_exceeded")
+        watched.ran(watched.due - n * 24 * HOUR, policy="other", correlation_id=run)
+    monitor()
+    told = watched.admin.execute("SELECT how_bad FROM ops.alerts WHERE key LIKE '%:failures'").fetchone()[0]
+    assert "cap_exceeded" in told

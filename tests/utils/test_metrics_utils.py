@@ -36,6 +36,14 @@ class Kept:
         self.figures += figures
 
 
+def test_a_policy_that_a_run_did_not_come_to_is_not_counted():
+    spec = load_policies().jobs["cleanup_pdfs"]
+    facts = {"duration_seconds": 1, "exit_code": 1, "budget_seconds": 60}
+    figures = metrics_utils.figures_of("cleanup_pdfs", [], spec=spec, **facts)
+    missing = {figure.name: figure.value for figure in figures if figure.labels.get("policy") == "meal_plan_pdfs"}
+    assert missing == {"lifecycle_job_records_remaining": None, "lifecycle_job_oldest_overdue_seconds": None}
+
+
 @pytest.fixture
 def kept(monkeypatch):
     """A sink that keeps figures, behind one that is broken."""
