@@ -119,13 +119,15 @@ def span(op: str, name: str) -> Iterator[dict[str, Any]]:
     if number > WHOLE and number % SAMPLED:
         yield facts
         return
-    recorded = parent.start_child(op=op, name=name)
+    recorded = _child(parent, op, name)
+    if recorded is None:
+        yield facts
+        return
     token = _current.set(recorded)
     try:
         yield facts
     except BaseException as error:
         facts.setdefault("error", type(error).__name__)
-        recorded.set_status("internal_error")
         raise
     finally:
         _current.reset(token)
@@ -133,8 +135,18 @@ def span(op: str, name: str) -> Iterator[dict[str, Any]]:
         _end(recorded, facts)
 
 
+def _child(parent: Any, op: str, name: str) -> Any:
+    try:
+        return parent.start_child(op=op, name=name)
+    except Exception as error:  # noqa: BLE001 - as in _begin
+        get_logger().warning("span_lost", error=type(error).__name__)
+        return None
+
+
 def _end(recorded: Any, facts: dict[str, Any]) -> None:
     try:
+        if "error" in facts:
+            recorded.set_status("internal_error")
         for name, value in facts.items():
             recorded.set_data(name, value)
         recorded.finish()
