@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -303,6 +303,7 @@ class JobSpec(_Model):
 class _Document(_Model):
     policies: dict[Name, Policy] = Field(min_length=1)
     jobs: dict[Name, JobSpec]
+    kept: dict[Table, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -334,6 +335,8 @@ class PolicySet:
     hash: str
     """sha-256 of the file's bytes, hexadecimal."""
     document: str
+    kept: dict[str, str] = field(default_factory=dict)
+    """Tables with personal data that no period covers, and why."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -397,7 +400,7 @@ def parse_policies(text: str, place: str) -> PolicySet:
         problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
         raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return PolicySet(document.policies, document.jobs, digest, text)
+    return PolicySet(document.policies, document.jobs, digest, text, document.kept)
 
 
 def _problem(detail: Any, root: yaml.Node | None) -> str:

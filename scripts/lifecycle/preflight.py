@@ -6,6 +6,7 @@ been renamed or has lost a column must not read as "nothing to do".
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -111,7 +112,19 @@ def preflight(connection: Connection, policy: Policy, cutoff: datetime) -> Clear
         PolicyFailed: Names everything that is wrong and what to do.
     """
     check = _Preflight(connection, policy)
-    return check.run(cutoff)
+    try:
+        return check.run(cutoff)
+    finally:
+        for warning in check.warnings:
+            get_logger().warning("preflight_warning", policy=policy.name, problem=warning)
+
+
+def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[list[str], list[str]]:
+    """Return what would stop a policy, and what would only be warned of."""
+    check = _Preflight(connection, policy)
+    with contextlib.suppress(PolicyFailed):
+        check.run(cutoff)
+    return check.problems, check.warnings
 
 
 def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, str | None]]:
@@ -127,14 +140,15 @@ class _Preflight:
     def __init__(self, connection: Connection, policy: Policy) -> None:
         self._connection = connection
         self._policy = policy
-        self._problems: list[str] = []
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
 
     def run(self, cutoff: datetime) -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
         # A row that stays keeps whatever refers to it.
         reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.action == "delete" else ([], [])
-        if self._problems:
+        if self.problems:
             raise self._failure()
         return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
 
@@ -147,7 +161,7 @@ class _Preflight:
 
     def _failure(self) -> PolicyFailed:
         return PolicyFailed(
-            "preflight_failed", f"policy {self._policy.name} was not started: " + "; ".join(self._problems)
+            "preflight_failed", f"policy {self._policy.name} was not started: " + "; ".join(self.problems)
         )
 
     def _rows(self, query: str, parameters: Any) -> list[dict[str, Any]]:
@@ -157,27 +171,27 @@ class _Preflight:
     def _table(self, name: str) -> dict[str, Any]:
         rows = self._rows(_TABLE, name.split("."))
         if not rows:
-            self._problems.append(f"table {name} does not exist")
+            self.problems.append(f"table {name} does not exist")
             raise self._failure()
         table = rows[0]
         if table["relkind"] not in ("r", "p"):
-            self._problems.append(f"{name} is not a table")
+            self.problems.append(f"{name} is not a table")
         if table["row_security"]:
-            self._problems.append(
+            self.problems.append(
                 f"row-level security on {name} hides rows from this role: delete nothing rather than believe it;"
                 " give the role BYPASSRLS or a policy-free table"
             )
         if not table["may_use_schema"]:
-            self._problems.append(
+            self.problems.append(
                 f"no right to USAGE of the schema of {name}: run backend/migrate.py --grants with this policy file"
             )
         for right in ("select", "delete") if self._policy.action == "delete" else ("select",):
             if not table[f"may_{right}"]:
-                self._problems.append(
+                self.problems.append(
                     f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
                 )
         if not table["may_lock"]:
-            self._problems.append(
+            self.problems.append(
                 f"no right to UPDATE any column of {name}, without which no row can be locked:"
                 " run backend/migrate.py --grants with this policy file"
             )
@@ -195,14 +209,14 @@ class _Preflight:
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
         for column in sorted(named - found.keys()):
-            self._problems.append(f"column {policy.table}.{column} does not exist")
+            self.problems.append(f"column {policy.table}.{column} does not exist")
         for column in sorted(anchors & found.keys()):
             if found[column]["type"] not in ANCHOR_TYPES:
-                self._problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
+                self.problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
             if not found[column]["indexed"]:
                 self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
         if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
-            self._problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
+            self.problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
         self._written(table, found)
         return {name: row["type"] for name, row in found.items()}
 
@@ -210,20 +224,20 @@ class _Preflight:
         """Check the columns that the action changes."""
         policy = self._policy
         for column in sorted(set(policy.written) & set(table["may_not_update"])):
-            self._problems.append(
+            self.problems.append(
                 f"no right to UPDATE {policy.table}.{column}: run backend/migrate.py --grants with this policy file"
             )
         section = policy.soft_delete or policy.blob
         if section and section.deleted_at in found and found[section.deleted_at]["type"] not in ANCHOR_TYPES:
-            self._problems.append(f"{policy.table}.{section.deleted_at} is not a date or timestamp")
+            self.problems.append(f"{policy.table}.{section.deleted_at} is not a date or timestamp")
         flag = policy.soft_delete.flag if policy.soft_delete else None
         if flag in found and found[flag]["type"] != "boolean":
-            self._problems.append(f"{policy.table}.{flag} is not a boolean")
+            self.problems.append(f"{policy.table}.{flag} is not a boolean")
         if policy.blob is None or policy.blob.column not in found:
             return
         blob = found[policy.blob.column]
         if blob["attnotnull"] and policy.blob.cleared is None:
-            self._problems.append(f"{policy.table}.{policy.blob.column} may not be null: say blob.cleared, such as ''")
+            self.problems.append(f"{policy.table}.{policy.blob.column} may not be null: say blob.cleared, such as ''")
         if not blob["indexed"]:
             what = "whether another row names a blob is asked for each"
             self._slow(table["bytes"], f"{policy.table}.{policy.blob.column} has no index, and {what}")
@@ -239,12 +253,12 @@ class _Preflight:
             key = _foreign_key(row)
             dependant = declared.pop((key.table, key.columns[0]), None)
             if not may["select"]:
-                self._problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
+                self.problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
             if not key.indexed:
                 self._slow(key.table_bytes, f"foreign key {key.name} on {key.table} has no index")
             if dependant is None and key.changes_children:
                 what = {"c": "deletes", "n": "sets to null", "d": "resets"}[key.on_delete]
-                self._problems.append(
+                self.problems.append(
                     f"foreign key {key.name} {what} rows of {key.table} that no policy declares:"
                     f" add it to the policy's dependants as delete, set_null or refuse"
                 )
@@ -253,17 +267,17 @@ class _Preflight:
             else:
                 right = "delete" if dependant.action == "delete" else "update"
                 if not may[right]:
-                    self._problems.append(
+                    self.problems.append(
                         f"no right to {right.upper()} on {key.table}: run backend/migrate.py --grants with this file"
                     )
                 columns = {c["attname"]: c["type"] for c in self._rows(_COLUMNS, {"oid": child, "unique": False})}
                 if dependant.key not in columns:
-                    self._problems.append(f"column {key.table}.{dependant.key} does not exist")
+                    self.problems.append(f"column {key.table}.{dependant.key} does not exist")
                     continue
                 reaches.append(Reach(key, dependant.action, dependant.key, columns[dependant.key]))
                 if dependant.action == "delete":
                     self._no_further_reach(key.table, child)
-        self._problems.extend(
+        self.problems.extend(
             f"dependant {name}.{column} is declared, but no foreign key there points at {table}"
             for name, column in declared
         )
@@ -271,7 +285,7 @@ class _Preflight:
 
     def _no_further_reach(self, table: str, oid: int) -> None:
         deeper = self._rows(_FOREIGN_KEYS, {"oid": oid})
-        self._problems.extend(
+        self.problems.extend(
             f"foreign key {row['name']} on {row['table']} reaches beyond the dependant {table}:"
             f" give {table} a policy of its own"
             for row in deeper
@@ -279,9 +293,9 @@ class _Preflight:
 
     def _slow(self, table_bytes: int, problem: str) -> None:
         if table_bytes > LARGE_TABLE_BYTES:
-            self._problems.append(problem)
+            self.problems.append(problem)
         else:
-            get_logger().warning("preflight_warning", policy=self._policy.name, problem=problem)
+            self.warnings.append(problem)
 
 
 def _foreign_key(row: dict[str, Any]) -> ForeignKey:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from scripts.lifecycle.intervals import lateness
 from scripts.lifecycle.policies import JobSpec
-from scripts.lifecycle.schedules import lateness
 from scripts.utils import error_reporting
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger

@@ -110,6 +110,21 @@ class AuditBroken(OpsError):
     stop_reason = "audit_broken"
 
 
+class Unwell(OpsError):
+    """The health check found something.
+
+    Args:
+        message: How much, for a person.
+        exit_code: 4 for warnings, 1 for failures.
+    """
+
+    stop_reason = "unwell"
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 class DatabaseUnavailable(OpsError):
     """PostgreSQL did not answer within the bounds of the retries."""
 

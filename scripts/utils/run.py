@@ -38,6 +38,7 @@ class Job:
         purges: Whether it deletes by policy: knows the caps, and closes with what was deleted.
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
+        needs_database: Whether there is nothing to do without one; a health check has to say so itself.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Job:
     purges: bool = True
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    needs_database: bool = True
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,10 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
 
 
 def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> ExitCode:
-    with tracing.span("connect", "PostgreSQL"):
-        run.database.open()
-        _require_schema(run.database)
+    if job.needs_database:
+        with tracing.span("connect", "PostgreSQL"):
+            run.database.open()
+            _require_schema(run.database)
     if not job.changes_data:
         check_in.begin()
         job.work(run)

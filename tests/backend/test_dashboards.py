@@ -11,6 +11,8 @@ import yaml
 from scripts.utils.metrics_utils import METRICS
 from tests.packages import debian_program
 
+pytestmark = pytest.mark.timeout(400)  # a package is slow to fetch, once
+
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "backend" / "dashboards"
 DASHBOARD = json.loads((FOLDER / "lifecycle.json").read_text())

@@ -38,6 +38,8 @@ def test_nothing_at_all_is_done():
         (errors.GateBusy(""), 1),
         (errors.PolicyFailed("cap_exceeded", ""), 1),
         (errors.AuditBroken(""), 1),
+        (errors.Unwell("", ExitCode.FAILED), 1),
+        (errors.Unwell("", ExitCode.NEEDS_A_PERSON), 4),
         (errors.StoppedEarly("time_budget", ""), 3),
         (errors.StoppedEarly("sigterm", "", ExitCode.SIGTERM), 143),
         (errors.LockHeld(""), 75),
@@ -58,6 +60,7 @@ def test_what_the_error_hierarchy_knows_is_in_the_table_above():
         "GateBusy",
         "PolicyFailed",
         "AuditBroken",
+        "Unwell",
         "StoppedEarly",
     }
     known = {

@@ -20,6 +20,8 @@ from scripts.utils.prometheus_sinks import PushgatewaySink, TextfileSink
 from scripts.utils.test_helpers import run_script, script_environment
 from tests.packages import debian_program
 
+pytestmark = pytest.mark.timeout(400)  # a package is slow to fetch, once
+
 ROOT = Path(__file__).resolve().parents[2]
 CLEANUP = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
 SUCCESS = "lifecycle_job_last_success_timestamp_seconds"

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from scripts.lifecycle.schedules import lateness, longest_interval
+from scripts.lifecycle.intervals import lateness, longest_interval
 
 
 @pytest.mark.parametrize(

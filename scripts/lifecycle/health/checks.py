@@ -1,0 +1,25 @@
+"""The checks in their order: what the others stand on comes first."""
+
+from __future__ import annotations
+
+from scripts.lifecycle.health import configuration, database, locks, personal_data, schedule, services, vacuum
+from scripts.lifecycle.health.findings import CONNECTION, Check
+
+CHECKS = (
+    Check("settings", configuration.settings, needs_database=False),
+    Check(CONNECTION, database.connection, needs_database=False),
+    Check("role", database.role),
+    Check("schema", database.schema),
+    Check("suite", database.suite),
+    Check("policies", database.policies),
+    Check("indexes", database.indexes),
+    Check("personal_data", personal_data.personal_data),
+    Check("autovacuum", vacuum.autovacuum),
+    Check("snapshots", vacuum.snapshots),
+    Check("clock", database.clock),
+    Check("redis", locks.redis_answers, needs_database=False),
+    Check("locks", locks.zombie_locks),
+    Check("blob", services.blob, needs_database=False),
+    Check("sentry", services.sentry, needs_database=False),
+    Check("schedule", schedule.schedule, needs_database=False),
+)

@@ -1,0 +1,224 @@
+"""Whether the database can be worked with: connection, role, schema, rights, indexes."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from collections.abc import Iterator
+from datetime import datetime
+
+from backend import migrate
+from scripts.lifecycle import preflight
+from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+from scripts.utils.db_utils import Connection
+
+SLOW_SECONDS = 0.25
+SKEW_WARNS_SECONDS, SKEW_FAILS_SECONDS = 5.0, 60.0
+OLDEST_VERSION = 140_000
+_LOOKS = 3
+_GRANT = re.compile(r"\b(GRANT|REVOKE)\s+([A-Z, ]+?)\s+ON\s+(ops\.[\w.,\s]+?)\s+(?:TO|FROM)\s+lifecycle_jobs")
+_INDEX = re.compile(r"\bCREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s+ON\s+ops\.")
+_DROPPED_INDEX = re.compile(r"\bDROP\s+INDEX\s+(?:IF\s+EXISTS\s+)?(?:ops\.)?(\w+)")
+
+
+def connection(context: Context) -> Iterator[Finding]:
+    """Connect; how long does an answer take, and is the server new enough?"""
+    database = context.run.database
+    database.open()
+    with database.connection() as link:
+        times = []
+        for _ in range(_LOOKS):
+            began = time.perf_counter()
+            link.execute("SELECT 1")
+            times.append(time.perf_counter() - began)
+        version = link.info.server_version
+    latency = statistics.median(times)
+    said = f"PostgreSQL {version // 10_000}.{version % 10_000} answers in {1000 * latency:.0f} ms"
+    if version < OLDEST_VERSION:
+        yield failed("PostgreSQL", f"{said}: it is too old", "upgrade to PostgreSQL 14 or later")
+    elif latency > SLOW_SECONDS:
+        yield warned("PostgreSQL", said, "run the jobs in the database's region; look at its load")
+    else:
+        yield passed("PostgreSQL", said)
+
+
+def clock(context: Context) -> Iterator[Finding]:
+    """Compare this machine's clock with the database's, which decides what is due."""
+
+    def ask(link: Connection) -> tuple[datetime, datetime, datetime]:
+        before = context.clock()
+        row = link.execute("SELECT clock_timestamp()").fetchone()
+        if row is None:
+            raise AssertionError("a SELECT without FROM has one row")
+        return before, row[0], context.clock()
+
+    before, theirs, after = context.run.database.read(ask)
+    skew = (before + (after - before) / 2 - theirs).total_seconds()
+    said = f"this machine's clock is {abs(skew):.1f} s {'ahead of' if skew > 0 else 'behind'} the database's"
+    cure = "set both by NTP; what is due follows the database's clock, logs and metrics this machine's"
+    if abs(skew) > SKEW_FAILS_SECONDS:
+        yield failed("clock", said, cure)
+    elif abs(skew) > SKEW_WARNS_SECONDS:
+        yield warned("clock", said, cure)
+    else:
+        yield passed("clock", said)
+
+
+def role(context: Context) -> Iterator[Finding]:
+    """Look for rights that a job must not have."""
+    tables = [policy.table for policy in context.run.policies.policies.values()]
+    name, superuser, owned = context.run.database.read(
+        lambda link: (
+            link.execute(
+                "SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
+                " (SELECT coalesce(array_agg(n.nspname || '.' || c.relname ORDER BY 1), '{}')"
+                "    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                "   WHERE n.nspname || '.' || c.relname = ANY (%s) AND pg_has_role(c.relowner, 'USAGE'))",
+                (tables,),
+            ).fetchone()
+            or ("", False, [])
+        )
+    )
+    cure = f"connect as {migrate.ROLE} (DATABASE_URL), which backend/migrate.py makes"
+    if superuser:
+        yield warned(name, "is a superuser: no right and no append-only table stops it", cure)
+    elif owned:
+        yield warned(name, f"owns {', '.join(owned)}: it may change or drop them", cure)
+    else:
+        yield passed(name, "is no superuser and owns no table that a policy names")
+
+
+def schema(context: Context) -> Iterator[Finding]:
+    """Compare the migrations that were applied with the files."""
+    ledger = context.run.database.read(_ledger)
+    if ledger is None:
+        yield failed("ops", "the schema is missing, or hidden from this role", "run backend/migrate.py")
+        return
+    wanted = migrate.files("ops")
+    found = []
+    for migration in wanted:
+        if migration.version not in ledger:
+            found.append(failed(str(migration), "is pending", "run backend/migrate.py"))
+        elif ledger[migration.version] != migration.checksum:
+            found.append(
+                failed(str(migration), "was changed after it was applied", "restore the file, add a new migration")
+            )
+    newer = sorted(ledger.keys() - {migration.version for migration in wanted})
+    found += [warned(f"ops/{version}", "was applied by a newer release", "deploy that release") for version in newer]
+    yield from found or [passed("ops", f"at {wanted[-1]}")]
+
+
+def _ledger(link: Connection) -> dict[str, str] | None:
+    row = link.execute(
+        "SELECT CASE WHEN to_regnamespace('ops') IS NULL OR NOT has_schema_privilege('ops', 'USAGE') THEN false"
+        " ELSE to_regclass('ops.schema_migrations') IS NOT NULL END"
+    ).fetchone()
+    if not row or not row[0]:
+        return None
+    return dict(link.execute("SELECT version, checksum FROM ops.schema_migrations WHERE set = 'ops'").fetchall())
+
+
+def suite(context: Context) -> Iterator[Finding]:
+    """Are the suite's own rights and indexes as the migrations made them?"""
+
+    def look(link: Connection) -> tuple[list[str], list[str]]:
+        applied = _ledger(link) or {}
+        texts = [m.path.read_text() for m in migrate.files("ops") if m.version in applied]
+        rights = _rights(texts)
+        lacking = link.execute(
+            'SELECT w.right || \' on \' || w.table FROM unnest(%s::text[], %s::text[]) AS w ("right", "table")'
+            " WHERE to_regclass(w.table) IS NOT NULL AND NOT has_table_privilege(w.table, w.right) ORDER BY 1",
+            ([right for right, _ in rights], [table for _, table in rights]),
+        ).fetchall()
+        missing = link.execute(
+            "SELECT w.name FROM unnest(%s::text[]) AS w (name) WHERE to_regclass('ops.' || w.name) IS NULL ORDER BY 1",
+            (_indexes(texts),),
+        ).fetchall()
+        return [name for (name,) in lacking], [name for (name,) in missing]
+
+    lacking, missing = context.run.database.read(look)
+    for right in lacking:
+        yield failed(right, "was taken from the jobs' role", f"GRANT {right} TO {migrate.ROLE}, as its owner")
+    for name in missing:
+        yield failed(f"ops.{name}", "this index was dropped", f"make it again as backend/migrations/ops says ({name})")
+    if not lacking and not missing:
+        yield passed("ops", "rights and indexes are as the migrations made them")
+
+
+def _rights(texts: list[str]) -> list[tuple[str, str]]:
+    wanted: dict[tuple[str, str], None] = {}
+    for verb, rights, tables in (match for text in texts for match in _GRANT.findall(text)):
+        for right in rights.split(","):
+            for table in tables.split(","):
+                key = (right.strip(), table.strip())
+                if verb == "GRANT":
+                    wanted[key] = None
+                else:
+                    wanted.pop(key, None)
+    return list(wanted)
+
+
+def _indexes(texts: list[str]) -> list[str]:
+    wanted: dict[str, None] = {}
+    for text in texts:
+        for name in _DROPPED_INDEX.findall(text):
+            wanted.pop(name, None)
+        wanted |= dict.fromkeys(_INDEX.findall(text))
+    return list(wanted)
+
+
+def policies(context: Context) -> Iterator[Finding]:
+    """Would each policy start? Tables, columns, rights, foreign keys, indexes: the purge's own preflight."""
+    now = context.run.database.now()
+    for name, policy in context.run.policies.policies.items():
+        problems, warnings = context.run.database.read(
+            lambda link, policy=policy: preflight.inspect(link, policy, now)  # type: ignore[misc]
+        )
+        for problem in problems:
+            yield failed(name, problem, _cure(problem))
+        for warning in warnings:
+            yield warned(name, warning, _cure(warning))
+        if not problems and not warnings:
+            yield passed(name, f"would start: {policy.table}")
+
+
+def _cure(problem: str) -> str:
+    if "--grants" in problem or problem.startswith("no right"):
+        return "backend/migrate.py --grants POLICY_FILE, as the owner"
+    if "no index" in problem:
+        return "CREATE INDEX CONCURRENTLY, as the owner; slow until then, refused once the table is large"
+    if problem.startswith("foreign key"):
+        return "declare the foreign key under the policy's dependants, or change it in the database"
+    if "does not exist" in problem:
+        return "correct the name in the policy file; if the application renamed it, that is a change of policy"
+    return "correct the policy file or the table; then try the job with --dry-run"
+
+
+def indexes(context: Context) -> Iterator[Finding]:
+    """Look for indexes that are there and not valid, on the policies' tables and the suite's own."""
+    tables = _tables(context)
+    rows = context.run.database.read(
+        lambda link: link.execute(
+            "SELECT i.indexrelid::regclass::text, n.nspname || '.' || c.relname, i.indisvalid"
+            "  FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
+            " WHERE n.nspname || '.' || c.relname = ANY (%s) OR n.nspname = 'ops' ORDER BY 1",
+            (tables,),
+        ).fetchall()
+    )
+    if not rows:
+        yield failed("indexes", "no index was found on any table", "does this role see the right database?")
+    invalid = [(index, table) for index, table, valid in rows if not valid]
+    for index, table in invalid:
+        yield failed(
+            index,
+            f"is invalid, so PostgreSQL does not use it on {table}",
+            f"if none is being built just now: REINDEX INDEX CONCURRENTLY {index}, as the owner",
+        )
+    if rows and not invalid:
+        yield passed("indexes", f"{len(rows)} indexes, all valid")
+
+
+def _tables(context: Context) -> list[str]:
+    policies = context.run.policies.policies.values()
+    return sorted({p.table for p in policies} | {d.table for p in policies for d in p.dependants})

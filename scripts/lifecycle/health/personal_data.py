@@ -1,0 +1,78 @@
+"""Tables that look as if they held personal data, and no policy says what becomes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+
+# Deleting a row takes all of it along; an action that only changes columns leaves the rest of the row where it is.
+_COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete"})
+
+_WORDS = frozenset(
+    {
+        *("email", "emails", "mail", "phone", "telephone", "mobile", "fax", "ip", "address", "addresses", "street"),
+        *("zip", "postcode", "postal", "birth", "birthday", "birthdate", "birthplace", "dob", "surname", "username"),
+        *("firstname", "lastname", "fullname", "forename", "nickname", "ssn", "iban", "passport", "gender", "sex"),
+        *("latitude", "longitude", "geolocation", "nationality", "religion", "ethnicity", "salary", "weight", "height"),
+    }
+)
+_WHOSE = frozenset(
+    {"first", "last", "full", "middle", "given", "family", "maiden", "nick", "user", "customer", "person", "contact"}
+    | {"billing", "shipping", "holder", "owner", "recipient", "patient", "member"}
+)
+# Written as one word: generationip is not found, emailaddress is.
+_INSIDE = re.compile(r"e-?mail|phone|birth|ipaddr|passport|surname|firstname|lastname|fullname")
+_ABOUT = ("boolean", "timestamp", "date", "time", "interval")
+_BIRTH = re.compile(r"birth|(?<![a-z])dob(?![a-z])")
+_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+
+_COLUMNS = """
+SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnum),
+       array_agg(format_type(a.atttypid, -1) ORDER BY a.attnum)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
+   AND n.nspname <> 'ops' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+ GROUP BY 1 ORDER BY 1
+"""
+
+
+def looks_personal(column: str, kind: str = "text") -> bool:
+    """Tell whether a column reads like personal data, by its name and its type."""
+    parts = [part.lower() for part in _PARTS.findall(column)]
+    # email_sent_at and email_confirmed are about an e-mail; a date of birth is personal all the same.
+    if kind.startswith(_ABOUT) and not _BIRTH.search(column.lower()):
+        return False
+    if _WORDS.intersection(parts) or _INSIDE.search(column.lower()):
+        return True
+    return "name" in parts and (len(parts) == 1 or bool(_WHOSE.intersection(parts)))
+
+
+def personal_data(context: Context) -> Iterator[Finding]:
+    """Compare every table that this database has, visible rows or not, with the policy file."""
+    policies = context.run.policies
+    covered = {policy.table for policy in policies.policies.values() if policy.action in _COVERING}
+    covered |= {d.table for policy in policies.policies.values() for d in policy.dependants if d.action == "delete"}
+    partly = {policy.table for policy in policies.policies.values()} - covered
+    rows = context.run.database.read(lambda link: link.execute(_COLUMNS).fetchall())
+    if not rows:
+        yield failed("tables", "no table was looked at", "does DATABASE_URL name the application's database?")
+        return
+    found = []
+    for table, columns, kinds in rows:
+        personal = [column for column, kind in zip(columns, kinds, strict=True) if looks_personal(column, kind)]
+        if not personal or table in covered or table in policies.kept:
+            continue
+        what = f"looks personal ({', '.join(personal)}) and "
+        what += "its policy keeps the row for ever" if table in partly else "has no policy"
+        found.append(warned(table, what, "add a policy for it, or name it under kept in the policy file and say why"))
+    names = {table for table, *_ in rows}
+    found += [
+        warned(table, "is named under kept and is not there", "correct the name, or take it out")
+        for table in sorted(policies.kept.keys() - names)
+    ]
+    yield from found or [
+        passed("tables", f"{len(rows)} tables: what looks personal has a policy, or is kept knowingly")
+    ]

@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Check everything that the jobs stand on, and say what is wrong and how to cure it.
+
+Changes nothing but for --fix-zombies. Exit 0: all is well, 4: warnings, 1: failures.
+Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/sla-monitoring/README.md
+"""
+
+import argparse
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.table import Table
+from rich.text import Text
+
+from scripts.lifecycle.health.checks import CHECKS
+from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
+from scripts.utils.errors import StoppedEarly
+from scripts.utils.script_template import Job, Run, main
+
+RENDER_YAML = Path(__file__).resolve().parents[2] / "render.yaml"
+STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the form, and what may be set right."""
+    parser.add_argument("--format", choices=["console", "json"], help="default: console on a terminal, or json")
+    parser.add_argument("--fix-zombies", action="store_true", help="release locks that no live run claims")
+    parser.add_argument("--render-yaml", type=Path, default=RENDER_YAML, metavar="PATH", help="schedules to compare")
+
+
+def work(run: Run) -> None:
+    """Examine, show, judge."""
+    flags = run.options.flags
+    context = Context(run, flags.render_yaml, flags.policy_file, flags.fix_zombies)
+    form = flags.format or ("console" if run.display.enabled else "json")
+    findings: list[Finding] = []
+    try:
+        findings.extend(examine(context, CHECKS))
+    except StoppedEarly:
+        _show(run, findings, form, complete=False)
+        if verdict(findings) == "FAIL":
+            require_well(findings)
+        raise
+    _show(run, findings, form, complete=True)
+    require_well(findings)
+
+
+def _show(run: Run, findings: list[Finding], form: str, *, complete: bool) -> None:
+    if form == "json":
+        report = {
+            "status": verdict(findings),
+            "complete": complete,
+            "findings": [finding.as_dict() for finding in findings],
+        }
+        with suppress(BrokenPipeError):  # the exit code still tells
+            sys.stdout.write(json.dumps(report) + "\n")
+            sys.stdout.flush()
+        return
+    table = Table(title="health")
+    for heading in ("", "check", "what", "finding", "cure"):
+        table.add_column(heading, overflow="fold", no_wrap=heading in ("", "check"))
+    for finding in findings:
+        status = Text(finding.status, STYLES[finding.status])
+        table.add_row(
+            status, finding.check, *(Text(cell or "") for cell in (finding.subject, finding.message, finding.cure))
+        )
+    run.display.show(table)
+
+
+JOB = Job(
+    "check_cleanup_health",
+    work,
+    "Check everything that the jobs stand on, and say what is wrong and how to cure it.",
+    changes_data=False,
+    events="health",
+    arguments=arguments,
+    needs_database=False,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,230 @@
+"""The database broken on purpose: each time one line names it, with its cure."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from scripts.lifecycle.health import database as database_checks
+from scripts.lifecycle.health.findings import Context
+from scripts.utils.db_utils import Database
+
+pytest_plugins = ["tests.health_stage"]
+
+
+@pytest.fixture
+def admin(database):
+    return database.superuser()
+
+
+def test_a_dropped_index(check, admin):
+    admin.execute("DROP INDEX quiz_responses_pdf_delivered_at_idx")
+    health = check()
+    line = health.only()
+    assert (health.code, line["status"], line["check"], line["subject"]) == (4, "WARN", "policies", "quiz_responses")
+    assert line["message"].startswith("public.quiz_responses.pdf_delivered_at has no index")
+    assert "CREATE INDEX CONCURRENTLY" in line["cure"]
+
+
+def test_an_invalid_index(check, admin):
+    admin.execute(
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'email_blacklist_expires_at_idx'::regclass"
+    )
+    health = check()
+    assert health.code == 1
+    (invalid,) = health.of("indexes")
+    assert (invalid["status"], invalid["subject"]) == ("FAIL", "email_blacklist_expires_at_idx")
+    assert "REINDEX INDEX CONCURRENTLY email_blacklist_expires_at_idx" in invalid["cure"]
+    assert [finding["subject"] for finding in health.unwell] == ["email_blacklist", "email_blacklist_expires_at_idx"]
+
+
+def test_a_dropped_index_of_the_suite_s_own(check, admin):
+    admin.execute("DROP INDEX ops.job_runs_history_idx")
+    line = check().only()
+    assert (line["status"], line["check"], line["subject"]) == ("FAIL", "suite", "ops.job_runs_history_idx")
+    assert "backend/migrations/ops" in line["cure"]
+
+
+def test_a_renamed_column(check, admin):
+    admin.execute("ALTER TABLE magic_link_tokens RENAME COLUMN expires_at TO valid_until")
+    health = check()
+    assert health.code == 1
+    line = health.only()
+    assert (line["status"], line["check"], line["subject"]) == ("FAIL", "policies", "magic_link_tokens")
+    assert line["message"] == "column public.magic_link_tokens.expires_at does not exist"
+    assert "policy file" in line["cure"]
+
+
+def test_a_table_that_is_gone(check, admin):
+    admin.execute("DROP TABLE email_blacklist")
+    line = check().only()
+    assert (line["status"], line["subject"]) == ("FAIL", "email_blacklist")
+    assert line["message"] == "table public.email_blacklist does not exist"
+
+
+def test_a_foreign_key_that_no_policy_declares(check, admin):
+    admin.execute(
+        "CREATE TABLE notes (id int PRIMARY KEY, quiz varchar REFERENCES quiz_responses (id) ON DELETE CASCADE)"
+    )
+    admin.execute("GRANT SELECT ON notes TO lifecycle_jobs")
+    failed, warned = sorted(check().unwell, key=lambda finding: finding["status"])
+    assert (failed["status"], failed["subject"]) == ("FAIL", "quiz_responses")
+    assert "notes_quiz_fkey deletes rows of public.notes" in failed["message"]
+    assert "dependants" in failed["cure"]
+    assert warned["message"] == "foreign key notes_quiz_fkey on public.notes has no index"
+
+
+def test_a_revoked_right(check, admin):
+    admin.execute("REVOKE DELETE ON quiz_responses FROM lifecycle_jobs")
+    health = check()
+    line = health.only()
+    assert (health.code, line["status"], line["subject"]) == (1, "FAIL", "quiz_responses")
+    assert "no right to DELETE on public.quiz_responses" in line["message"]
+    assert "--grants" in line["cure"]
+
+
+def test_a_revoked_right_on_the_suite_s_own(check, admin):
+    admin.execute("REVOKE INSERT ON ops.job_runs FROM lifecycle_jobs")
+    line = check().only()
+    assert (line["status"], line["check"], line["subject"]) == ("FAIL", "suite", "INSERT on ops.job_runs")
+    assert line["cure"] == "GRANT INSERT on ops.job_runs TO lifecycle_jobs, as its owner"
+
+
+def test_a_superuser_is_no_job(check, database):
+    health = check(DATABASE_URL=database.superuser_url)
+    line = health.only()
+    assert (health.code, line["status"], line["check"]) == (4, "WARN", "role")
+    assert "lifecycle_jobs" in line["cure"]
+
+
+def test_a_role_that_owns_what_it_deletes_from(check, admin):
+    admin.execute("ALTER TABLE email_blacklist OWNER TO lifecycle_jobs")
+    line = check().only()
+    assert (line["status"], line["check"]) == ("WARN", "role")
+    assert "owns public.email_blacklist" in line["message"]
+
+
+def test_a_pending_migration(check, admin):
+    admin.execute("DELETE FROM ops.schema_migrations WHERE set = 'ops' AND version = '0007'")
+    line = check().only()
+    assert (line["status"], line["check"], line["subject"]) == ("FAIL", "schema", "ops/0007_queue_workflow")
+    assert (line["message"], line["cure"]) == ("is pending", "run backend/migrate.py")
+
+
+def test_a_migration_that_was_changed_and_one_of_a_newer_release(check, admin):
+    admin.execute("UPDATE ops.schema_migrations SET checksum = 'x' WHERE set = 'ops' AND version = '0001'")
+    admin.execute("INSERT INTO ops.schema_migrations VALUES ('ops', '9999', 'later', 'x', now())")
+    changed, newer = check().unwell
+    assert (changed["status"], changed["subject"]) == ("FAIL", "ops/0001_schema_and_role")
+    assert (newer["status"], newer["subject"]) == ("WARN", "ops/9999")
+
+
+def test_a_new_table_with_an_email_column(check, admin):
+    admin.execute("CREATE TABLE newsletter (id int PRIMARY KEY, subscriber_email text, product_name text)")
+    health = check()
+    line = health.only()
+    assert (health.code, line["status"], line["check"], line["subject"]) == (
+        4,
+        "WARN",
+        "personal_data",
+        "public.newsletter",
+    )
+    assert line["message"] == "looks personal (subscriber_email) and has no policy"
+    assert "policy" in line["cure"]
+
+
+def test_a_table_without_a_policy_is_seen_where_the_role_may_see_nothing(check, admin):
+    admin.execute("CREATE SCHEMA crm; CREATE TABLE crm.people (id int, birth_date date)")
+    assert check().only()["subject"] == "crm.people"
+
+
+def test_a_policy_that_only_takes_the_pdf_does_not_cover_the_row(check, policy_file):
+    policy_file.write_text(policy_file.read_text().replace("  public.meal_plans: for the test\n", ""))
+    line = check().only()
+    assert line["subject"] == "public.meal_plans"
+    assert "its policy keeps the row for ever" in line["message"]
+
+
+def test_a_table_that_is_kept_and_not_there(check, policy_file):
+    policy_file.write_text(policy_file.read_text().replace("kept:\n", "kept:\n  public.gone: for the test\n"))
+    assert check().only()["subject"] == "public.gone"
+
+
+def test_a_database_without_a_table_was_not_looked_at(check, admin):
+    admin.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    health = check()
+    (line,) = health.of("personal_data")
+    assert (health.code, line["status"], line["message"]) == (1, "FAIL", "no table was looked at")
+
+
+def test_disabled_autovacuum_and_dead_rows(check, admin):
+    admin.execute("ALTER TABLE email_blacklist SET (autovacuum_enabled = false)")
+    admin.execute(
+        "INSERT INTO email_blacklist SELECT n, n || '@example.com', 'abuse', true, now(), now() FROM generate_series(1, 12000) n"
+    )
+    admin.execute("UPDATE email_blacklist SET reason = 'chargeback'")
+    admin.execute("SELECT pg_stat_force_next_flush()")
+    disabled, dead = check().unwell
+    assert (disabled["check"], disabled["subject"], disabled["status"]) == (
+        "autovacuum",
+        "public.email_blacklist",
+        "WARN",
+    )
+    assert disabled["cure"] == "ALTER TABLE public.email_blacklist RESET (autovacuum_enabled)"
+    assert dead["message"] == "50 % of its rows are dead (12,000)"
+    assert dead["cure"].startswith("VACUUM (ANALYZE) public.email_blacklist")
+
+
+def test_a_long_transaction(jobs_url, database, monkeypatch):
+    from scripts.lifecycle.health import vacuum
+
+    monkeypatch.setattr(vacuum, "LONG_SECONDS", 0.2)
+    other = database.superuser()
+    pid = other.info.backend_pid
+    with other.transaction():
+        other.execute("SELECT 1")
+        time.sleep(0.3)
+        lines = look(jobs_url, vacuum.snapshots)
+    (line,) = [each for each in lines if each.subject == f"pid {pid}"]
+    assert line.status == "WARN"
+    assert f"pg_terminate_backend({pid})" in line.cure
+
+
+def test_what_the_role_cannot_see_is_not_taken_for_well(check, database):
+    line = check(DATABASE_URL=database.url).only()
+    assert (line["status"], line["check"], line["subject"]) == ("WARN", "snapshots", "pg_stat_activity")
+    assert "GRANT pg_read_all_stats" in line["cure"]
+
+
+class _Run:
+    def __init__(self, url):
+        self.database = Database(url, application_name="health test", max_size=2)
+
+
+def look(url, check, **more):
+    run = _Run(url)
+    run.database.open()
+    try:
+        return list(check(Context(run, None, None, **more)))
+    finally:
+        run.database.close()
+
+
+@pytest.mark.parametrize(
+    ("off", "status", "said"),
+    [(600, "FAIL", "600.0 s ahead of"), (-600, "FAIL", "behind"), (30, "WARN", "30.0 s ahead of"), (1, "PASS", "")],
+)
+def test_a_clock_that_is_off(database, off, status, said):
+    (line,) = look(database.url, database_checks.clock, clock=lambda: datetime.now(UTC) + timedelta(seconds=off))
+    assert (line.status, line.subject) == (status, "clock")
+    assert said in line.message
+    assert (line.cure is None) == (status == "PASS")
+
+
+def test_a_slow_or_old_server(database, monkeypatch):
+    monkeypatch.setattr(database_checks, "SLOW_SECONDS", 0)
+    (line,) = look(database.url, database_checks.connection)
+    assert (line.status, line.subject) == ("WARN", "PostgreSQL")
+    monkeypatch.setattr(database_checks, "OLDEST_VERSION", 990_000)
+    (line,) = look(database.url, database_checks.connection)
+    assert (line.status, line.cure) == ("FAIL", "upgrade to PostgreSQL 14 or later")
