@@ -293,10 +293,11 @@ class Policy(_Model):
 
 
 class JobSpec(_Model):
-    """When a script runs, how long it may take, and its lock."""
+    """When a script runs, how long it may take, its lock, and the policies that it carries out."""
 
     schedule: Annotated[str, AfterValidator(_cron)]
     budget: Duration
+    policies: tuple[Name, ...] = ()
     lock: Annotated[str, _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses")] | None = None
 
 
@@ -325,6 +326,18 @@ class _Document(_Model):
                 raise ValueError(f"policies.{name}: {other} already says what to {policy.action} in {policy.table}")
         return self
 
+    @model_validator(mode="after")
+    def _one_job_for_one_policy(self) -> _Document:
+        seen: dict[str, str] = {}
+        for job, spec in self.jobs.items():
+            for name in spec.policies:
+                if name not in self.policies:
+                    raise ValueError(f"jobs.{job}.policies: there is no policy {name}")
+                if name in seen:
+                    raise ValueError(f"jobs.{job}.policies: {name} is already carried out by {seen[name]}")
+                seen[name] = job
+        return self
+
 
 @dataclass(frozen=True)
 class PolicySet:
@@ -337,6 +350,10 @@ class PolicySet:
     document: str
     kept: dict[str, str] = field(default_factory=dict)
     """Tables with personal data that no period covers, and why."""
+
+    def job_of(self, policy: str) -> str | None:
+        """Return the job that carries a policy out; None: no job names it."""
+        return next((name for name, job in self.jobs.items() if policy in job.policies), None)
 
 
 class _Loader(yaml.SafeLoader):

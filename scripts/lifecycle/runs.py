@@ -1,8 +1,8 @@
 """The run record: one row a run and policy in ops.job_runs.
 
 Its states, in words: ``running`` becomes ``completed`` (nothing left that may go), ``partial`` (stopped early, or rows
-left), ``failed`` or ``interrupted`` (a signal) when the run closes it, and ``abandoned`` when a later run finds that
-its process is gone.
+left), ``failed`` or ``interrupted`` (a signal) when the run closes it, and ``abandoned`` when a later run or the
+monitor finds that its process is gone. ``skipped`` is a run that did not begin: another one held the lock.
 """
 
 from __future__ import annotations
@@ -29,19 +29,48 @@ def keep_policy_version(connection: Connection, policies: PolicySet, script: str
     )
 
 
+_ABANDON = sql.SQL(
+    "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
+    " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
+    " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob'))"
+    " WHERE status = 'running' AND {}"
+)
+
+
 def abandon_dead_runs(connection: Connection, script: str) -> int:
     """Close what earlier runs of this script left open; only the holder of the script's lock may call it.
 
     Returns:
         How many runs were found abandoned.
     """
-    return connection.execute(
-        "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
-        " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
-        " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob'))"
-        " WHERE script = %s AND status = 'running'",
-        (script,),
-    ).rowcount
+    return connection.execute(_ABANDON.format(sql.SQL("script = %s")), (script,)).rowcount
+
+
+def abandon_silent_run(connection: Connection, correlation_id: str, silent_seconds: float) -> int:
+    """Close a run that a monitor found dead, unless it has given a sign of life since.
+
+    A run that lives after all writes its true ending over it.
+
+    Returns:
+        How many records were closed, one a policy.
+    """
+    silent = sql.SQL("correlation_id = %s AND heartbeat_at < clock_timestamp() - make_interval(secs => %s)")
+    return connection.execute(_ABANDON.format(silent), (correlation_id, silent_seconds)).rowcount
+
+
+def note_lock_conflict(
+    connection: Connection, policies: PolicySet, script: str, correlation_id: str, now: datetime, version: str
+) -> None:
+    """Record that a run did not begin because another one held the lock, for each policy of the job."""
+    keep_policy_version(connection, policies, script)
+    spec = policies.jobs.get(script)
+    for policy in spec.policies if spec else ():
+        connection.execute(
+            "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
+            " fencing_token, status, stop_reason, exit_code, host, pid, version)"
+            " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, 'skipped', 'lock_held', 75, %s, %s, %s)",
+            (script, policy, correlation_id, now, policies.hash, socket.gethostname(), os.getpid(), version),
+        )
 
 
 def open_run(

@@ -70,13 +70,17 @@ class NotDelivered(Exception):
     Args:
         reason: A code for logs, such as ``http_500``; never an address or a body.
         down: Whether the next message would fail alike.
+        again: Whether the same message may be taken in a moment.
         retry_after: Seconds that the sink asked to wait.
     """
 
-    def __init__(self, reason: str, *, down: bool = True, retry_after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, down: bool = True, again: bool = False, retry_after: float | None = None
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.down = down
+        self.again = again and (retry_after or 0) <= RETRY_SECONDS
         self.retry_after = retry_after
 
 
@@ -200,9 +204,7 @@ def sinks_of(settings: Settings) -> list[Sink]:
 def _post(url: str, body: dict[str, Any]) -> None:
     retry(
         lambda: _post_once(url, body),
-        on=lambda error: (
-            isinstance(error, NotDelivered) and error.down and not (error.retry_after or 0) > RETRY_SECONDS
-        ),
+        on=lambda error: isinstance(error, NotDelivered) and error.again,
         attempts=ATTEMPTS,
         seconds=RETRY_SECONDS,
         longest_wait=2.0,
@@ -215,14 +217,15 @@ def _post_once(url: str, body: dict[str, Any]) -> None:
         # Redirects are not followed: the body of a webhook goes nowhere but where it was set to go.
         answer = httpx.post(url, json=body, timeout=TIMEOUT_SECONDS)
     except (httpx.HTTPError, httpx.InvalidURL) as error:  # their texts may quote the address
-        raise NotDelivered(type(error).__name__) from None
+        raise NotDelivered(type(error).__name__, again=True) from None
     if answer.is_success:
         return
     later = answer.status_code == _TOO_MANY or answer.status_code >= _SERVER_ERROR
     raise NotDelivered(
         f"http_{answer.status_code}",
         # 400 is about this message; 403, 404 and 410 are about the address.
-        down=later or answer.status_code != httpx.codes.BAD_REQUEST,
+        down=answer.status_code != httpx.codes.BAD_REQUEST,
+        again=later,
         retry_after=_seconds(answer.headers.get("retry-after")),
     )
 

@@ -25,6 +25,7 @@ from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
     DatabaseRefused,
     ExitCode,
+    LockHeld,
     Misconfigured,
     OpsError,
     worst,
@@ -121,7 +122,7 @@ def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> Exit
         if not run.options.dry_run:
             stop_switch.refuse_if_on(run.database, run.script)
             with tracing.span("lock", spec.lock if spec and spec.lock else "none"):
-                _lock(run, spec)
+                _lock_or_note(run, spec)
             stack.callback(run.lock.release)
             _begin(run)
             check_in.begin()
@@ -242,6 +243,19 @@ def _require_schema(database: Database) -> None:
 def _schema_visible(connection: Connection) -> bool:
     row = connection.execute("SELECT to_regnamespace('ops') IS NOT NULL").fetchone()
     return bool(row and row[0])
+
+
+def _lock_or_note(run: Run, spec: JobSpec | None) -> None:
+    try:
+        _lock(run, spec)
+    except LockHeld:
+        noted = (run.policies, run.script, run.correlation_id, run.cutoff, run.settings.render_git_commit)
+        try:
+            with run.database.transaction() as connection:
+                runs.note_lock_conflict(connection, *noted)
+        except (psycopg.Error, OpsError) as error:
+            get_logger().warning("lock_conflict_not_noted", error=type(error).__name__)
+        raise
 
 
 def _lock(run: Run, spec: JobSpec | None) -> None:

@@ -279,6 +279,16 @@ class Settings(BaseSettings):
         description="share of the budget that is a breach",
     )
 
+    sla_start_grace_minutes: int = Field(
+        15, alias="SLA_START_GRACE_MINUTES", ge=1, le=1440, description="minutes that a scheduled run may start late"
+    )
+    sla_stuck_minutes: int = Field(
+        45, alias="SLA_STUCK_MINUTES", ge=1, le=1440, description="minutes without progress after which a run is stuck"
+    )
+    sla_count_seconds: int = Field(
+        20, alias="SLA_COUNT_SECONDS", ge=1, le=600, description="seconds that a monitor may take to count one policy"
+    )
+
     mrq_sla_critical: int = Field(
         4, alias="MRQ_SLA_CRITICAL", ge=1, le=87_600, description="hours to resolve a critical item"
     )

@@ -230,3 +230,19 @@ def test_a_mistake_in_a_section_is_named_with_its_place(section, old, new, place
     message = refusal(with_action(action, section.replace(old, new)))
 
     assert re.search(rf"policies\.things\.{re.escape(place)} \(line \d+\): [^;]*{re.escape(said)}", message), message
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        ("policies: [thing]", "jobs.cleanup_things.policies: there is no policy thing"),
+        ("policies: [things, things]", "jobs.cleanup_things.policies: things is already carried out by cleanup_things"),
+    ],
+)
+def test_a_job_carries_out_policies_that_are_there_and_no_other_job_s(jobs, message):
+    assert message in refusal(TEXT.replace("budget: 60 seconds,", f"budget: 60 seconds, {jobs},"))
+
+
+def test_who_carries_out_a_policy():
+    named = parse(TEXT.replace("budget: 60 seconds,", "budget: 60 seconds, policies: [things],"))
+    assert (named.job_of("things"), parse(TEXT).job_of("things")) == ("cleanup_things", None)

@@ -44,6 +44,20 @@ def test_every_policy_is_some_script_s(name):
 
 
 @each_policy
+def test_every_policy_is_carried_out_by_the_job_that_says_so(name):
+    """The monitor asks the file which job a policy belongs to; the script decides what it does."""
+    (script,) = [path for path in SCRIPTS if path.stem == POLICIES.job_of(name)]
+    assert f'policy="{name}"' in script.read_text()
+
+
+@each_script
+def test_every_policy_that_a_script_carries_out_is_named_under_its_job(script):
+    named = set(re.findall(r'\bpolicy="(\w+)"', script.read_text())) & POLICIES.policies.keys()
+    job = POLICIES.jobs.get(script.stem)
+    assert named == set(job.policies if job else ())
+
+
+@each_policy
 def test_every_table_and_column_exists(name, database):
     policy = POLICIES.policies[name]
     wanted = {(policy.table, policy.key)} | {(policy.table, policy.person)} - {(policy.table, None)}

@@ -1,0 +1,90 @@
+"""What the runs of a job came to, a run with all its policies in one, newest first."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from psycopg.rows import class_row
+
+from scripts.utils.db_utils import Connection
+
+Outcome = Literal["running", "done", "failed", "early", "stopped", "abandoned", "skipped"]
+
+HISTORY = timedelta(days=35)
+SHOWN_RUNS = 30
+# Fewer rows are gone in a moment, and say nothing about speed.
+THROUGHPUT_ROWS = 1000
+_BASELINE_RUNS = 5
+
+_RUNS = """
+SELECT script, correlation_id, min(started_at) AS started_at, max(heartbeat_at) AS heartbeat_at,
+       CASE WHEN bool_and(finished_at IS NOT NULL) THEN max(finished_at) END AS finished_at,
+       sum(records_processed)::bigint AS deleted, max(sla_budget_seconds) AS budget_seconds,
+       max(host) AS host, max(pid) AS pid, max(fencing_token) AS fencing_token, max(stop_reason) AS stop_reason,
+       CASE WHEN bool_or(status = 'running') THEN 'running'
+            WHEN bool_or(status = 'abandoned') THEN 'abandoned'
+            WHEN bool_or(status = 'skipped') THEN 'skipped'
+            WHEN bool_or(exit_code IN (1, 2)) THEN 'failed'
+            WHEN bool_or(exit_code IN (130, 143)) THEN 'stopped'
+            WHEN bool_and(exit_code IN (0, 4)) THEN 'done'
+            ELSE 'early' END AS outcome
+  FROM ops.job_runs WHERE script = %(script)s AND started_at > %(since)s
+ GROUP BY script, correlation_id ORDER BY min(started_at) DESC
+"""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run; its moments are by the database's clock."""
+
+    script: str
+    correlation_id: str
+    started_at: datetime
+    heartbeat_at: datetime
+    finished_at: datetime | None
+    deleted: int
+    budget_seconds: float | None
+    host: str
+    pid: int
+    fencing_token: int
+    stop_reason: str | None
+    outcome: Outcome
+
+    def seconds(self, now: datetime) -> float:
+        """How long it took, or has taken until now."""
+        return ((self.finished_at or now) - self.started_at).total_seconds()
+
+    @property
+    def who(self) -> str:
+        """Enough to find the process."""
+        return f"run {self.correlation_id} (host {self.host}, pid {self.pid})"
+
+
+def history(connection: Connection, script: str, now: datetime) -> list[RunFacts]:
+    """Return the runs of the last weeks."""
+    with connection.cursor(row_factory=class_row(RunFacts)) as cursor:
+        return cursor.execute(_RUNS, {"script": script, "since": now - HISTORY}).fetchall()
+
+
+def last_completed(connection: Connection, script: str, policy: str) -> tuple[datetime, datetime, int] | None:
+    """Return cut-off, start and deleted rows of a policy's last run that says that nothing was left."""
+    return connection.execute(
+        "SELECT cutoff_at, started_at, records_processed FROM ops.job_runs WHERE script = %s AND policy = %s"
+        " AND status = 'completed' ORDER BY started_at DESC LIMIT 1",
+        (script, policy),
+    ).fetchone()
+
+
+def throughput(runs: list[RunFacts], now: datetime) -> tuple[float, float] | None:
+    """Return rows a second of the newest run that says something, and the median of those before it."""
+    rates = [
+        run.deleted / max(run.seconds(now), 0.001)
+        for run in runs
+        if run.deleted >= THROUGHPUT_ROWS and run.finished_at and run.outcome != "abandoned"
+    ]
+    if len(rates) <= _BASELINE_RUNS:
+        return None
+    return rates[0], statistics.median(rates[1 : SHOWN_RUNS + 1])

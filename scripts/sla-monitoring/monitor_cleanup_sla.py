@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Watch whether what should be gone is gone, and whether the jobs run as they should.
+
+Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/sla-monitoring/README.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle import observations, queue_report, runs, sla_page
+from scripts.lifecycle.alerts import Alerts
+from scripts.lifecycle.job_levels import SCOPE, budget_percent
+from scripts.lifecycle.sla_watch import Picture, look
+from scripts.utils.db_utils import Connection
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, main
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add where the page goes."""
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write a status page there, whole or not at all")
+
+
+def work(run: Run) -> None:
+    """Look, keep what was seen, tell what is wrong and what is over, write the page."""
+    output = run.options.flags.output
+    if output:
+        queue_report.check_path(output)
+    picture = look(run)
+    _say(run, picture)
+    if not run.options.dry_run:
+        run.database.write(lambda connection: _keep(connection, run, picture))
+    settled = Alerts(run.database, run.settings, run.script).settle(
+        SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now
+    )
+    if output:
+        queue_report.write(output, sla_page.page(run, picture))
+        get_logger().info("status_page_written", output=str(output))
+    get_logger().info(
+        "sla_monitored",
+        jobs=len(picture.jobs),
+        policies=len(picture.policies),
+        not_counted=sum(view.residue is None for view in picture.policies),
+        alerts=len(picture.alerts),
+        raised=settled.raised,
+        recovered=settled.recovered,
+    )
+
+
+def _say(run: Run, picture: Picture) -> None:
+    for view in picture.policies:
+        get_logger().info(
+            "policy_observed",
+            policy=view.policy.name,
+            job=view.job,
+            sla_status=view.status,
+            records_remaining=view.residue.remaining if view.residue else None,
+            oldest_overdue_seconds=view.residue.oldest_overdue_seconds if view.residue else None,
+            forecast=str(view.forecast) if view.forecast else None,
+        )
+    for job in picture.jobs:
+        last = job.attempts[0] if job.attempts else None
+        get_logger().info(
+            "job_observed",
+            job=job.name,
+            last_run=last.outcome if last else None,
+            budget_percent=round(budget_percent(job, last, run.settings), 1) if last else None,
+        )
+
+
+def _keep(connection: Connection, run: Run, picture: Picture) -> None:
+    for observation in picture.observations():
+        observations.note(connection, run.script, observation)
+    for dead in picture.dead:
+        closed = runs.abandon_silent_run(connection, dead.correlation_id, run.settings.redis_lock_timeout)
+        if closed:
+            get_logger().warning("abandoned_runs_closed", job=dead.script, run=dead.correlation_id, records=closed)
+
+
+JOB = Job(
+    "monitor_cleanup_sla",
+    work,
+    "Watch whether what should be gone is gone, and whether the jobs run as they should.",
+    changes_data=False,
+    events="monitor",
+    arguments=arguments,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,51 @@
+#!/usr/bin/env python3
+"""Watch whether people keep up with the manual-resolution queue.
+
+Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/sla-monitoring/README.md
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle import observations
+from scripts.lifecycle.alerts import Alerts
+from scripts.lifecycle.queue_levels import SCOPE, look, observation, queue_alerts
+from scripts.lifecycle.schedules import last_due
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, main
+
+_HOURLY = "5 * * * *"
+
+
+def work(run: Run) -> None:
+    """Look, keep what was seen, tell what is wrong and what is over."""
+    view = run.database.read(look, statement_timeout=run.budget_seconds)
+    alerts = queue_alerts(view, run.settings)
+    spec = run.policies.jobs.get(run.script)
+    seen = observation(view, alerts, last_due(spec.schedule if spec else _HOURLY, view.now))
+    if not run.options.dry_run:
+        run.database.write(lambda connection: observations.note(connection, run.script, seen))
+    settled = Alerts(run.database, run.settings, run.script).settle(SCOPE, alerts, measured_at=view.now)
+    get_logger().info(
+        "queue_monitored",
+        sla_status=seen.status,
+        depth=view.depth,
+        oldest_seconds=round(view.oldest_seconds, 1),
+        **seen.figures,
+        raised=settled.raised,
+        recovered=settled.recovered,
+    )
+
+
+JOB = Job(
+    "monitor_manual_resolution_queue",
+    work,
+    "Watch whether people keep up with the manual-resolution queue.",
+    changes_data=False,
+    events="monitor",
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))
