@@ -60,7 +60,10 @@ _GRANTS = {
 }
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
-    "change": ("select", "update"),
+    "soft_delete": ("select", "update"),
+    "delete_blob": ("select", "update"),
+    "anonymize": ("select", "update"),
+    "retain": ("select",),
     "set_null": ("select", "update"),
     "refuse": ("select",),
 }
@@ -189,7 +192,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
         for column in (policy.key, *policy.written):
-            wanted += _rights("delete" if policy.action == "delete" else "change", policy.table, column)
+            wanted += _rights(policy.action, policy.table, column)
         for remedy in policy.remedies:
             wanted += [("update", policy.table, column) for column in remedy.set]
             for value in remedy.set.values():

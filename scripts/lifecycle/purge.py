@@ -13,7 +13,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle import queue
+from scripts.lifecycle import inventory, queue
 from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
@@ -34,6 +34,7 @@ from scripts.utils.errors import (
     PolicyFailed,
     describe_database_error,
 )
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.run import Run, sla_status
 
 # From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
@@ -49,13 +50,21 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
-        Misconfigured: The policy is about blobs and there is no token.
+        Misconfigured: The policy is about blobs and there is no token, or about pseudonyms and there is no key.
     """
     rules = run.policies.policies[policy]
     if rules.blob:
         store_of(run.settings)
+    if rules.anonymize and rules.anonymize.pseudonymised:
+        pseudonym(run.settings, "")
     try:
-        if run.options.dry_run:
+        if rules.action == "retain":
+            with error_reporting.about(policy):
+                if run.options.dry_run:
+                    run.results.append(inventory.look(run, rules))
+                else:
+                    inventory.InventoryRun(run, rules).carry_out()
+        elif run.options.dry_run:
             with error_reporting.about(policy):
                 run.results.append(predict(run, rules))
         elif run.options.rollout:
@@ -126,7 +135,8 @@ class Purge(PolicyRun):
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
-        context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, run_id)
+        lock = self._run.lock
+        context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
         with closing(Deleter(self._run, cleared.selection, context, self._politeness)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
