@@ -8,7 +8,29 @@ CREATE INDEX blob_deletions_closed_at_idx ON ops.blob_deletions (closed_at);
 CREATE INDEX legal_holds_released_at_idx ON ops.legal_holds (released_at);
 CREATE INDEX legal_holds_expires_at_idx ON ops.legal_holds (expires_at);
 
--- A hold ends by its release, never by its deletion: only what has ended may go.
+-- The jobs may delete what is closed. What is open is somebody's work: no mistake in a policy file reaches it.
+CREATE FUNCTION ops.keep_what_is_open() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'a row of %.% is still open', TG_TABLE_SCHEMA, TG_TABLE_NAME
+        USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+CREATE TRIGGER job_runs_keep BEFORE DELETE ON ops.job_runs
+    FOR EACH ROW WHEN (OLD.finished_at IS NULL AND current_user = 'lifecycle_jobs')
+    EXECUTE FUNCTION ops.keep_what_is_open();
+CREATE TRIGGER manual_resolution_queue_keep BEFORE DELETE ON ops.manual_resolution_queue
+    FOR EACH ROW WHEN (OLD.status <> 'resolved' AND current_user = 'lifecycle_jobs')
+    EXECUTE FUNCTION ops.keep_what_is_open();
+CREATE TRIGGER alerts_keep BEFORE DELETE ON ops.alerts
+    FOR EACH ROW WHEN (OLD.resolved_at IS NULL AND current_user = 'lifecycle_jobs')
+    EXECUTE FUNCTION ops.keep_what_is_open();
+CREATE TRIGGER blob_deletions_keep BEFORE DELETE ON ops.blob_deletions
+    FOR EACH ROW WHEN (OLD.closed_at IS NULL AND current_user = 'lifecycle_jobs')
+    EXECUTE FUNCTION ops.keep_what_is_open();
+
+-- A hold ends by its release, never by its deletion, whoever it is: only what has ended may go.
 CREATE FUNCTION ops.keep_hold() RETURNS trigger
     LANGUAGE plpgsql
     AS $$

@@ -78,6 +78,16 @@ def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
     database.connect().execute("DELETE FROM ops.legal_holds WHERE reason = 'ran out long ago'")
 
 
+@pytest.mark.parametrize(
+    "table", ["ops.manual_resolution_queue", "ops.job_runs", "ops.alerts", "ops.blob_deletions"]
+)
+def test_the_jobs_cannot_delete_what_is_open(old, database, table):
+    before = count(old, table)
+    with pytest.raises(psycopg.errors.InsufficientPrivilege, match="still open"):
+        database.connect().execute(f"DELETE FROM {table}")
+    assert count(old, table) == before
+
+
 @pytest.mark.parametrize("table", ["ops.audit_batches", "ops.audit_head", "ops.policy_versions", "ops.leases"])
 def test_the_rights_never_reach_the_proof(database, table):
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
