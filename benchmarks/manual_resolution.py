@@ -94,7 +94,7 @@ def _drained(stack: local_stack.Stack, link: psycopg.Connection[Any], items: int
                 "REDIS_URL": stack.redis_url,
                 "AUDIT_PSEUDONYM_KEY": KEY,
                 "OPERATOR": f"operator-{number}",
-                "DB_POOL_SIZE": "1",
+                "DB_POOL_SIZE": "2",
                 "DB_MAX_OVERFLOW": "0",
             },
         )

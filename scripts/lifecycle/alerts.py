@@ -1,37 +1,27 @@
 """One alert a problem: raised once, reminded of with pauses, told to be over when it is.
 
 The state is in ops.alerts, so that monitors in processes of their own, also two at once, tell a problem once. Each
-change is a compare-and-set; telling a sink comes afterwards, outside any transaction, under a claim of its own. What a
-sink did not take stays noted, and whoever calls :meth:`Alerts.deliver` next sends its newest state. A process that is
-killed between telling and noting it tells the same twice; PagerDuty and Sentry see the same key.
+change is a compare-and-set; telling the sinks comes afterwards (alert_delivery.py), outside any transaction.
 
 INFO goes to the log; WARNING to the log, Sentry and Slack; CRITICAL to the log, Sentry, Slack and PagerDuty.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
-from psycopg import sql
 from psycopg.rows import dict_row
-from psycopg.types.json import Jsonb
 
-from scripts.utils.alert_sinks import SEVERITIES, Message, News, NotDelivered, Severity, Sink, sinks_of
+from scripts.lifecycle.alert_delivery import Delivery
+from scripts.utils.alert_sinks import SEVERITIES, News, Severity, sinks_of
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redaction import redact
 from scripts.utils.settings import Settings
-
-DELIVERY_SECONDS = 60.0
-# Longer than a sink may take with all its retries.
-_CLAIM_SECONDS = 120
-# News of a problem that is over, and that nobody could be told for so long, is no news.
-_STALE_DAYS = 7
 
 _OPEN = """
 INSERT INTO ops.alerts (id, key, severity, what, how_bad, what_to_do, runbook, raised_by, since, waiting)
@@ -77,37 +67,6 @@ UPDATE ops.alerts
    AND NOT EXISTS (SELECT FROM unnest(%(unknown)s::text[]) AS u (scope) WHERE starts_with(key, u.scope))
    AND (%(measured_at)s::timestamptz IS NULL OR last_seen_at <= %(measured_at)s)
 RETURNING key, severity, what, how_bad, what_to_do, runbook, since
-"""
-
-_SILENT = sql.SQL(
-    "a.news <> 'recovered' AND EXISTS (SELECT FROM ops.alert_silences s"
-    " WHERE s.ended_at IS NULL AND s.until > clock_timestamp() AND starts_with(a.key, s.scope))"
-)
-
-_WAITING = sql.SQL("""
-SELECT a.id, sink FROM ops.alerts a CROSS JOIN LATERAL unnest(a.waiting) AS w (sink)
- WHERE a.waiting <> '{{}}' AND sink = ANY(%(sinks)s) AND a.news_at > now() - make_interval(days => {stale_days})
-   AND NOT ({silent})
- ORDER BY a.severity <> 'critical', a.news_at, a.id
-""").format(stale_days=sql.Literal(_STALE_DAYS), silent=_SILENT)
-
-_CLAIM = sql.SQL("""
-UPDATE ops.alerts a
-   SET told = a.told || jsonb_build_object(%(sink)s::text, coalesce(a.told -> %(sink)s, '{{}}') || jsonb_build_object(
-           'claim', %(claim)s::text, 'claimed_until', extract(epoch FROM clock_timestamp()) + {seconds},
-           'attempts', coalesce((a.told -> %(sink)s ->> 'attempts')::int, 0) + 1))
- WHERE a.id = %(id)s AND %(sink)s = ANY(a.waiting) AND NOT ({silent})
-   AND coalesce((a.told -> %(sink)s ->> 'claimed_until')::float, 0) < extract(epoch FROM clock_timestamp())
-RETURNING version, key, news, severity, what, how_bad, what_to_do, runbook, since, resolved_at, raised_by AS script
-""").format(seconds=sql.Literal(_CLAIM_SECONDS), silent=_SILENT)
-
-_TOLD = """
-UPDATE ops.alerts
-   SET told = told || jsonb_build_object(%(sink)s::text, CASE WHEN %(taken)s
-           THEN %(state)s::jsonb || jsonb_build_object('at', clock_timestamp())
-           ELSE ((told -> %(sink)s) - '{claim,claimed_until}'::text[]) || %(state)s::jsonb END),
-       waiting = CASE WHEN %(taken)s AND version = %(version)s THEN array_remove(waiting, %(sink)s) ELSE waiting END
- WHERE id = %(id)s AND told -> %(sink)s ->> 'claim' = %(claim)s
 """
 
 
@@ -167,7 +126,8 @@ class Alerts:
         self._database = database
         self._settings = settings
         self._script = script
-        self._sinks: dict[str, Sink] = {sink.name: sink for sink in sinks_of(settings)}
+        self._sinks = sinks_of(settings)
+        self._delivery = Delivery(database, self._sinks, settings.alert_source)
         self._dry_run = settings.cleanup_dry_run
 
     def raise_(self, alert: Alert) -> bool:
@@ -220,17 +180,9 @@ class Alerts:
         return Settled(raised, over)
 
     def deliver(self) -> None:
-        """Tell each sink what it has yet to be told, the worst first; the next run asks one that is down again."""
-        if self._dry_run or not self._sinks:
-            return
-        until = time.monotonic() + DELIVERY_SECONDS
-        down: set[str] = set()
-        waiting = self._database.read(
-            lambda connection: connection.execute(_WAITING, {"sinks": list(self._sinks)}).fetchall()
-        )
-        for alert, sink in waiting:
-            if sink not in down and time.monotonic() < until and not self._tell(alert, self._sinks[sink]):
-                down.add(sink)
+        """Tell each sink what it has yet to be told; the next run asks one that is down again."""
+        if not self._dry_run:
+            self._delivery.deliver()
 
     def _note(self, alert: Alert) -> bool:
         if self._dry_run:
@@ -295,33 +247,8 @@ class Alerts:
             _log("recovered", row)
         return sorted(row["key"] for row in over)
 
-    def _tell(self, alert: UUID, sink: Sink) -> bool:
-        """Tell one sink of one problem; return whether the sink may be asked again in this run."""
-        claim = {"id": alert, "sink": sink.name, "claim": uuid4().hex}
-
-        def take(connection: Connection) -> dict[str, Any] | None:
-            with connection.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(_CLAIM, claim).fetchone()
-
-        row = self._database.write(take)
-        if row is None:
-            return True  # another process tells it, it was told, or it was silenced meanwhile
-        version = row.pop("version")
-        state: dict[str, Any] = {"version": version, "severity": row["severity"]}
-        taken = up = True
-        try:
-            sink.send(Message(**row, source=self._settings.alert_source))
-        except NotDelivered as failure:
-            taken, up, state = False, not failure.down, {"error": failure.reason}
-            get_logger().warning("alert_not_delivered", alert=row["key"], sink=sink.name, reason=failure.reason)
-        outcome = {**claim, "state": Jsonb(state), "taken": taken, "version": version}
-        self._database.write(lambda connection: connection.execute(_TOLD, outcome))
-        return up
-
     def _told_of(self, severity: Severity) -> list[str]:
-        return [
-            name for name, sink in self._sinks.items() if SEVERITIES.index(severity) >= SEVERITIES.index(sink.least)
-        ]
+        return [sink.name for sink in self._sinks if SEVERITIES.index(severity) >= SEVERITIES.index(sink.least)]
 
     def _address(self, runbook: str) -> str:
         base = self._settings.alert_runbook_url

@@ -7,6 +7,7 @@ never get the same item: whoever is second finds that somebody got there first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, LiteralString
@@ -277,7 +278,7 @@ class Work:
             (item_id, self._operator),
         ).fetchone()
         if row is None:
-            raise SomebodyWasFirst(f"item {item_id}: {self._why_not(item_id)}")
+            raise SomebodyWasFirst(f"item {item_id}: {_why_not(connection, item_id)}")
 
     def reopen(self, item_id: UUID) -> QueueItem:
         """Take a resolution back; the deadline is counted from now.
@@ -348,15 +349,10 @@ class Work:
         except psycopg.errors.UniqueViolation:
             raise SomebodyWasFirst(f"item {item_id}: the same matter is open already, as another item") from None
         if changed is None:
-            raise SomebodyWasFirst(f"item {item_id}: {self._why_not(item_id)}")
+            # A transaction goes on with its own connection: there may be no second one.
+            with nullcontext(within) if within else self._database.connection() as connection:
+                raise SomebodyWasFirst(f"item {item_id}: {_why_not(connection, item_id)}")
         return changed
-
-    def _why_not(self, item_id: UUID) -> str:
-        item = get(self._database, item_id)
-        if item is None:
-            return "there is no such item"
-        whose = f", {item.assigned_to} has it" if item.assigned_to else ""
-        return f"it is {item.status}{whose}"
 
     def _one(self, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
         def once() -> QueueItem | None:
@@ -365,6 +361,15 @@ class Work:
 
         # A job that closes the same item locks the audit's head first, an operator the item.
         return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
+
+
+def _why_not(connection: Connection, item_id: UUID) -> str:
+    row = connection.execute(
+        "SELECT status, assigned_to FROM ops.manual_resolution_queue WHERE id = %s", (item_id,)
+    ).fetchone()
+    if row is None:
+        return "there is no such item"
+    return f"it is {row[0]}, {row[1]} has it" if row[1] else f"it is {row[0]}"
 
 
 def _first(connection: Connection, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:

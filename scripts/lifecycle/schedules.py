@@ -1,10 +1,13 @@
-"""When a job is due, by its cron expression (UTC)."""
+"""What a cron expression means in time (UTC): when a job is due, and how far apart its runs lie."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
 
 from cronsim import CronSim
+
+_LOOK_AHEAD = 60
 
 
 def last_due(schedule: str, at: datetime) -> datetime:
@@ -19,3 +22,9 @@ def last_due(schedule: str, at: datetime) -> datetime:
 def next_due(schedule: str, at: datetime) -> datetime:
     """Return the first moment after ``at`` at which a job is due."""
     return next(CronSim(schedule, at.astimezone(UTC)))
+
+
+def longest_interval(schedule: str) -> timedelta:
+    """Return the longest time between two of the next 60 runs of a schedule (UTC)."""
+    runs = islice(CronSim(schedule, datetime.now(UTC)), _LOOK_AHEAD)
+    return max((later - earlier for earlier, later in pairwise(runs)), default=timedelta(0))

@@ -68,9 +68,9 @@ def look(run: Run) -> Picture:
         if run.policies.job_of(name) is None:
             picture.alerts.append(_unclaimed(name))
     for name in run.policies.jobs:
-        if not run.policies.jobs[name].policies:
-            continue
         job = _job_view(run, name, now)
+        if job is None:
+            continue
         picture.jobs.append(job)
         picture.alerts += job_alerts(job, run.settings)
         picture.dead += [each for each in job.runs if job.is_dead(each, run.settings)]
@@ -122,14 +122,22 @@ def _count(run: Run, policy: Policy, now: datetime, completed: datetime | None) 
     return measure(run.database, run.settings, policy, now=now, completed=completed, seconds=seconds)
 
 
-def _job_view(run: Run, name: str, now: datetime) -> JobView:
+def _job_view(run: Run, name: str, now: datetime) -> JobView | None:
+    """Return what is known of a job; None: it leaves no record of its runs, so there is nothing to look at."""
     spec = run.policies.jobs[name]
+    if spec.lock is None and not spec.policies:
+        return None
 
     def read(connection: Connection) -> tuple[list[RunFacts], list[datetime]]:
         slots = [observations.first_slot(connection, run.script, policy) for policy in spec.policies]
         return run_history.history(connection, name, now), [first for first in slots if first]
 
     runs, watched = run.database.read(read)
+    if not spec.policies:
+        # An erasure, an archive: it has no policy to observe, and is known since its first run on record.
+        if not runs:
+            return None
+        watched = [runs[-1].started_at]
     switches = [switch for switch in stop_switch.status(run.database).switches if switch.stops(name)]
     return JobView(
         name=name,

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Check everything that the jobs stand on, and say what is wrong and how to cure it.
 
-Changes nothing but for --fix-zombies. Exit 0: all is well, 4: warnings, 1: failures.
+Changes nothing but for --fix-zombies, and alerts of what is wrong. Exit 0: all is well, 4: warnings, 1: failures.
 Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/sla-monitoring/README.md
 """
 
@@ -16,9 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.table import Table
 from rich.text import Text
 
+from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
+from scripts.lifecycle.health.telling import tell
 from scripts.utils.errors import StoppedEarly
+from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, main
 
 RENDER_YAML = Path(__file__).resolve().parents[2] / "render.yaml"
@@ -42,11 +45,22 @@ def work(run: Run) -> None:
         findings.extend(examine(context, CHECKS))
     except StoppedEarly:
         _show(run, findings, form, complete=False)
+        _tell(run, context, findings)
         if verdict(findings) == "FAIL":
             require_well(findings)
         raise
     _show(run, findings, form, complete=True)
+    _tell(run, context, findings)
     require_well(findings)
+
+
+def _tell(run: Run, context: Context, findings: list[Finding]) -> None:
+    if context.database_is_away:
+        # Who was told of what stands there: exit code, log and check-in are what is left to say it.
+        get_logger().error("health_not_told", effect="no alert is sent while PostgreSQL is away")
+        return
+    settled = tell(Alerts(run.database, run.settings, run.script), CHECKS, findings)
+    get_logger().info("health_told", raised=settled.raised, recovered=settled.recovered)
 
 
 def _show(run: Run, findings: list[Finding], form: str, *, complete: bool) -> None:

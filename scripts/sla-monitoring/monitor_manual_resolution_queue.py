@@ -11,9 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.lifecycle import observations
 from scripts.lifecycle.alerts import Alerts
+from scripts.lifecycle.queue_figures import queue_figures
 from scripts.lifecycle.queue_levels import SCOPE, look, observation, queue_alerts
 from scripts.lifecycle.schedules import last_due
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.metrics_utils import emit
 from scripts.utils.script_template import Job, Run, main
 
 _HOURLY = "5 * * * *"
@@ -27,6 +29,7 @@ def work(run: Run) -> None:
     seen = observation(view, alerts, last_due(spec.schedule if spec else _HOURLY, view.now))
     if not run.options.dry_run:
         run.database.write(lambda connection: observations.note(connection, run.script, seen))
+        emit(run.settings, run.script, run.database.read(queue_figures))
     settled = Alerts(run.database, run.settings, run.script).settle(SCOPE, alerts, measured_at=view.now)
     get_logger().info(
         "queue_monitored",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from scripts.lifecycle.intervals import lateness
 from scripts.lifecycle.policies import JobSpec
 from scripts.utils import error_reporting
 from scripts.utils.errors import ExitCode
@@ -26,11 +25,13 @@ class CheckIn:
         script: The script's name.
         spec: Its schedule; None: the run is not to be watched.
         budget_seconds: How long this run may take.
+        grace_minutes: How late it may begin before it counts as missed.
     """
 
-    def __init__(self, script: str, spec: JobSpec | None, budget_seconds: float) -> None:
+    def __init__(self, script: str, spec: JobSpec | None, budget_seconds: float, grace_minutes: int) -> None:
         self._slug = script.replace("_", "-")
         self._spec = spec
+        self._grace_minutes = grace_minutes
         self._minutes = 0
         if spec:
             longest = max(spec.budget.total_seconds(), budget_seconds)
@@ -56,7 +57,7 @@ class CheckIn:
         config: Any = {
             "schedule": {"type": "crontab", "value": self._spec.schedule},
             "timezone": "UTC",
-            "checkin_margin": math.ceil(lateness(self._spec.schedule).total_seconds() / 60),
+            "checkin_margin": self._grace_minutes,
             "max_runtime": self._minutes,
         }
         try:

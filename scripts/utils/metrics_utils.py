@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from scripts.lifecycle.intervals import longest_interval
 from scripts.lifecycle.policies import JobSpec, Policy
 from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.schedules import longest_interval
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.settings import Settings

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 import psycopg
 
 from scripts.lifecycle import audit, runs, stop_switch
+from scripts.lifecycle.job_record import recorded
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER, total_pauses
 from scripts.utils import error_reporting, metrics_utils, tracing
@@ -84,9 +85,10 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     error_reporting.start(run.settings, script=job.name, correlation_id=run.correlation_id)
     message: str | None = None
     stop_reason: str | None = None
-    check_in = CheckIn(job.name, None if run.options.dry_run else spec, run.budget_seconds)
+    watched = None if run.options.dry_run else spec
+    check_in = CheckIn(job.name, watched, run.budget_seconds, run.settings.sla_start_grace_minutes)
     with ExitStack() as stack:
-        facts = stack.enter_context(tracing.run_traced(run.trace, job.name))
+        facts = stack.enter_context(tracing.run_traced(run.trace, job.name, recorded=not run.options.dry_run))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, run.heed))
         try:
@@ -135,6 +137,8 @@ def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> Exit
             limit=run.options.limit,
             degraded=None if run.options.dry_run else run.lock.degraded,
         )
+        if not job.purges and not run.options.dry_run:
+            stack.enter_context(recorded(run))
         run.checkpoint()
         job.work(run)
     return ExitCode.DONE

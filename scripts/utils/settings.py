@@ -372,6 +372,13 @@ class Settings(BaseSettings):
     )
     render_git_commit: str = Field("unknown", alias="RENDER_GIT_COMMIT", description="set by Render: the version")
 
+    @field_validator("db_max_overflow")
+    @classmethod
+    def _two_at_least(cls, overflow: int, info: ValidationInfo) -> int:
+        if info.data.get("db_pool_size", 2) + overflow < 2:  # noqa: PLR2004
+            raise ValueError("with DB_POOL_SIZE must make 2 at least: a batch keeps one while the run asks another")
+        return overflow
+
     @field_validator("sla_critical_threshold_percent")
     @classmethod
     def _in_order(cls, critical: int, info: ValidationInfo) -> int:

@@ -58,11 +58,17 @@ class Trace:
 
 
 @contextmanager
-def run_traced(trace: Trace, script: str) -> Iterator[dict[str, Any]]:
-    """Record the run as one transaction; facts put into what is yielded (numbers and codes) go with it."""
+def run_traced(trace: Trace, script: str, *, recorded: bool = True) -> Iterator[dict[str, Any]]:
+    """Record the run as one transaction; facts put into what is yielded (numbers and codes) go with it.
+
+    Args:
+        trace: The run's.
+        script: Its script.
+        recorded: False: of a dry run only errors leave the process; they name their trace all the same.
+    """
     facts: dict[str, Any] = {}
     _counts.clear()
-    transaction = _begin(trace, script)
+    transaction = _begin(trace, script, recorded=recorded)
     token = _current.set(transaction or trace)
     try:
         yield facts
@@ -72,7 +78,7 @@ def run_traced(trace: Trace, script: str) -> Iterator[dict[str, Any]]:
             _end(transaction, facts)
 
 
-def _begin(trace: Trace, script: str) -> Any:
+def _begin(trace: Trace, script: str, *, recorded: bool) -> Any:
     if not error_reporting.is_active():
         return None
     import sentry_sdk
@@ -81,6 +87,8 @@ def _begin(trace: Trace, script: str) -> Any:
     try:
         # Errors belong to the trace also where no spans are recorded.
         sentry_sdk.continue_trace({"sentry-trace": f"{trace.trace_id}-{trace.parent_span_id or trace.span_id}"})
+        if not recorded:
+            return None
         return sentry_sdk.start_transaction(
             op="job",
             name=script,

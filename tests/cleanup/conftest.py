@@ -1,4 +1,4 @@
-"""The script as an operator and a scheduler start it: a process of its own, from a folder that is not the repository."""
+"""The scripts as an operator and a scheduler start them, from a folder that is not the repository."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 from backend.blob_server import BlobServer
 from scripts.utils.test_helpers import script_environment
 from tests.cleanup.plans import Plans
+from tests.inside import run_inside
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
@@ -45,8 +46,20 @@ def environment(database, redis_url):
 
 
 @pytest.fixture
-def call(tmp_path):
-    """A function that runs a script in an environment with nothing else in it."""
+def call(capsys, monkeypatch, tmp_path):
+    """A function that runs a script in this process."""
+
+    def run(*arguments, env, script=SCRIPT, stdin=""):
+        return Done(
+            run_inside(script, arguments, env=env, capsys=capsys, monkeypatch=monkeypatch, stdin=stdin, folder=tmp_path)
+        )
+
+    return run
+
+
+@pytest.fixture
+def call_process(tmp_path):
+    """A function that runs a script in a process of its own, in an environment with nothing else in it."""
 
     def run(*arguments, env, script=SCRIPT, stdin=""):
         return Done(

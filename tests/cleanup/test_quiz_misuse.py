@@ -7,6 +7,12 @@ import pytest
 CLOSED = {"DATABASE_URL": "postgresql://jobs:hunter2@127.0.0.1:1/app", "REDIS_URL": "redis://:hunter2@127.0.0.1:1"}
 
 
+@pytest.fixture
+def call(call_process):
+    """As a scheduler starts it: a process of its own."""
+    return call_process
+
+
 def test_help_needs_no_environment_and_says_so(call):
     done = call("--help", env={})
     assert (done.code, done.err) == (0, "")

@@ -186,3 +186,18 @@ class TestSentry:
         monitor.raise_(problem())
         assert time.monotonic() - began < 4
         assert rows(admin, "waiting") == [(["sentry"],)]
+
+
+def test_a_sink_with_a_bug_stops_no_job_and_no_other_sink(alerts, admin, slack):
+    class Broken:
+        name, least = "broken", "warning"
+
+        def send(self, message):
+            raise KeyError(message.key)
+
+    monitor = alerts(**slack_settings(slack))
+    monitor._sinks.insert(0, Broken())
+    monitor._delivery._sinks["broken"] = monitor._sinks[0]
+    assert monitor.raise_(problem()) is True
+    assert len(slack.taken) == 1
+    assert rows(admin, "waiting, told -> 'broken' ->> 'error'") == [(["broken"], "KeyError")]

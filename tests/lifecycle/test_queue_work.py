@@ -7,6 +7,7 @@ import pytest
 
 from scripts.lifecycle import queue, queue_work
 from scripts.lifecycle.queue_work import TRANSITIONS, Filter, SomebodyWasFirst, Work
+from scripts.utils.db_utils import Database
 from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import load_settings
 
@@ -224,3 +225,18 @@ def test_a_claim_uses_the_index(admin, db, settings, olga):
     ).fetchall()
     assert "manual_resolution_queue_worst_idx" in str(plan)
     assert olga.claim().resource_id == "1"
+
+
+def test_a_decision_in_a_transaction_asks_for_no_second_connection(database, settings, add, olga):
+    add("1")
+    item = olga.claim()
+    narrow = Database(database.url, application_name="tests", max_size=1)
+    narrow.open()
+    boris = Work(narrow, settings, "boris")
+    try:
+        with narrow.transaction() as connection, pytest.raises(SomebodyWasFirst, match="assigned, olga has it"):
+            boris.require_mine(connection, item.id)
+        with narrow.transaction() as connection, pytest.raises(SomebodyWasFirst, match="assigned, olga has it"):
+            boris.resolve(item.id, "keep", "looked at", within=connection)
+    finally:
+        narrow.close()

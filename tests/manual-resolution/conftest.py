@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from backend.blob_server import BlobServer
-from scripts.utils.script_template import main
 from scripts.utils.test_helpers import run_script
 from tests.cleanup.plans import Plans
-from tests.project.conftest import load_script
+from tests.inside import run_inside
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts"
@@ -79,11 +78,11 @@ def browser():
 class Said:
     """What the command left: exit code, its answer, its last log line."""
 
-    def __init__(self, code, out, err):
-        assert "Traceback" not in out + err, out
-        assert PERSON not in out + err
-        self.code, self.err = code, err
-        self.lines = [json.loads(line) for line in out.splitlines()]
+    def __init__(self, done):
+        assert "Traceback" not in done.stdout + done.stderr, done.stdout
+        assert PERSON not in done.stdout + done.stderr
+        self.code, self.err = done.returncode, done.stderr
+        self.lines = [json.loads(line) for line in done.stdout.splitlines()]
         self.answer = next((line for line in self.lines if "event" not in line), None)
         self.error = self.lines[-1].get("error", "")
 
@@ -122,15 +121,8 @@ def call(environment, capsys, monkeypatch):
     """A function that runs a script in this process."""
 
     def run(script, *arguments, **settings):
-        with monkeypatch.context() as patched:
-            for name, value in (environment | settings).items():
-                patched.setenv(name, value)
-            capsys.readouterr()
-            try:
-                code = main(load_script(script).JOB, [str(argument) for argument in arguments])
-            except SystemExit as misuse:
-                code = misuse.code
-            return Said(code, *capsys.readouterr())
+        env = environment | settings
+        return Said(run_inside(script, arguments, env=env, capsys=capsys, monkeypatch=monkeypatch))
 
     return run
 

@@ -154,3 +154,20 @@ def test_more_than_one_transaction_takes_them_all(escalate, link, late):
     )
     assert escalate().lines[-1]["claims_expired"] == 2500
     assert link.execute("SELECT count(DISTINCT resource_id) FROM ops.audit_log").fetchone() == (2501,)
+
+
+def test_every_run_leaves_a_record_and_a_dry_run_none(escalate, link):
+    escalate("--dry-run")
+    assert link.execute("SELECT count(*) FROM ops.job_runs").fetchone() == (0,)
+    escalate()
+    records = link.execute("SELECT script, policy, status, stop_reason, exit_code FROM ops.job_runs").fetchall()
+    assert records == [("escalate_breaches", "-", "completed", "done", 0)]
+
+
+def test_a_run_that_fails_says_so_in_its_record(escalate, link, late):
+    late()
+    link.execute("REVOKE UPDATE ON ops.manual_resolution_queue FROM lifecycle_jobs")
+    done = escalate()
+    assert done.code == 1
+    record = link.execute("SELECT status, stop_reason, exit_code, finished_at IS NOT NULL FROM ops.job_runs").fetchone()
+    assert record == ("failed", "database_error", 1, True)

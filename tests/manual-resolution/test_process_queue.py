@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from backend import migrate
+from scripts.lifecycle import queue_verbs
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROW = "00000000-0000-4000-8000-000000000001"
@@ -417,13 +418,14 @@ def test_for_a_person_it_is_lines_and_tables(process, quiz, item_of):
             assert text in " ".join(done.err.split())
 
 
-def test_many_stop_when_everything_fails(process, link, item_of, plans, blobs):
-    plans.add(range(30))
-    blobs.faults.unavailable = {plans.path(n) for n in range(30)}
-    for n in range(30):
+def test_many_stop_when_everything_fails(process, link, item_of, plans, blobs, monkeypatch):
+    monkeypatch.setattr(queue_verbs, "_FAILURES_IN_A_ROW", 3)
+    plans.add(range(6))
+    blobs.faults.unavailable = {plans.path(n) for n in range(6)}
+    for n in range(6):
         item_of("pdf_deletion_failed", "public.meal_plans", plans.id(n))
     filters = ("--item-type", "pdf_deletion_failed", "--decision", "gone", "--reason", "r", "--yes")
     done = process("resolve", *filters)
     assert done.code == 1
-    assert (done.answer["decided"], len(done.answer["failed"])) == (0, 20)
+    assert (done.answer["decided"], len(done.answer["failed"])) == (0, 3)
     assert {state for (state,) in link.execute("SELECT status FROM ops.manual_resolution_queue")} == {"pending"}

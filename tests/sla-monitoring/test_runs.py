@@ -49,6 +49,23 @@ def test_a_run_that_never_started(monitor, watched, told, slack):
     expect_once(monitor, told, "missed", "critical", repair)
 
 
+def test_a_job_without_a_policy_is_watched_from_its_first_run_on(monitor, watched, told):
+    watched.ran()
+    job = {
+        "schedule": f"0 {watched.due.hour} * * *",
+        "budget": "60 seconds",
+        "lock": "lock:retention:enforce_gdpr_deletion",
+    }
+    watched.document["jobs"]["enforce_gdpr_deletion"] = job
+    watched.write()
+    watched.ran()
+    assert monitor()["alerts"] == 0  # nothing is known of it: it may have been added this minute
+    watched.ran(watched.due - 47 * HOUR, script="enforce_gdpr_deletion", policy="erasure", seconds=10)
+    assert monitor()["raised"] == ["sla:enforce_gdpr_deletion:missed"]
+    watched.ran(watched.now, script="enforce_gdpr_deletion", policy="erasure", seconds=10)
+    assert monitor()["recovered"] == ["sla:enforce_gdpr_deletion:missed"]
+
+
 def test_a_missed_run_is_said_with_its_time_and_the_last_run(monitor, watched, slack):
     watched.ran(watched.due - 24 * HOUR)
     monitor()

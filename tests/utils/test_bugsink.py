@@ -6,10 +6,14 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from scripts.lifecycle.health import services
+from scripts.lifecycle.health.findings import Context
+from scripts.utils.settings import load_settings
 from scripts.utils.test_helpers import run_script
 from tests.packages import python_environment
 
@@ -126,3 +130,19 @@ def test_a_bug_arrives_with_its_tags_and_without_a_person(bugsink, database, red
     rest = json.dumps({key: value for key, value in event.items() if key != "exception"})
     for personal in ("anna", "Anna", "hunter2", database.url):
         assert personal not in without_source + rest
+
+
+def another_key(dsn):
+    """The same DSN with a key that no project has."""
+    key = dsn.partition("//")[2].partition("@")[0]
+    return dsn.replace(key, key[:-1] + ("0" if key[-1] != "0" else "1"))
+
+
+@pytest.mark.parametrize(("change", "status"), [(str, "PASS"), (another_key, "FAIL")])
+def test_the_health_check_tells_whether_it_takes_the_key(bugsink, monkeypatch, change, status):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://jobs:pw@db.example.com/app")
+    monkeypatch.setenv("REDIS_URL", "redis://cache.example.com")
+    monkeypatch.setenv("SENTRY_DSN", change(bugsink.dsn))
+    run = SimpleNamespace(settings=load_settings(), options=SimpleNamespace(dry_run=False))
+    (line,) = services.sentry(Context(run, None, None))
+    assert line.status == status, line

@@ -49,7 +49,7 @@ def test_a_run_checks_in_twice_under_one_id_with_its_schedule(run, sentry):
         assert item["monitor_config"] == {
             "schedule": {"type": "crontab", "value": load_policies().jobs["cleanup_quiz_responses"].schedule},
             "timezone": "UTC",
-            "checkin_margin": 30,
+            "checkin_margin": 15,
             "max_runtime": 65,
         }
 
@@ -66,7 +66,7 @@ def test_a_scheduled_report_checks_in_too(run, sentry):
 
 
 def test_a_dry_run_sends_nothing_at_all(run, sentry):
-    assert run("--dry-run") == 0
+    assert run("--dry-run", SENTRY_TRACES_SAMPLE_RATE="1") == 0
     assert run(CLEANUP_DRY_RUN="true") == 0
     assert run("--format", "json", script=REPORT, CLEANUP_DRY_RUN="true") == 0
     assert sentry.bodies == []

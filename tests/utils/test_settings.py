@@ -115,6 +115,12 @@ def test_everything_that_is_malformed_is_named_at_once_without_its_value(load):
     assert SECRET not in message
 
 
+def test_one_connection_is_too_few_for_a_job(load):
+    message = refusal(load, DB_POOL_SIZE="1", DB_MAX_OVERFLOW="0")
+    assert message.startswith("environment: DB_MAX_OVERFLOW with DB_POOL_SIZE must make 2 at least")
+    assert load(DB_POOL_SIZE="2", DB_MAX_OVERFLOW="0").db_pool_size == 2
+
+
 def test_the_order_of_the_thresholds_is_named_beside_other_problems(load):
     message = refusal(load, SLA_WARNING_THRESHOLD_PERCENT="101", REDIS_URL=None)
     assert message == (

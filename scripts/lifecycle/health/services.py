@@ -16,8 +16,6 @@ from scripts.utils.retry_utils import CircuitOpen
 
 SENTRY_SECONDS = 5.0
 _REFUSED = (401, 403, 404)
-_RATE_LIMITED = 429
-_SERVER_ERROR = 500
 
 
 def blob(context: Context) -> Iterator[Finding]:
@@ -84,7 +82,7 @@ def sentry(context: Context) -> Iterator[Finding]:
     code = answer.status_code
     if code in _REFUSED:
         yield failed("SENTRY_DSN", f"its host refuses the key or the project ({code})", "copy the DSN from the project")
-    elif code >= _SERVER_ERROR or code == _RATE_LIMITED:
+    elif not answer.is_success:
         yield warned("SENTRY_DSN", f"its host answers {code}", "look at its status page and at the project's quota")
     else:
         yield passed("SENTRY_DSN", "its host takes envelopes")

@@ -78,9 +78,7 @@ def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
     database.connect().execute("DELETE FROM ops.legal_holds WHERE reason = 'ran out long ago'")
 
 
-@pytest.mark.parametrize(
-    "table", ["ops.manual_resolution_queue", "ops.job_runs", "ops.alerts", "ops.blob_deletions"]
-)
+@pytest.mark.parametrize("table", ["ops.manual_resolution_queue", "ops.job_runs", "ops.alerts", "ops.blob_deletions"])
 def test_the_jobs_cannot_delete_what_is_open(old, database, table):
     before = count(old, table)
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="still open"):

@@ -1,4 +1,4 @@
-"""A healthy system, which each test of the health check breaks on purpose; a plugin of those tests."""
+"""A healthy system, which each test of the health check breaks on purpose."""
 
 import json
 import secrets
@@ -10,10 +10,10 @@ import yaml
 
 from backend.blob_server import BlobServer
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
-from scripts.utils.test_helpers import run_script
+from tests.inside import run_inside
 from tests.utils.envelopes import Receiver
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "sla-monitoring" / "check_cleanup_health.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "sla-monitoring" / "check_cleanup_health.py"
 
 
 class Health:
@@ -100,11 +100,12 @@ def settings(jobs_url, redis_url, store, sentry):
 
 
 @pytest.fixture
-def check(settings, policy_file, blueprint):
-    """A function that runs the health check as a scheduler does."""
+def check(settings, policy_file, blueprint, capsys, monkeypatch):
+    """A function that runs the health check."""
 
     def check(*arguments, **changes):
         given = ("--policy-file", str(policy_file), "--render-yaml", str(blueprint), *arguments)
-        return Health(run_script(SCRIPT, *given, env=settings | changes))
+        env = settings | changes
+        return Health(run_inside(SCRIPT, given, env=env, capsys=capsys, monkeypatch=monkeypatch))
 
     return check

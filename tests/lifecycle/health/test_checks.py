@@ -9,8 +9,6 @@ from scripts.lifecycle.health.findings import Check, Context, examine, passed, v
 from scripts.lifecycle.policies import load_policies
 from scripts.utils.test_helpers import Proxy
 
-pytest_plugins = ["tests.health_stage"]
-
 NOBODY = "postgresql://nobody:hunter2@127.0.0.1:{}/app"
 
 

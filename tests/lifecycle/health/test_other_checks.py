@@ -12,8 +12,6 @@ from scripts.lifecycle.health.personal_data import looks_personal
 from scripts.utils.test_helpers import start_script
 from tests.project.conftest import ROOT
 
-pytest_plugins = ["tests.health_stage"]
-
 LOCK = "lock:cleanup:quiz_responses"
 GONE = "0123456789abcdef elsewhere 1 2026-01-01T00:00:00Z"
 

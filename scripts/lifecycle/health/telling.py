@@ -1,0 +1,45 @@
+"""What the health check found, as alerts: one a check and subject, over when it is well again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from scripts.lifecycle.alerts import Alert, Alerts, Settled
+from scripts.lifecycle.health.findings import Check, Finding
+
+SCOPE = "health:"
+_RUNBOOK = "scripts/sla-monitoring/README.md#check_cleanup_health"
+
+
+def tell(alerts: Alerts, checks: Iterable[Check], findings: list[Finding]) -> Settled:
+    """Raise what is unwell, and say what is well again; of what was not looked at, nothing is said.
+
+    Args:
+        alerts: The installation's alerts.
+        checks: All that there are.
+        findings: What those found that were carried out.
+    """
+    looked = {finding.check for finding in findings}
+    # A check speaks of itself when it could not look: what it found the last time may still be so.
+    blind = {finding.check for finding in findings if finding.subject == finding.check and finding.status == "FAIL"}
+    unknown = [f"{SCOPE}{check.name}:" for check in checks if check.name not in looked or check.name in blind]
+    return alerts.settle(SCOPE, alerts_of(findings), unknown=unknown)
+
+
+def alerts_of(findings: Iterable[Finding]) -> list[Alert]:
+    """Return one alert for everything that is wrong with one subject, the worst of it deciding how bad it is."""
+    unwell: dict[str, list[Finding]] = {}
+    for finding in findings:
+        if finding.status != "PASS":
+            unwell.setdefault(f"{SCOPE}{finding.check}:{finding.subject}", []).append(finding)
+    return [
+        Alert(
+            key=key,
+            severity="critical" if any(finding.status == "FAIL" for finding in found) else "warning",
+            what=f"{found[0].check}: {found[0].subject} is not well",
+            how_bad="; ".join(dict.fromkeys(finding.message for finding in found)),
+            what_to_do="; ".join(dict.fromkeys(finding.cure or "see the runbook" for finding in found)),
+            runbook=_RUNBOOK,
+        )
+        for key, found in unwell.items()
+    ]
