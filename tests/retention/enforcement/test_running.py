@@ -1,5 +1,9 @@
 """The orchestrator: order, shares of the time, failures, and other jobs' locks."""
 
+import os
+import signal
+import threading
+
 import pytest
 import yaml
 
@@ -271,3 +275,43 @@ def test_a_rollout_grows_step_by_step(tables, write, enforce, admin):
     assert (run.code, count(admin, "mine")) == (0, 0)
     assert [step.get("limit") for step in run.events("rollout_step")] == [10, 100, 1000]
     assert run.closing["records_deleted"] == 150
+
+
+def test_a_signal_ends_it_after_the_batch_in_hand(tables, write, enforce, admin, slow, redis_client):
+    tables(large=400, small=5)
+    slow("large", 0.3)
+    path = write({name: policy(f"public.{name}", batch=_batch(20)) for name in ("large", "small")})
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    try:
+        run = enforce(path)
+    finally:
+        timer.cancel()
+
+    assert run.code == 143
+    assert run.closing["event"] == "retention_stopped"
+    assert 0 < count(admin, "large") < 400
+    assert count(admin, "small") == 5
+    records = admin.execute("SELECT policy, status, stop_reason FROM ops.job_runs ORDER BY policy").fetchall()
+    assert records == [("large", "interrupted", "sigterm"), ("small", "partial", "sigterm")]
+    assert redis_client.keys() == []
+
+
+def test_a_lock_that_is_taken_away_ends_that_policy_only(tables, write, enforce, admin, slow, redis_client):
+    """``redis-cli DEL`` on the lock of the policy's job: the others go on under theirs."""
+    tables(theirs=400, mine=5)
+    slow("theirs", 0.3)
+    path = write(
+        {name: policy(f"public.{name}", batch=_batch(20)) for name in ("theirs", "mine")},
+        jobs={"cleanup_theirs": ["theirs"]},
+    )
+    timer = threading.Timer(1.0, redis_client.delete, ("lock:cleanup:cleanup_theirs",))
+    timer.start()
+    try:
+        run = enforce(path, "--all")
+    finally:
+        timer.cancel()
+
+    assert (run.code, count(admin, "mine")) == (3, 0)
+    assert 0 < count(admin, "theirs") < 400
+    assert dict(done(run)) == {"theirs": "lock_lost", "mine": "done"}
