@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs bench-queue
+.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ bench-blobs: $(READY)  ## measure the cleanup of PDFs, tokens and blacklist, and
 
 bench-queue: $(READY)  ## measure the manual-resolution queue: fifty operators at once, a million items
 	$(BIN)/python benchmarks/manual_resolution.py
+
+bench-archive: $(READY)  ## measure archive-then-delete against fetch, JSON, gzip, delete by id
+	$(BIN)/python benchmarks/archive.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -55,11 +55,13 @@ _GRANTS = {
     "usage": sql.SQL("GRANT USAGE ON SCHEMA {name} TO {role}"),
     "select": sql.SQL("GRANT SELECT ON {name} TO {role}"),
     "look_up": sql.SQL("GRANT SELECT ({column}) ON {name} TO {role}"),
+    "insert": sql.SQL("GRANT INSERT ON {name} TO {role}"),
     "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
     "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
 }
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
+    "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
     "soft_delete": ("select", "update"),
     "delete_blob": ("select", "update"),
     "anonymize": ("select", "update"),

@@ -33,6 +33,7 @@ SETTING_PREFIXES = (
         "GDPR_",
         "AUDIT_",
         "ARCHIVE_",
+        "AWS_",
         "SUPPRESSION_",
         "PUSHGATEWAY_",
         "METRICS_",

@@ -131,6 +131,8 @@ class BatchWriter:
         pseudonym: Callable[[str], str] | None = None,
     ) -> None:
         policy = selection.policy
+        if policy.archive:
+            raise ValueError(f"rows of policy {policy.name} are archived before they are deleted")
         self._database = database
         self._pseudonym = pseudonym
         # Kept from batch to batch: lending one anew costs a round trip for its check.

@@ -29,21 +29,24 @@ def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> 
     if usual is not None and rows > UNUSUAL_MINIMUM_ROWS and rows > UNUSUAL_FACTOR * usual:
         return f"{rows} rows are due, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
     document = runs.last_policy_document(connection, list(scripts), policy.name, run.policies.hash)
-    shortened = _shortened(document, policy, run.cutoff) if document and rows else []
+    shortened = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
     if shortened:
         return f"the period of {', '.join(shortened)} became shorter since the last completed run: {cure}"
     return None
 
 
-def _shortened(document: str, policy: Policy, at: datetime) -> list[str]:
+def _shortened(document: str, policy: Policy, at: datetime, *, rules: bool) -> list[str]:
     try:
         former = parse_policies(document, "of the last completed run").policies.get(policy.name)
     except OpsError:
         return []  # written for an older version of the suite: nothing to compare
     if former is None:
         return []
-    return [
+    shortened = [
         name
         for name, rule in policy.rules.items()
-        if name in former.rules and rule.keep.is_shorter_than(former.rules[name].keep, at)
+        if rules and name in former.rules and rule.keep.is_shorter_than(former.rules[name].keep, at)
     ]
+    if policy.archive and former.archive and policy.archive.keep.is_shorter_than(former.archive.keep, at):
+        shortened.append("archive")
+    return shortened

@@ -73,6 +73,7 @@ _OF_ROWS = {
         Decision("release", "let its period rule again, and end the holds on the row", Effect.RELEASE_HOLD),
     ),
 }
+_MAKING_ROWS_GO = ("foreign_key_violation", "row_deletion_failed")
 
 
 def policy_of(policies: PolicySet, item: QueueItem) -> Policy | None:
@@ -96,6 +97,8 @@ def offered(policies: PolicySet, item: QueueItem) -> list[Decision]:
         found.append(_COUNT_AGAIN)
     elif policy and policy.blob and policy.blob.item_type == item.item_type:
         found += _OF_BLOBS
+    elif policy and policy.archive and item.item_type in _MAKING_ROWS_GO:
+        pass  # a row that must be archived first goes by its job alone
     elif policy:
         found += _OF_ROWS.get(item.item_type, ())
     return [*(found or [_SETTLED]), DEFER, ESCALATE]

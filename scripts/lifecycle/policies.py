@@ -312,6 +312,17 @@ class Remedy(_Model):
         return self
 
 
+class Archive(_Model):
+    """What is kept of a row elsewhere, before it is deleted here."""
+
+    personal: tuple[Column, ...]
+    """Unreadable once the person's key is destroyed; everything else stays readable."""
+    keep: PeriodField
+    """How long an archive is kept after it was sealed."""
+    rows: int = Field(ge=1, le=50_000)
+    """Rows an archive at most."""
+
+
 class Policy(_Model):
     """What is kept how long, why, and how it goes."""
 
@@ -320,8 +331,9 @@ class Policy(_Model):
     table: Table
     key: Column
     person: Column | None
-    action: Literal["delete", "soft_delete", "delete_blob", "anonymize", "retain"]
+    action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
     soft_delete: SoftDelete | None = None
+    archive: Archive | None = None
     blob: Blob | None = None
     anonymize: Anonymize | None = None
     rules: dict[Name, Rule]
@@ -347,21 +359,35 @@ class Policy(_Model):
 
     @model_validator(mode="after")
     def _says_what_its_action_needs(self) -> Policy:
-        for action, section in (
-            ("soft_delete", self.soft_delete),
-            ("delete_blob", self.blob),
-            ("anonymize", self.anonymize),
+        for action, name, section in (
+            ("soft_delete", "soft_delete", self.soft_delete),
+            ("delete_blob", "blob", self.blob),
+            ("archive_then_delete", "archive", self.archive),
+            ("anonymize", "anonymize", self.anonymize),
         ):
-            name = action.removeprefix("delete_")
             if (self.action == action) != (section is not None):
                 raise ValueError(f"action {action} and the section {name} belong together")
         if not self.removes_rows and self.dependants:
             raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
-        if self.action in ("delete_blob", "anonymize", "retain") and any(remedy.delete for remedy in self.remedies):
-            raise ValueError("decisions cannot delete rows of a policy whose action keeps them")
+        if any(remedy.delete for remedy in self.remedies) and self.action not in ("delete", "soft_delete"):
+            raise ValueError(f"decisions cannot delete rows where the action is {self.action}")
         if self.anonymize and {self.key, self.anonymize.marker} & self.anonymize.columns.keys():
             raise ValueError("anonymize.columns must name neither the key, which is audited, nor the marker")
+        if self.archive:
+            self._says_what_its_archive_needs(self.archive)
         return self
+
+    def _says_what_its_archive_needs(self, archive: Archive) -> None:
+        if any(dependant.action != "refuse" for dependant in self.dependants):
+            raise ValueError("a row is archived without its dependants: they may only be 'refuse' here")
+        if len(set(archive.personal)) < len(archive.personal):
+            raise ValueError("archive.personal names a column twice")
+        if self.person and self.person not in archive.personal:
+            raise ValueError("archive.personal must name the person column: it is the first thing that is personal")
+        if archive.personal and not self.person:
+            raise ValueError("archive.personal needs the person column: whose key would they be under?")
+        if self.key in archive.personal:
+            raise ValueError("archive.personal must not name the key: it stands in the audit")
 
     @model_validator(mode="after")
     def _stays_or_goes(self) -> Policy:
@@ -382,7 +408,7 @@ class Policy(_Model):
     @property
     def removes_rows(self) -> bool:
         """Whether a row is gone from its table afterwards."""
-        return self.action == "delete"
+        return self.action in ("delete", "archive_then_delete")
 
     @property
     def written(self) -> tuple[str, ...]:

@@ -210,6 +210,7 @@ class _Preflight:
         anchors = {rule.anchor for rule in policy.rules.values()}
         anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
         named = {policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
+        named |= set(policy.archive.personal) if policy.archive else set()
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
         for column in sorted(named - found.keys()):

@@ -8,6 +8,7 @@ that everybody else has. A dry run is the same up to the first batch, in a trans
 from __future__ import annotations
 
 from contextlib import closing
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psycopg
@@ -37,6 +38,9 @@ from scripts.utils.errors import (
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.run import Run, sla_status
 
+if TYPE_CHECKING:
+    from scripts.lifecycle.archive_batches import Archiver
+
 # From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
@@ -50,13 +54,18 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
-        Misconfigured: The policy is about blobs and there is no token, or about pseudonyms and there is no key.
+        Misconfigured: The policy is about blobs and there is no token, about pseudonyms and there is no key, or about
+            archives and there is no place or not the right key for them.
     """
     rules = run.policies.policies[policy]
     if rules.blob:
         store_of(run.settings)
     if rules.anonymize and rules.anonymize.pseudonymised:
         pseudonym(run.settings, "")
+    if rules.archive:
+        from scripts.lifecycle.archive_batches import require_place  # a tenth of a second that others need not wait
+
+        require_place(run)
     try:
         if rules.action == "retain":
             with error_reporting.about(policy):
@@ -93,7 +102,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
             to_queue += 1
         if not refused:
-            batch_rows = run.options.batch_size or policy.batch.rows
+            batch_rows = run.options.batch_size or (policy.archive or policy.batch).rows
             # Last: it bends the planner for the rest of the transaction.
             _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
         return found, refused, to_queue
@@ -137,7 +146,7 @@ class Purge(PolicyRun):
             self._queued += self._queue_referenced(cleared.selection, found)
         lock = self._run.lock
         context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
-        with closing(Deleter(self._run, cleared.selection, context, self._politeness)) as deleter:
+        with closing(self._worker(cleared.selection, context)) as deleter:
             try:
                 self._delete(deleter, cleared, found)
                 if self._policy.blob:
@@ -151,6 +160,13 @@ class Purge(PolicyRun):
         self._queued += self._queue_excepted(cleared)
         return self._judge(deleter)
 
+    def _worker(self, selection: Selection, context: Context) -> Deleter | Archiver:
+        if self._policy.archive is None:
+            return Deleter(self._run, selection, context, self._politeness)
+        from scripts.lifecycle.archive_batches import Archiver
+
+        return Archiver(self._run, selection, context, self._politeness)
+
     def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
         # Before the counting, so that the first batch already knows whether others were at work meanwhile.
         self._politeness.begin(connection)
@@ -158,7 +174,7 @@ class Purge(PolicyRun):
         self._selection = cleared.selection
         return cleared, found, refusal(self._run, connection, self._policy, found)
 
-    def _delete(self, deleter: Deleter, cleared: Cleared, found: Survey) -> None:
+    def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
         paths = _paths(self._run, cleared, found, deleter.batch_rows)
         self._run.database.read(
             lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
@@ -181,7 +197,7 @@ class Purge(PolicyRun):
         for path in paths:
             deleter.follow(path)
 
-    def _remove_blobs(self, deleter: Deleter, cleared: Cleared, context: Context) -> None:
+    def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
         with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
             try:
                 removal.drain()
@@ -193,7 +209,7 @@ class Purge(PolicyRun):
                 deleter.poison += removal.failed
                 deleter.locked |= removal.locked > 0
 
-    def _finish(self, deleter: Deleter, cleared: Cleared) -> None:
+    def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
         residue = self._survey(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
         left = residue.removable > len(deleter.poison) and not deleter.limit_reached
@@ -203,7 +219,7 @@ class Purge(PolicyRun):
             residue = self._survey(cleared.selection)
         self._residue = residue
 
-    def _judge(self, deleter: Deleter) -> Ending:
+    def _judge(self, deleter: Deleter | Archiver) -> Ending:
         code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
         left = self._residue.removable - len(deleter.poison) if self._residue else 0
         if left <= 0:
@@ -267,6 +283,8 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
         # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
         and batch_rows >= facts.rows_per_block
         and run.options.limit is None
+        # An archive is a span of time, so that it can be found again.
+        and not cleared.selection.policy.archive
     )
     return [_sweep(cleared)] if suits else _walks(cleared.selection)
 

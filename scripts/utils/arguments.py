@@ -13,6 +13,15 @@ from scripts.utils.settings import Settings
 # An operator's command has no line under jobs: in the policy file.
 COMMAND_SECONDS = 3600.0
 MAX_BATCH_ROWS = 100_000
+_JOB_DEFAULTS = {
+    "dry_run": False,
+    "limit": None,
+    "rollout": False,
+    "batch_size": None,
+    "max_duration": None,
+    "confirm_cap": None,
+    "as_of": None,
+}
 
 
 def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: JobSpec | None) -> Options:
@@ -39,22 +48,44 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
         description=job.description,
         epilog="This help needs no environment. Settings, exit codes and runbooks: README.md.",
     )
-    parser.set_defaults(limit=None, rollout=False, batch_size=None, confirm_cap=None, as_of=None)
+    parser.set_defaults(**_JOB_DEFAULTS)
     if job.changes_data:
-        parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
-        parser.add_argument("--max-duration", type=_positive, metavar="SECONDS", help="stop after this time")
-    if job.changes_data and job.purges:
-        amount = parser.add_mutually_exclusive_group()
-        amount.add_argument("--limit", type=_positive, metavar="N", help="delete at most N rows a policy, then stop")
-        amount.add_argument("--rollout", action="store_true", help="10 rows, 100, 1000, the rest, each step checked")
-        parser.add_argument("--batch-size", type=_batch_rows, metavar="N", help="rows a batch")
-        parser.add_argument("--confirm-cap", type=_positive, metavar="N", help="allow N rows once, beyond the caps")
-        parser.add_argument("--as-of", type=moment, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z")
+        add_job_flags(parser, purges=job.purges)
     parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False)
     add_common_flags(parser)
     if job.arguments:
         job.arguments(parser)
     return parser
+
+
+def add_job_flags(parser: argparse.ArgumentParser, *, purges: bool = True) -> None:
+    """Add what every job knows that changes data; a job with verbs adds it to the one that is its work too.
+
+    Args:
+        parser: The script's, or the verb's.
+        purges: Whether it deletes by policy, and so knows the caps.
+    """
+    absent = argparse.SUPPRESS
+    parser.add_argument("--dry-run", action="store_true", default=absent, help="say what would happen, write nothing")
+    parser.add_argument(
+        "--max-duration", type=_positive, default=absent, metavar="SECONDS", help="stop after this time"
+    )
+    if not purges:
+        return
+    amount = parser.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--limit", type=_positive, default=absent, metavar="N", help="delete at most N rows a policy, then stop"
+    )
+    amount.add_argument(
+        "--rollout", action="store_true", default=absent, help="10 rows, 100, 1000, the rest, each step checked"
+    )
+    parser.add_argument("--batch-size", type=_batch_rows, default=absent, metavar="N", help="rows a batch")
+    parser.add_argument(
+        "--confirm-cap", type=_positive, default=absent, metavar="N", help="allow N rows once, beyond the caps"
+    )
+    parser.add_argument(
+        "--as-of", type=moment, default=absent, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z"
+    )
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -22,3 +22,11 @@ def pseudonym(settings: Settings, text: str) -> str:
         raise Misconfigured("AUDIT_PSEUDONYM_KEY is not set: what has no id of its own is audited by a keyed pseudonym")
     key_id, _, key = settings.audit_pseudonym_key.get_secret_value().partition(":")
     return f"{key_id}:{hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()}"
+
+
+def short_digest(key: bytes, text: bytes) -> bytes:
+    """Return 16 bytes that stand for a text, under a key of at most 64 bytes; thousands of them are wanted at a time.
+
+    BLAKE2b with a key is a pseudorandom function by itself (RFC 7693, 2.9), in a third of HMAC's time.
+    """
+    return hashlib.blake2b(text, key=key, digest_size=16).digest()

@@ -39,6 +39,7 @@ class Job:
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
         needs_database: Whether there is nothing to do without one; a health check has to say so itself.
+        commands: Of a job with verbs: those that are an operator's commands, with neither lock nor caps.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Job:
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
     needs_database: bool = True
+    commands: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

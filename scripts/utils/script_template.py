@@ -12,6 +12,7 @@ import argparse
 import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import psycopg
 
@@ -20,7 +21,7 @@ from scripts.lifecycle.job_record import recorded
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER, total_pauses
 from scripts.utils import error_reporting, metrics_utils, tracing
-from scripts.utils.arguments import add_common_flags, moment, options_of, parser_of
+from scripts.utils.arguments import add_common_flags, add_job_flags, moment, options_of, parser_of
 from scripts.utils.check_ins import CheckIn
 from scripts.utils.db_utils import Connection, Database, explained
 from scripts.utils.errors import (
@@ -37,7 +38,7 @@ from scripts.utils.run import Job, Run
 from scripts.utils.settings import Settings, load_settings
 from scripts.utils.terminal import Display
 
-__all__ = ["Job", "Run", "add_common_flags", "main", "moment"]
+__all__ = ["Job", "Run", "add_common_flags", "add_job_flags", "main", "moment"]
 
 _EVENT_OF = {
     ExitCode.DONE: "completed",
@@ -52,6 +53,8 @@ _EVENT_OF = {
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     """Run a job and return the process's exit code."""
     flags = parser_of(job).parse_args(arguments)
+    if getattr(flags, "verb", None) in job.commands:
+        job = replace(job, changes_data=False)
     log_format: LogFormat = configure_logging(
         script=job.name, correlation_id="-", level="INFO", log_format=flags.log_format
     )

@@ -20,6 +20,8 @@ from scripts.utils.errors import Misconfigured
 
 _BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
 _PSEUDONYM_KEY = re.compile(r"[a-z0-9]{1,16}:(?:[0-9a-f]{2}){32,}")
+_MASTER_KEY = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{64}")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -130,6 +132,43 @@ def _pseudonym_key(value: SecretStr) -> SecretStr:
     return value
 
 
+def _archive_url(value: str) -> str:
+    parts = urlsplit(value)
+    folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+    bucket = parts.scheme == "s3" and _BUCKET.fullmatch(parts.netloc)
+    if not (folder or bucket) or parts.query or parts.fragment:
+        raise ValueError("must be a folder or a bucket: file:///absolute/path or s3://bucket/prefix")
+    return value
+
+
+def _endpoint(value: str) -> str:
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError("must be the URL of an S3-compatible store: https://host")
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError("may be http only where it is this machine")
+    return value
+
+
+def _master_key(value: SecretStr) -> SecretStr:
+    if not _MASTER_KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("must be a key's id, a colon and 64 hexadecimal digits: m1:$(openssl rand -hex 32)")
+    return value
+
+
+def _master_keys(value: SecretStr) -> SecretStr:
+    keys = value.get_secret_value().split(",")
+    if not all(_MASTER_KEY.fullmatch(key) for key in keys):
+        raise ValueError("must be former master keys separated by commas, each an id, a colon and 64 digits")
+    if len({key.partition(":")[0] for key in keys}) < len(keys):
+        raise ValueError("must not name one key's id twice")
+    return value
+
+
 def _flag(value: object) -> object:
     # pydantic also takes t, f, on and off; a switch in front of a DELETE is spelled out.
     if isinstance(value, str) and value.lower() not in ("true", "false", "1", "0", "yes", "no"):
@@ -222,6 +261,30 @@ class Settings(BaseSettings):
         None,
         alias="AUDIT_PSEUDONYM_KEY",
         description="key for what the audit must name without saying it: id, colon, 64 hexadecimal digits",
+    )
+
+    archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
+        None, alias="ARCHIVE_URL", description="where archives go: file:///folder or s3://bucket/prefix"
+    )
+    archive_master_key: Annotated[SecretStr, AfterValidator(_master_key)] | None = Field(
+        None,
+        alias="ARCHIVE_MASTER_KEY",
+        description="key that wraps the archives' keys; lost, the archives are lost: id, colon, 64 hexadecimal digits",
+    )
+    archive_previous_master_keys: Annotated[SecretStr, AfterValidator(_master_keys)] | None = Field(
+        None,
+        alias="ARCHIVE_PREVIOUS_MASTER_KEYS",
+        description="former ones, separated by commas, until rotate-keys is done",
+    )
+    aws_endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = Field(
+        None, alias="AWS_ENDPOINT_URL", description="S3-compatible store other than AWS; only for s3:// archives"
+    )
+    aws_region: str = Field("us-east-1", alias="AWS_REGION", description="its region; auto for Cloudflare R2")
+    aws_access_key_id: SecretStr | None = Field(
+        None, alias="AWS_ACCESS_KEY_ID", description="login of the S3-compatible store"
+    )
+    aws_secret_access_key: SecretStr | None = Field(
+        None, alias="AWS_SECRET_ACCESS_KEY", description="the login's secret"
     )
 
     sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(
@@ -393,6 +456,16 @@ class Settings(BaseSettings):
         if info.data.get("mrq_depth_warning", critical) > critical:
             raise ValueError("must not be below MRQ_DEPTH_WARNING")
         return critical
+
+    @field_validator("archive_previous_master_keys")
+    @classmethod
+    def _former(cls, former: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        current = info.data.get("archive_master_key")
+        if former and current:
+            key_id = current.get_secret_value().partition(":")[0]
+            if key_id in {key.partition(":")[0] for key in former.get_secret_value().split(",")}:
+                raise ValueError("must not have the id of ARCHIVE_MASTER_KEY: a new key has a new id")
+        return former
 
     @field_validator("smtp_starttls")
     @classmethod

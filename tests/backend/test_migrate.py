@@ -172,12 +172,18 @@ def test_the_jobs_may_lock_and_delete_what_a_policy_names(database):
     connection.execute("DELETE FROM public.quiz_responses WHERE id = 'x'")
 
 
+def test_the_jobs_may_put_back_what_a_policy_archives(database):
+    connection = database.connect()
+    connection.execute("DELETE FROM public.payment_transactions WHERE id = 'x'")
+    connection.execute("INSERT INTO public.payment_transactions SELECT * FROM public.payment_transactions")
+
+
 @pytest.mark.parametrize(
     "forbidden",
     [
         "DELETE FROM public.users",
-        "SELECT email FROM public.users",
-        "DELETE FROM public.payment_transactions",
+        "SELECT email, password_hash FROM public.users",
+        "UPDATE public.payment_transactions SET amount = 0",
         "UPDATE public.quiz_responses SET email = ''",
         "INSERT INTO public.quiz_responses DEFAULT VALUES",
         "TRUNCATE public.quiz_responses",
@@ -210,9 +216,9 @@ def test_even_the_owner_may_not_change_the_audit(database, forbidden):
 def test_dependants_get_what_their_action_needs(database, tmp_path):
     text = DEFAULT_POLICY_FILE.read_text()
     dependants = """dependants:
-      - {table: public.payment_transactions, column: meal_plan_id, action: set_null}
+      - {table: public.users, column: password_hash, action: set_null}
       - {table: public.magic_link_tokens, column: email, action: delete}
-      - {table: public.users, column: id, action: refuse}
+      - {table: public.meal_plans, column: payment_id, action: refuse}
 """
     changed = re.sub(r"dependants: \[\]\n", dependants, text, count=1)
     path = tmp_path / "policies.yaml"
@@ -220,11 +226,11 @@ def test_dependants_get_what_their_action_needs(database, tmp_path):
     granted = migrate.grant(database.superuser_url, path)
     assert len(granted) == len(set(granted)) == len(migrate.grant_statements(load_policies(path)))
     jobs = database.connect()
-    jobs.execute("UPDATE public.payment_transactions SET meal_plan_id = NULL WHERE meal_plan_id = 'x'")
+    jobs.execute("UPDATE public.users SET password_hash = NULL WHERE password_hash = 'x'")
     jobs.execute("SELECT FROM public.magic_link_tokens FOR UPDATE")
     jobs.execute("DELETE FROM public.magic_link_tokens")
-    jobs.execute("SELECT FROM public.users")
-    for forbidden in ("DELETE FROM public.payment_transactions", "DELETE FROM public.users"):
+    jobs.execute("SELECT FROM public.meal_plans")
+    for forbidden in ("UPDATE public.meal_plans SET email = ''", "DELETE FROM public.users"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             jobs.execute(forbidden)
 

@@ -13,7 +13,16 @@ GOOD = {
     "REDIS_URL": f"rediss://:{SECRET}@cache.example.com:6379/0",
 }
 FIELDS = {field.alias: field for field in Settings.model_fields.values()}
-ANY_TEXT = {"RENDER_GIT_COMMIT", "SENTRY_ENVIRONMENT", "TRACEPARENT", "SMTP_USER", "SMTP_PASSWORD"}
+ANY_TEXT = {
+    "RENDER_GIT_COMMIT",
+    "SENTRY_ENVIRONMENT",
+    "TRACEPARENT",
+    "SMTP_USER",
+    "SMTP_PASSWORD",
+    "AWS_REGION",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+}
 
 
 @pytest.fixture
@@ -53,6 +62,13 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "blob_concurrency": 4,
         "blob_timeout_seconds": 20,
         "audit_pseudonym_key": None,
+        "archive_url": None,
+        "archive_master_key": None,
+        "archive_previous_master_keys": None,
+        "aws_endpoint_url": None,
+        "aws_region": "us-east-1",
+        "aws_access_key_id": None,
+        "aws_secret_access_key": None,
         "sentry_dsn": None,
         "sentry_environment": "production",
         "sentry_traces_sample_rate": 0.0,

@@ -20,6 +20,7 @@ CHECKS = (
     Check("redis", locks.redis_answers, needs_database=False),
     Check("locks", locks.zombie_locks),
     Check("blob", services.blob, needs_database=False),
+    Check("archives", services.archives),
     Check("sentry", services.sentry, needs_database=False),
     Check("schedule", schedule.schedule, needs_database=False),
 )

@@ -86,3 +86,14 @@ def sentry(context: Context) -> Iterator[Finding]:
         yield warned("SENTRY_DSN", f"its host answers {code}", "look at its status page and at the project's quota")
     else:
         yield passed("SENTRY_DSN", "its host takes envelopes")
+
+
+def archives(context: Context) -> Iterator[Finding]:
+    """Look whether the archives' keys can be opened, and whether none is left unfinished."""
+    from scripts.lifecycle import archive_health  # a tenth of a second, of which a run without archives has no need
+
+    found = archive_health.warnings(context.run.database, context.run.settings)
+    for problem in found:
+        yield failed("keys" if "key" in problem else "catalogue", problem, "see scripts/retention/README.md, archives")
+    if not found:
+        yield passed("archives", "every key opens, and nothing is unfinished")
