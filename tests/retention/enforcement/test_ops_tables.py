@@ -141,3 +141,10 @@ def test_ip_addresses_are_made_coarse(admin):
     }
     for address, coarse in pairs.items():
         assert admin.execute("SELECT ops.truncate_ip(%s)", (address,)).fetchone() == (coarse,)
+
+
+def test_the_default_file_passes_its_own_gate(settings, enforce):
+    run = enforce(DEFAULT_POLICY_FILE, "--check", as_of=None)
+
+    bad = [line for line in run.events("policy_check") if line["status"] != "PASS"]
+    assert (run.code, bad) == (0, [])
