@@ -272,6 +272,16 @@ def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
     return None
 
 
+def tell_differences(plan: Plan, results: Sequence[PolicyResult]) -> None:
+    """Say where a run came to more or to less than its plan."""
+    done = {result.policy: result.records_deleted for result in results}
+    for planned in plan.policies:
+        if planned.policy in done and done[planned.policy] != planned.records:
+            get_logger().warning(
+                "plan_differs", policy=planned.policy, planned=planned.records, done=done[planned.policy]
+            )
+
+
 @dataclass(frozen=True)
 class Change:
     """What a second plan does differently with one policy."""

@@ -101,7 +101,12 @@ def _apply(run: Run, path: Path) -> None:
         raise Misconfigured("--apply does what its plan says: --all, --only and --as-of belong to --plan")
     plan = plans.read(path)
     plans.require_current(run, plan, flags.tolerance)
-    orchestrator.carry_out(run, orchestrator.ordered(run, [planned.policy for planned in plan.policies]))
+    # The other way round: a child or a PDF that goes first would let rows go after it that nobody approved.
+    names = orchestrator.ordered(run, [planned.policy for planned in plan.policies])
+    try:
+        orchestrator.carry_out(run, names[::-1])
+    finally:
+        plans.tell_differences(plan, run.results)
 
 
 def _compare(run: Run, first: Path, second: Path) -> None:

@@ -198,3 +198,26 @@ def test_a_history_makes_the_estimate(tables, write, plan, enforce, admin):
     _, entries = plan(path)
 
     assert entries["things"]["estimated_by"] == "history"
+
+
+def test_what_one_policy_does_lets_nothing_go_that_nobody_approved(tables, write, plan, enforce, admin):
+    """Parents 1 to 3 are kept by children that the plan takes: they go with the next run, not with this plan."""
+    tables(parents=5, children=3)
+    admin.execute(
+        "ALTER TABLE children ADD parent bigint REFERENCES parents; CREATE INDEX ON children (parent);"
+        " UPDATE children SET parent = id"
+    )
+    path = write({name: policy(f"public.{name}") for name in ("parents", "children")})
+    out, entries = plan(path)
+    assert (entries["parents"]["records"], entries["children"]["records"]) == (2, 3)
+
+    run = enforce(path, "--apply", out, as_of=None)
+
+    assert run.code == 4, "the queue is told of the three that are still needed, as planned"
+    assert {line["policy"]: line["records_deleted"] for line in run.events("policy_done")} == {
+        "parents": 2,
+        "children": 3,
+    }
+    assert (count(admin, "parents"), count(admin, "children")) == (3, 0)
+    assert not run.events("plan_differs")
+    assert enforce(path).closing["records_deleted"] == 3
