@@ -64,6 +64,8 @@ _RIGHTS_OF_ACTION = {
     "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
     "soft_delete": ("select", "update"),
     "delete_blob": ("select", "update"),
+    "anonymize": ("select", "update"),
+    "retain": ("select",),
     "set_null": ("select", "update"),
     "refuse": ("select",),
 }

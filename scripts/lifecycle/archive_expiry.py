@@ -80,6 +80,7 @@ def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:
             "lease": run.lock.name,
             "fencing_token": run.lock.fencing_token,
             "script": run.script,
+            "job": run.job,
             "archive": entry.id,
         }
         owned, stopped, claimed = connection.execute(_CLAIM, parameters).fetchone() or (False, False, 0)

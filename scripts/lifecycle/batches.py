@@ -7,6 +7,7 @@ take-over or a stop that was committed before is seen, one that comes later wait
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from scripts.lifecycle import anonymisation
 from scripts.lifecycle.gated import MAY_RUN, Context, GatedTransaction, Statement
-from scripts.lifecycle.policies import SoftDelete, table_identifier
+from scripts.lifecycle.policies import Anonymize, SoftDelete, table_identifier
 from scripts.lifecycle.politeness import Look
 from scripts.lifecycle.selection import Reach, Selection
 from scripts.lifecycle.windows import Window
@@ -36,6 +38,16 @@ _SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
        FOR UPDATE
 ), gone AS (
     UPDATE {table} t SET {marks} FROM chosen c WHERE t.{key} = c.id RETURNING c.key, c.rule
+)""")
+
+# As above; a row that changed since its values were read is left for the closing pass.
+_ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
+    SELECT t.{key} AS id, t.{key}::text AS key, {rule} AS rule FROM {table} t
+     WHERE {rows} AND {removable}{still_fresh} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE
+), gone AS (
+    UPDATE {table} t SET {marks} FROM chosen c JOIN fresh f ON f.key = c.key WHERE t.{key} = c.id
+    RETURNING c.key, c.rule
 )""")
 
 _AUDITED = sql.SQL("""
@@ -102,13 +114,27 @@ class Ambiguous(Exception):
 
 
 class BatchWriter:
-    """Composes a policy's batches once and runs them."""
+    """Composes a policy's batches once and runs them.
 
-    def __init__(self, database: Database, selection: Selection, context: Context) -> None:
+    Args:
+        database: Where.
+        selection: What is to go.
+        context: Lease and run record.
+        pseudonym: Makes the keyed pseudonyms of a policy that anonymises by them.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        selection: Selection,
+        context: Context,
+        pseudonym: Callable[[str], str] | None = None,
+    ) -> None:
         policy = selection.policy
         if policy.archive:
             raise ValueError(f"rows of policy {policy.name} are archived before they are deleted")
         self._database = database
+        self._pseudonym = pseudonym
         # Kept from batch to batch: lending one anew costs a round trip for its check.
         self._connection: Connection | None = None
         self._lent = ExitStack()
@@ -159,6 +185,7 @@ class BatchWriter:
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
+            parameters |= self._fresh(self._connection, window, parameters)
             return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
         except psycopg.OperationalError as error:
             if connection_lost(error):
@@ -173,6 +200,7 @@ class BatchWriter:
             psycopg.Error: What the server refused; the transaction must be undone.
         """
         parameters, _ = self._parameters(window, [])
+        parameters |= self._fresh(connection, window, parameters)
         for statement in self._statements(connection, window.clause, skip_locked=False):
             cursor = connection.execute(statement, parameters)
         return Outcome(*(cursor.fetchone() or (False, False, 0)))
@@ -183,6 +211,19 @@ class BatchWriter:
         reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
         named = {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
         return self._constants | window.parameters | reached | named, [*entries.values(), *reached.values()]
+
+    def _fresh(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Read the values that become pseudonyms, and work those out."""
+        section = self._selection.policy.anonymize
+        if section is None or not section.pseudonymised:
+            return {}
+        if self._pseudonym is None:
+            raise ValueError("a policy with pseudonyms is carried out by who has their key")
+        where = sql.SQL("{} AND {}").format(window.clause, self._removable)
+        query = anonymisation.read(section, self._selection.table, self._selection.key, where)
+        with self._gated.reading(connection):
+            rows = connection.execute(query, parameters).fetchall()
+        return dict(anonymisation.parameters_of(section, rows, self._pseudonym))
 
     def _send(
         self,
@@ -229,7 +270,7 @@ class BatchWriter:
             rows = sql.SQL(
                 "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
             ).format(selection.table, rows, removable)
-        names = {
+        names: dict[str, sql.Composable] = {
             "table": selection.table,
             "rows": rows,
             "removable": removable,
@@ -242,9 +283,19 @@ class BatchWriter:
             return _INTEND.format(may_run=MAY_RUN, blob=sql.Identifier(policy.blob.column), person=person, **names)
         if policy.soft_delete:
             gone = _SOFT_DELETE.format(marks=_marks(selection, policy.soft_delete), **names)
+        elif policy.anonymize:
+            gone = self._anonymize(policy.anonymize, names)
         else:
             gone = _DELETE.format(**names)
         return _AUDITED.format(may_run=MAY_RUN, gone=gone)
+
+    def _anonymize(self, section: Anonymize, names: dict[str, sql.Composable]) -> sql.Composed:
+        selection = self._selection
+        marks = anonymisation.marks(section, selection.column_type, selection.now)
+        if not section.pseudonymised:
+            return _SOFT_DELETE.format(marks=marks, **names)
+        still_fresh = anonymisation.STILL_FRESH.format(key=selection.key)
+        return _ANONYMIZE.format(fresh=anonymisation.fresh(section), still_fresh=still_fresh, marks=marks, **names)
 
     @property
     def _removable(self) -> sql.Composed:

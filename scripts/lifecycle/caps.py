@@ -24,10 +24,11 @@ def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> 
     cure = f"look at a dry run, then allow it once with --confirm-cap {rows}, or some more"
     if rows > policy.max_rows:
         return f"{rows} rows are due, the policy's max_rows is {policy.max_rows}: {cure}"
-    usual = runs.usual_rows(connection, run.script, policy.name)
+    scripts = {run.script, run.job}
+    usual = runs.usual_rows(connection, list(scripts), policy.name)
     if usual is not None and rows > UNUSUAL_MINIMUM_ROWS and rows > UNUSUAL_FACTOR * usual:
         return f"{rows} rows are due, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
-    document = runs.last_policy_document(connection, run.script, policy.name, run.policies.hash)
+    document = runs.last_policy_document(connection, list(scripts), policy.name, run.policies.hash)
     shortened = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
     if shortened:
         return f"the period of {', '.join(shortened)} became shorter since the last completed run: {cure}"

@@ -26,6 +26,7 @@ from scripts.lifecycle.windows import Path, Window, chosen_keys
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
 from scripts.utils.run import Run
 from scripts.utils.tracing import span
@@ -62,7 +63,7 @@ class Deleter:
         self._policy = selection.policy
         self._context = context
         self._log = get_logger().bind(policy=self._policy.name)
-        self._writer = BatchWriter(run.database, selection, context)
+        self._writer = BatchWriter(run.database, selection, context, lambda text: pseudonym(run.settings, text))
         self._breaker = CircuitBreaker(
             f"locks of {self._policy.table}",
             failure_limit=Fraction(4, 5),

@@ -34,7 +34,7 @@ MAY_RUN = sql.SQL("""
 may_run AS MATERIALIZED (
     SELECT %(lease)s::text IS NULL
                OR EXISTS (SELECT FROM ops.leases WHERE name = %(lease)s AND fencing_token = %(fencing_token)s) AS owned,
-           EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s)) AS stopped
+           EXISTS (SELECT FROM ops.stop_switches WHERE job IN ('*', %(script)s, %(job)s)) AS stopped
 )
 """)
 
@@ -51,6 +51,8 @@ class Context:
     """The run record, or the queue item that was decided on."""
     operator: str | None = None
     """Who decided, if a person did."""
+    job: str | None = None
+    """The job whose work is done, where another script does it: its stop switch holds as well."""
 
     def parameters(self) -> dict[str, Any]:
         """Return what :data:`MAY_RUN` and an audit entry ask for."""
@@ -58,6 +60,7 @@ class Context:
             "lease": self.lease,
             "fencing_token": self.fencing_token,
             "script": self.script,
+            "job": self.job or self.script,
             "actor": f"operator:{self.operator}" if self.operator else f"system:{self.script}",
             "run_id": self.run_id,
         }
@@ -105,6 +108,13 @@ class GatedTransaction:
                 raise GateClosed from error
             connection.execute(self._set, self._in_the_batch)
             yield connection
+
+    @contextmanager
+    def reading(self, connection: Connection) -> Iterator[None]:
+        """Lend what a batch has to read before it begins: its time-outs, but no gate and no lock."""
+        with connection.transaction():
+            connection.execute(self._set, self._in_the_batch)
+            yield
 
     def send(self, connection: Connection, statements: Sequence[Statement]) -> list[Cursor[Any]]:
         """Run the statements and return their cursors.

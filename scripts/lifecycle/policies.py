@@ -17,7 +17,17 @@ import yaml
 from cronsim import CronSim, CronSimError
 from dateutil.relativedelta import relativedelta
 from psycopg import sql
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from scripts.utils.errors import Misconfigured
 
@@ -30,6 +40,12 @@ _TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
 # A policy is named by its place in the file, so no key that a file could hold.
 _NAME_KEY = "(name)"
 _LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
+# Proof, and what proof stands on: no policy may change it, whatever it says.
+_NEVER_CHANGED = frozenset(
+    {"ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"}
+)
+# Four years of months: 365 days are shorter than a year in one of them, and 31 days longer than a month in some.
+_CALENDAR = tuple(datetime(2000 + month // 12, 1 + month % 12, 1, tzinfo=UTC) for month in range(48))
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,10 @@ class Period:
         """Tell whether this period frees rows that the other one keeps."""
         mine, theirs = self.before(at), other.before(at)
         return mine is not None and (theirs is None or mine > theirs)
+
+    def may_be_shorter_than(self, other: Period) -> bool:
+        """Tell whether there is a day on which this period is the shorter one."""
+        return any(self.is_shorter_than(other, day) for day in _CALENDAR)
 
 
 def _period(value: object) -> Period:
@@ -98,6 +118,25 @@ def _condition(value: object) -> Condition:
     return Condition(operator, tuple(str(o).lower() if isinstance(o, bool) else str(o) for o in operands))
 
 
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of one column's value when its row is anonymised."""
+
+    how: Literal["null", "constant", "pseudonym", "truncate_ip"]
+    constant: str | None = None
+
+
+def _treatment(value: object) -> Treatment:
+    if value is None:
+        return Treatment("null")
+    if value in ("pseudonym", "truncate_ip"):
+        return Treatment(value)
+    if isinstance(value, dict) and value.keys() == {"constant"} and isinstance(value["constant"], str | int):
+        constant = value["constant"]
+        return Treatment("constant", str(constant).lower() if isinstance(constant, bool) else str(constant))
+    raise ValueError("is not a treatment: write null, pseudonym, truncate_ip or {constant: ...}")
+
+
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
     def check(value: str) -> str:
         if not pattern.fullmatch(value):
@@ -120,6 +159,7 @@ Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as publi
 Column = Annotated[str, Field(min_length=1)]
 PeriodField = Annotated[Period, BeforeValidator(_period)]
 ConditionField = Annotated[Condition, BeforeValidator(_condition)]
+TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
@@ -137,7 +177,29 @@ class Rule(_Model):
 
     when: dict[Column, ConditionField] = Field(default_factory=dict)
     anchor: Column
+    floor: PeriodField | None = None
+    """The least that the law or a promise allows; ``keep`` may not be shorter."""
+    ceiling: PeriodField | None = None
+    """The most that it allows; ``keep`` may not be longer."""
     keep: PeriodField
+
+    @field_validator("ceiling")
+    @classmethod
+    def _above_the_floor(cls, ceiling: Period | None, info: ValidationInfo) -> Period | None:
+        floor = info.data.get("floor")
+        if ceiling and floor and ceiling.may_be_shorter_than(floor):
+            raise ValueError(f"must not be shorter than the floor of {floor.text}")
+        return ceiling
+
+    @field_validator("keep")
+    @classmethod
+    def _within_the_law(cls, keep: Period, info: ValidationInfo) -> Period:
+        floor, ceiling = info.data.get("floor"), info.data.get("ceiling")
+        if floor and keep.may_be_shorter_than(floor):
+            raise ValueError(f"{keep.text} is shorter than the floor of {floor.text}")
+        if ceiling and ceiling.may_be_shorter_than(keep):
+            raise ValueError(f"{keep.text} is longer than the ceiling of {ceiling.text}")
+        return keep
 
 
 class QueueRule(_Model):
@@ -213,6 +275,19 @@ class Blob(_Model):
     priority: Literal["critical", "high", "medium", "low"]
 
 
+class Anonymize(_Model):
+    """What becomes of each personal column; the row stays."""
+
+    columns: dict[Column, TreatmentField] = Field(min_length=1)
+    marker: Column | None
+    """Set to the moment when it was done; null: the columns' values say it, and each night looks at them all."""
+
+    @property
+    def pseudonymised(self) -> tuple[str, ...]:
+        """The columns whose new value is worked out here, because its key must not reach the server."""
+        return tuple(name for name, treatment in self.columns.items() if treatment.how == "pseudonym")
+
+
 class Lookup(_Model):
     """A value taken from the one row of another table that has the same value in a column."""
 
@@ -256,11 +331,12 @@ class Policy(_Model):
     table: Table
     key: Column
     person: Column | None
-    action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete"]
+    action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
     soft_delete: SoftDelete | None = None
     archive: Archive | None = None
     blob: Blob | None = None
-    rules: dict[Name, Rule] = Field(min_length=1)
+    anonymize: Anonymize | None = None
+    rules: dict[Name, Rule]
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
     decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
@@ -273,12 +349,21 @@ class Policy(_Model):
     batch: Batch
     overdue: Overdue
 
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_little_to_stay(cls, policy: Any) -> Any:
+        """A policy that only counts has no batches, caps and thresholds to state."""
+        if isinstance(policy, dict) and policy.get("action") == "retain":
+            return _OF_WHAT_STAYS | policy
+        return policy
+
     @model_validator(mode="after")
     def _says_what_its_action_needs(self) -> Policy:
         for action, name, section in (
             ("soft_delete", "soft_delete", self.soft_delete),
             ("delete_blob", "blob", self.blob),
             ("archive_then_delete", "archive", self.archive),
+            ("anonymize", "anonymize", self.anonymize),
         ):
             if (self.action == action) != (section is not None):
                 raise ValueError(f"action {action} and the section {name} belong together")
@@ -286,6 +371,8 @@ class Policy(_Model):
             raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
         if any(remedy.delete for remedy in self.remedies) and self.action not in ("delete", "soft_delete"):
             raise ValueError(f"decisions cannot delete rows where the action is {self.action}")
+        if self.anonymize and {self.key, self.anonymize.marker} & self.anonymize.columns.keys():
+            raise ValueError("anonymize.columns must name neither the key, which is audited, nor the marker")
         if self.archive:
             self._says_what_its_archive_needs(self.archive)
         return self
@@ -302,6 +389,22 @@ class Policy(_Model):
         if self.key in archive.personal:
             raise ValueError("archive.personal must not name the key: it stands in the audit")
 
+    @model_validator(mode="after")
+    def _stays_or_goes(self) -> Policy:
+        if self.action != "retain":
+            if not self.rules:
+                raise ValueError("rules: Dictionary should have at least 1 item, or nothing would ever be due")
+            changed = {self.table, *(dependant.table for dependant in self.dependants)} & _NEVER_CHANGED
+            if changed:
+                raise ValueError(
+                    f"{', '.join(sorted(changed))} is proof: no policy changes it; only retain may name it"
+                )
+        elif any(rule.keep.length is not None for rule in self.rules.values()):
+            raise ValueError("what is retained has no period that ends: its rules keep 'forever'")
+        elif self.exceptions or self.decisions:
+            raise ValueError("what is retained has no exceptions and no decisions: nothing happens to it")
+        return self
+
     @property
     def removes_rows(self) -> bool:
         """Whether a row is gone from its table afterwards."""
@@ -314,6 +417,8 @@ class Policy(_Model):
             return tuple(filter(None, (self.soft_delete.flag, self.soft_delete.deleted_at)))
         if self.blob:
             return tuple(filter(None, (self.blob.column, self.blob.deleted_at)))
+        if self.anonymize:
+            return tuple(filter(None, (*self.anonymize.columns, self.anonymize.marker)))
         return ()
 
     @property
@@ -324,6 +429,16 @@ class Policy(_Model):
     def reason(self, rule: str) -> str:
         """Return the audit's reason code for a row that went by this rule."""
         return f"retention_policy:{self.name}/{rule}"
+
+
+_OF_WHAT_STAYS: dict[str, Any] = {
+    "rules": {},
+    "dependants": [],
+    "max_rows": 1,
+    "max_poison": 0,
+    "batch": {"rows": 1, "lock_timeout": "500 milliseconds", "statement_timeout": "60 seconds"},
+    "overdue": {"warning": "1 day", "critical": "1 day"},
+}
 
 
 class JobSpec(_Model):

@@ -14,6 +14,8 @@ from typing import Any
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from scripts.lifecycle import anonymisation
+from scripts.lifecycle.anonymisation import Described
 from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.windows import Path
@@ -40,6 +42,8 @@ SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) 
 # With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
+       CASE WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND a.atttypmod > 4
+            THEN a.atttypmod - 4 END AS length,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
                   AND (NOT %(unique)s OR i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL)) AS indexed
   FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
@@ -190,7 +194,7 @@ class _Preflight:
                 self.problems.append(
                     f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
                 )
-        if not table["may_lock"]:
+        if not table["may_lock"] and self._policy.action != "retain":
             self.problems.append(
                 f"no right to UPDATE any column of {name}, without which no row can be locked:"
                 " run backend/migrate.py --grants with this policy file"
@@ -214,7 +218,7 @@ class _Preflight:
         for column in sorted(anchors & found.keys()):
             if found[column]["type"] not in ANCHOR_TYPES:
                 self.problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
-            if not found[column]["indexed"]:
+            if not found[column]["indexed"] and policy.action != "retain":
                 self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
         if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
             self.problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
@@ -228,6 +232,14 @@ class _Preflight:
             self.problems.append(
                 f"no right to UPDATE {policy.table}.{column}: run backend/migrate.py --grants with this policy file"
             )
+        if policy.anonymize:
+            self.problems += [
+                f"{policy.table}.{problem}"
+                for problem in anonymisation.problems(
+                    policy.anonymize,
+                    {name: Described(row["type"], row["attnotnull"], row["length"]) for name, row in found.items()},
+                )
+            ]
         section = policy.soft_delete or policy.blob
         if section and section.deleted_at in found and found[section.deleted_at]["type"] not in ANCHOR_TYPES:
             self.problems.append(f"{policy.table}.{section.deleted_at} is not a date or timestamp")

@@ -14,7 +14,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle import queue
+from scripts.lifecycle import inventory, queue
 from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
@@ -35,6 +35,7 @@ from scripts.utils.errors import (
     PolicyFailed,
     describe_database_error,
 )
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.run import Run, sla_status
 
 if TYPE_CHECKING:
@@ -53,18 +54,26 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
-        Misconfigured: The policy is about blobs and there is no token, or about archives and there is no place or
-            not the right key for them.
+        Misconfigured: The policy is about blobs and there is no token, about pseudonyms and there is no key, or about
+            archives and there is no place or not the right key for them.
     """
     rules = run.policies.policies[policy]
     if rules.blob:
         store_of(run.settings)
+    if rules.anonymize and rules.anonymize.pseudonymised:
+        pseudonym(run.settings, "")
     if rules.archive:
         from scripts.lifecycle.archive_batches import require_place  # a tenth of a second that others need not wait
 
         require_place(run)
     try:
-        if run.options.dry_run:
+        if rules.action == "retain":
+            with error_reporting.about(policy):
+                if run.options.dry_run:
+                    run.results.append(inventory.look(run, rules))
+                else:
+                    inventory.InventoryRun(run, rules).carry_out()
+        elif run.options.dry_run:
             with error_reporting.about(policy):
                 run.results.append(predict(run, rules))
         elif run.options.rollout:
@@ -135,7 +144,8 @@ class Purge(PolicyRun):
         self._run.expect(self._policy.name, found.removable)
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
-        context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, run_id)
+        lock = self._run.lock
+        context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
         with closing(self._worker(cleared.selection, context)) as deleter:
             try:
                 self._delete(deleter, cleared, found)

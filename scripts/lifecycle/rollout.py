@@ -46,7 +46,7 @@ def roll_out(run: Run, *, predict: Callable[[], PolicyResult], carry_out: Callab
             carry_out()
         finally:
             step = run.results[-1]
-            total = step if total is None else _added(total, step)
+            total = step if total is None else added(total, step)
             run.results[:] = [*before, total]
             run.options = options
         pace = (time.monotonic() - started) / max(1, step.records_deleted)
@@ -82,7 +82,7 @@ def _surprise(expected: PolicyResult, step: PolicyResult, pace: float, usual: fl
     return None
 
 
-def _added(total: PolicyResult, step: PolicyResult) -> PolicyResult:
+def added(total: PolicyResult, step: PolicyResult) -> PolicyResult:
     """Add a step to those before it: what was done adds up, what is left is the last one's word."""
     queued = total.records_queued + step.records_queued
     return replace(

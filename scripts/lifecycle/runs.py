@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -35,7 +36,8 @@ NO_POLICY = "-"
 _ABANDON = sql.SQL(
     "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
     " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
-    " WHERE b.run_id = r.id AND b.action IN ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete'))"
+    " WHERE b.run_id = r.id AND b.action IN"
+    " ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete', 'anonymize'))"
     " WHERE status = 'running' AND {}"
 )
 
@@ -74,6 +76,40 @@ def note_lock_conflict(
             " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, 'skipped', 'lock_held', 75, %s, %s, %s)",
             (script, policy, correlation_id, now, policies.hash, socket.gethostname(), os.getpid(), version),
         )
+
+
+def note_not_begun(
+    connection: Connection,
+    policies: PolicySet,
+    *,
+    script: str,
+    policy: str,
+    correlation_id: str,
+    cutoff: datetime,
+    result: PolicyResult,
+    version: str,
+) -> None:
+    """Record a policy that a run did not get to, so that the next one takes it first."""
+    connection.execute(
+        "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
+        " fencing_token, status, stop_reason, exit_code, host, pid, version, error)"
+        " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            *(script, policy, correlation_id, cutoff, policies.hash),
+            *(result.status, result.stop_reason, int(result.exit_code)),
+            *(socket.gethostname(), os.getpid(), version, result.error),
+        ),
+    )
+
+
+def cut_short(connection: Connection, script: str, policies: Sequence[str]) -> dict[str, int]:
+    """Return the policies that the last run had no time for: 0 where it did not begin one, 1 where it did not end."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (policy) policy, stop_reason, fencing_token FROM ops.job_runs"
+        " WHERE script = %s AND policy = ANY(%s) AND status <> 'running' ORDER BY policy, started_at DESC",
+        (script, list(policies)),
+    ).fetchall()
+    return {policy: int(token > 0) for policy, reason, token in rows if reason in ("time_share", "time_budget")}
 
 
 def open_run(
@@ -171,27 +207,27 @@ def audited_rows(connection: Connection, run_id: UUID, table: str) -> int:
     return int(row[0]) if row else 0
 
 
-def usual_rows(connection: Connection, script: str, policy: str) -> float | None:
+def usual_rows(connection: Connection, scripts: Sequence[str], policy: str) -> float | None:
     """Return how many rows the runs since the last completed one could be expected to delete, None without a history.
 
     The median a day of the completed runs of the last 30 days, times the days since the last of them (at least one).
     """
     row = connection.execute(
         "WITH days AS (SELECT started_at::date AS day, sum(records_processed) AS rows, max(started_at) AS last"
-        " FROM ops.job_runs WHERE script = %s AND policy = %s AND status = 'completed'"
+        " FROM ops.job_runs WHERE script = ANY(%s) AND policy = %s AND status = 'completed'"
         " AND started_at > now() - interval '30 days' GROUP BY 1)"
         " SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rows)"
         " * greatest(1, extract(epoch FROM now() - max(last)) / 86400) FROM days",
-        (script, policy),
+        (list(scripts), policy),
     ).fetchone()
     return None if row is None or row[0] is None else float(row[0])
 
 
-def last_policy_document(connection: Connection, script: str, policy: str, current_hash: str) -> str | None:
+def last_policy_document(connection: Connection, scripts: Sequence[str], policy: str, current_hash: str) -> str | None:
     """Return the policy file of the last completed run if it was another version, else None."""
     row = connection.execute(
         "SELECT v.hash, v.document FROM ops.job_runs r JOIN ops.policy_versions v ON v.hash = r.policy_hash"
-        " WHERE r.script = %s AND r.policy = %s AND r.status = 'completed' ORDER BY r.started_at DESC LIMIT 1",
-        (script, policy),
+        " WHERE r.script = ANY(%s) AND r.policy = %s AND r.status = 'completed' ORDER BY r.started_at DESC LIMIT 1",
+        (list(scripts), policy),
     ).fetchone()
     return None if row is None or row[0] == current_hash else str(row[1])

@@ -13,6 +13,7 @@ from typing import Any
 
 from psycopg import sql
 
+from scripts.lifecycle import anonymisation
 from scripts.lifecycle.policies import Condition, Policy, table_identifier
 
 # Keys that cannot hold an address or a name; any other type must look like a UUID to stand in the audit.
@@ -96,6 +97,8 @@ class Selection:
         self._types = column_types
         # blob_store is the store's id: a URL and a pathname may name the same blob.
         self.parameters: dict[str, Any] = {"table_name": policy.table, "blob_store": ""}
+        if policy.anonymize:
+            self.parameters |= anonymisation.constants(policy.anonymize)
         self.due_before: dict[str, datetime] = {}
         for name, rule in policy.rules.items():
             moment = rule.keep.before(cutoff)
@@ -189,6 +192,8 @@ class Selection:
             return [sql.SQL("t.{} IS NULL").format(sql.Identifier(policy.soft_delete.deleted_at))]
         if policy.blob:
             return [self.names_blob("t")]
+        if policy.anonymize:
+            return [anonymisation.not_done(policy.anonymize, self._types)]
         return []
 
     def names_blob(self, alias: str) -> sql.Composed:

@@ -104,6 +104,12 @@ class PolicyFailed(OpsError):
         self.stop_reason = stop_reason
 
 
+class PlanDrifted(OpsError):
+    """What a plan was made of is no longer so; nothing was done."""
+
+    stop_reason = "plan_drifted"
+
+
 class AuditBroken(OpsError):
     """The audit chain does not verify."""
 

@@ -72,6 +72,8 @@ class Run:
 
     def __init__(self, job: Job, settings: Settings, policies: PolicySet, options: Options, display: Display) -> None:
         self.script = job.name
+        self.job = job.name
+        """The job whose policy is being carried out: another one while this run does its work."""
         self.settings = settings
         self.policies = policies
         self.options = options
@@ -90,6 +92,8 @@ class Run:
         self.started = time.monotonic()
         self._signal: signal.Signals | None = None
         self._lock: JobLock | None = None
+        self._outer: list[JobLock] = []
+        self._until: float | None = None
         self._cutoff: datetime | None = None
 
     @property
@@ -108,6 +112,16 @@ class Run:
         if self.options.as_of and self.options.as_of > now and not self.options.dry_run:
             raise Misconfigured("--as-of lies in the future: a real run never goes beyond the database's clock")
         self._cutoff = self.options.as_of or now
+
+    def judge_by(self, moment: datetime) -> None:
+        """Take an earlier cut-off than the run's own: that of a plan.
+
+        Raises:
+            Misconfigured: It lies beyond the run's own.
+        """
+        if moment > self.cutoff:
+            raise Misconfigured("the plan is about the future: a real run never goes beyond the database's clock")
+        self._cutoff = moment
 
     @property
     def operator(self) -> str:
@@ -131,6 +145,25 @@ class Run:
         lock.acquire()
         self._lock = lock
 
+    @contextmanager
+    def work_of(self, job: str, lock: JobLock | None, seconds: float) -> Iterator[None]:
+        """Do a job's work for so many seconds, under its own lock where it has one and this run does not hold it.
+
+        The run's own lock is looked after meanwhile: losing either of them ends the work.
+        """
+        former = self.job, self._lock, self._until
+        self.job, self._until = job, self.duration() + seconds
+        if lock is not None:
+            if former[1] is not None:
+                self._outer.append(former[1])
+            self._lock = lock
+        try:
+            yield
+        finally:
+            self.job, self._lock, self._until = former
+            if lock is not None and former[1] is not None:
+                self._outer.pop()
+
     def duration(self) -> float:
         """Return the seconds since the run began."""
         return time.monotonic() - self.started
@@ -143,13 +176,17 @@ class Run:
         """Stop here if the run must stop; called between batches only.
 
         Raises:
-            StoppedEarly: A signal came, the lock was taken away, or the time budget is used up.
+            StoppedEarly: A signal came, a lock was taken away, or the time budget, or this policy's share of it, is
+                used up.
         """
         self.stop_on_signal()
-        if self._lock is not None and self._lock.lost.is_set():
-            raise StoppedEarly("lock_lost", f"{self._lock.name} was released or taken over while running")
+        for lock in (*self._outer, *([self._lock] if self._lock else [])):
+            if lock.lost.is_set():
+                raise StoppedEarly("lock_lost", f"{lock.name} was released or taken over while running")
         if self.duration() >= self.budget_seconds:
             raise StoppedEarly("time_budget", f"the time budget of {self.budget_seconds:.0f} s is used up")
+        if self._until is not None and self.duration() >= self._until:
+            raise StoppedEarly("time_share", "this policy's share of the time budget is used up")
 
     def stop_on_signal(self) -> None:
         """Stop here if a signal came; called between two pieces of work only.

@@ -259,7 +259,7 @@ def test_two_monitors_at_once_alert_once_and_recover_once(alerts, admin, slack, 
     assert len(rows(admin)) == 1
 
 
-def test_the_role_of_the_jobs_cannot_delete_what_was_alerted(alerts, database):
+def test_the_role_of_the_jobs_cannot_delete_what_is_alerted(alerts, database):
     alerts().raise_(problem())
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         database.connect().execute("DELETE FROM ops.alerts")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 
 # Deleting a row takes all of it along; an action that only changes columns leaves the rest of the row where it is.
-_COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete"})
+_COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete", "retain"})
 
 _WORDS = frozenset(
     {

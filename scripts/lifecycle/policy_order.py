@@ -1,0 +1,104 @@
+"""In which order policies go: children before parents, by the catalogue's foreign keys; on one table, changes first.
+
+Whoever was cut short last time goes as early as the foreign keys allow, with what must go before it. A cycle of foreign
+keys has no such order: it is named, and broken where the file's order says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+from scripts.lifecycle.policies import Policy
+from scripts.utils.db_utils import Connection
+
+# A blob goes before the row that names it, a mark before the row that it is on.
+_ON_ONE_TABLE = ("retain", "delete_blob", "anonymize", "soft_delete", "archive_then_delete", "delete")
+_USUAL = 2
+
+_FOREIGN_KEYS = """
+SELECT cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname
+  FROM pg_constraint k
+  JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
+  JOIN pg_class p ON p.oid = k.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
+ WHERE k.contype = 'f' AND k.conrelid <> k.confrelid AND k.conparentid = 0
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order, and what stands against it."""
+
+    names: list[str]
+    cycles: list[list[str]]
+    """Each a ring of tables that refer to one another, the first one again at its end."""
+
+
+def foreign_keys(connection: Connection) -> set[tuple[str, str]]:
+    """Return every pair of child and parent table."""
+    return {(child, parent) for child, parent in connection.execute(_FOREIGN_KEYS)}
+
+
+def in_order(policies: Iterable[Policy], keys: set[tuple[str, str]], urgent: Mapping[str, int] | None = None) -> Order:
+    """Put policies in the order in which they go.
+
+    Args:
+        policies: In the file's order.
+        keys: Child and parent table of every foreign key.
+        urgent: Policies that were cut short last time; the smaller the number, the earlier.
+    """
+    listed = list(policies)
+    place = {policy.name: number for number, policy in enumerate(listed)}
+    table = {policy.name: policy.table for policy in listed}
+    before: dict[str, set[str]] = {policy.name: set() for policy in listed}
+    for first in listed:
+        for then in listed:
+            if first is not then and _goes_before(first, then, keys):
+                before[then.name].add(first.name)
+    cycles = _broken(before, place, table)
+    rank = {name: (urgent or {}).get(name, _USUAL) for name in place}
+    for name in TopologicalSorter(before).static_order():
+        # What must go before an urgent one is as urgent: seen from each, its own turn comes later.
+        for earlier in _all_before(name, before):
+            rank[earlier] = min(rank[earlier], rank[name])
+    return Order(_sorted(before, rank, place), cycles)
+
+
+def _goes_before(first: Policy, then: Policy, keys: set[tuple[str, str]]) -> bool:
+    if first.table == then.table:
+        return _ON_ONE_TABLE.index(first.action) < _ON_ONE_TABLE.index(then.action)
+    return then.removes_rows and (first.table, then.table) in keys
+
+
+def _broken(before: dict[str, set[str]], place: dict[str, int], table: dict[str, str]) -> list[list[str]]:
+    """Take out of every cycle one requirement that the file's order contradicts, and return the cycles."""
+    cycles = []
+    while True:
+        try:
+            TopologicalSorter(before).prepare()
+        except CycleError as error:
+            ring: list[str] = error.args[1]  # each goes before the next
+            cycles.append([table[name] for name in ring])
+            earlier, later = next((a, b) for a, b in pairwise(ring) if place[a] > place[b])
+            before[later].discard(earlier)
+        else:
+            return cycles
+
+
+def _all_before(name: str, before: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    todo = [name]
+    while todo:
+        todo += [each for each in before[todo.pop()] if each not in found]
+        found.update(todo)
+    return found
+
+
+def _sorted(before: dict[str, set[str]], rank: dict[str, int], place: dict[str, int]) -> list[str]:
+    names: list[str] = []
+    while len(names) < len(before):
+        ready = [name for name in before if name not in names and before[name] <= set(names)]
+        names.append(min(ready, key=lambda name: (rank[name], place[name])))
+    return names

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Carry out the policies that have no script of their own; with --all, every policy of the file.
+
+Children before parents, each with its share of the time, none stopping the others. --plan, --apply and --compare make,
+carry out and compare plans; --check is for a developer's CI.
+
+Policies: those under this job's name · Schedule and budget: retention_policies.yaml, jobs
+Runbook: scripts/retention/README.md
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from rich.table import Table
+
+from scripts.lifecycle import orchestrator, plans, policy_check
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.script_template import Job, Run, main
+
+TOLERANCE_PERCENT = 5.0
+
+
+class _ReadOnly(argparse.Action):
+    """A flag after which nothing is written to the database."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        setattr(namespace, self.dest, values if self.nargs != 0 else True)
+        namespace.dry_run = True
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add which policies, and what to do with them."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="every policy of the file, each under its own job's lock")
+    which.add_argument("--only", action="append", metavar="POLICY", help="only this one; may be repeated")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--plan", type=Path, action=_ReadOnly, metavar="OUT", help="write what would go, change nothing")
+    what.add_argument("--apply", type=Path, metavar="PLAN", help="do what a plan says, if that is still so")
+    what.add_argument(
+        "--compare", type=Path, nargs=2, action=_ReadOnly, metavar=("A", "B"), help="what plan B frees or keeps"
+    )
+    what.add_argument(
+        "--check", nargs=0, default=False, action=_ReadOnly, help="the file against this database; for CI"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=_percent,
+        default=TOLERANCE_PERCENT,
+        metavar="PERCENT",
+        help="how far a plan's counts may be off; at 0 it must be the very same rows (default 5)",
+    )
+
+
+def work(run: Run) -> None:
+    """Do what the flags say."""
+    flags = run.options.flags
+    if flags.compare:
+        _compare(run, *flags.compare)
+    elif flags.check:
+        policy_check.check(run)
+    elif flags.plan:
+        if run.options.limit or run.options.rollout:
+            raise Misconfigured("--plan is about all that would go: --limit and --rollout belong to --apply")
+        plan = plans.make(run, orchestrator.ordered(run, _named(run)))
+        plans.write(plan, flags.plan)
+        get_logger().info("plan_written", plan=plan.digest, cutoff_at=plan.cutoff_at, policies=len(plan.policies))
+    elif flags.apply:
+        _apply(run, flags.apply)
+    else:
+        orchestrator.carry_out(run, orchestrator.ordered(run, _named(run)))
+
+
+def _named(run: Run) -> list[str]:
+    flags = run.options.flags
+    if flags.all:
+        return list(run.policies.policies)
+    if flags.only:
+        unknown = [name for name in flags.only if name not in run.policies.policies]
+        if unknown:
+            raise Misconfigured(f"--only {', '.join(unknown)}: the policy file has no such policy")
+        return [name for name in run.policies.policies if name in flags.only]
+    return orchestrator.own_policies(run)
+
+
+def _apply(run: Run, path: Path) -> None:
+    flags = run.options.flags
+    if flags.all or flags.only or run.options.as_of:
+        raise Misconfigured("--apply does what its plan says: --all, --only and --as-of belong to --plan")
+    plan = plans.read(path)
+    plans.require_current(run, plan, flags.tolerance)
+    # The other way round: a child or a PDF that goes first would let rows go after it that nobody approved.
+    names = orchestrator.ordered(run, [planned.policy for planned in plan.policies])
+    try:
+        orchestrator.carry_out(run, names[::-1])
+    finally:
+        plans.tell_differences(plan, run.results)
+
+
+def _compare(run: Run, first: Path, second: Path) -> None:
+    before, after = plans.read(first), plans.read(second)
+    if before.cutoff_at != after.cutoff_at:
+        get_logger().warning(
+            "plans_of_different_days", first=before.cutoff_at, second=after.cutoff_at, effect="time is in the figures"
+        )
+    changes = plans.compare(before, after)
+    for change in changes:
+        get_logger().info("plan_compared", **asdict(change))
+    if not run.display.enabled:
+        return
+    table = Table(title="from the first plan to the second")
+    for heading in ("policy", "first", "second", "frees", "keeps", "by rule"):
+        table.add_column(heading, overflow="fold")
+    for change in changes:
+        counts = ("-" if count is None else f"{count:,}" for count in (change.first, change.second))
+        by_rule = ", ".join(f"{rule} {count:+,}" for rule, count in change.by_rule.items() if count)
+        table.add_row(change.policy, *counts, f"{change.frees:,}", f"{change.keeps:,}", by_rule)
+    run.display.show(table)
+
+
+def _percent(text: str) -> float:
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent <= 100:  # noqa: PLR2004
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100")
+    return percent
+
+
+JOB = Job(
+    "enforce_retention_policies",
+    work,
+    "Carry out the policies that have no script of their own; with --all, every policy of the file.",
+    events="retention",
+    arguments=arguments,
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))
