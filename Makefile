@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
+.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -14,8 +14,11 @@ help:  ## list the targets
 demo: $(READY)  ## start servers, load sample data, run the jobs, show what happened
 	$(BIN)/python backend/demo.py
 
-test: lint  ## lint, types and every test, on real servers
-	$(BIN)/python -m pytest -n 2 --cov --cov-branch --cov-report=term
+test: lint  ## lint, types and the tests, on real servers; what takes longest is in make soak
+	$(BIN)/python -m pytest -n 4 -m "not soak" --cov --cov-branch --cov-report=term
+
+soak: $(READY)  ## the tests that are too long for every change, and a real Sentry-compatible server
+	$(BIN)/python -m pytest -n 4 -m soak
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check

@@ -148,12 +148,16 @@ class RowDecision:
         state = row_state(connection, selection, self._key)
         if state is None:
             return ROW_GONE
-        writer = BatchWriter(self._database, selection, self._matter.context)
+        settings = self._matter.run.settings
+        writer = BatchWriter(
+            self._database, selection, self._matter.context, pseudonym=lambda text: pseudonym(settings, text)
+        )
         outcome = writer.within(connection, chosen_keys(selection, [self._key]))
         require_may_run(owned=outcome.owned, stopped=outcome.stopped)
         if not outcome.deleted:
             raise DecisionFailed(f"the row was not deleted: {state.why_kept or 'it is being changed: try again'}")
-        return "the row was marked as deleted" if self._policy.soft_delete else "the row was deleted"
+        done = {"soft_delete": "marked as deleted", "anonymize": "anonymised"}
+        return f"the row was {done.get(self._policy.action, 'deleted')}"
 
     def _change(self, connection: Connection, selection: Selection) -> str:
         remedy = self._matter.decision.remedy

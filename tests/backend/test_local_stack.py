@@ -103,6 +103,7 @@ def test_data_and_ports_survive_a_stop_and_a_crash(directory):
     assert ask(again.superuser_url(), "SELECT count(*) FROM kept") == 1
 
 
+@pytest.mark.soak
 def test_a_port_taken_meanwhile_is_left_alone(directory):
     started = local_stack.start(directory, durable=False)
     local_stack.stop(started)
@@ -120,6 +121,7 @@ def test_leaves_nothing_behind(tmp_path):
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.soak
 def test_folders_above_keep_their_rights(directory):
     directory.parent.chmod(0o700)
     started = local_stack.start(directory, durable=False)

@@ -58,6 +58,7 @@ def test_blobs_that_the_store_will_not_delete_go_to_a_person_once_and_are_resolv
     plans.balance()
 
 
+@pytest.mark.soak
 def test_fifty_bad_blobs_in_one_call_do_not_look_like_a_store_that_is_down(run_pdfs, plans, blobs):
     plans.add(DUE)
     blobs.faults.unavailable = {plans.path(n) for n in range(50)}
@@ -77,7 +78,7 @@ def test_too_many_bad_blobs_stop_the_policy(run_pdfs, plans, blobs, tmp_path):
     plans.balance()
 
 
-@pytest.mark.parametrize("operations", [[], ["delete"]])
+@pytest.mark.parametrize("operations", [pytest.param([], marks=pytest.mark.soak), ["delete"]])
 def test_a_store_that_is_down_ends_the_run_and_the_next_one_finishes(run_pdfs, plans, blobs, operations):
     plans.add(range(3000))
     blobs.faults.change({"failing_calls": ALWAYS, "operations": operations})

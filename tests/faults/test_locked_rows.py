@@ -24,7 +24,7 @@ def change(session, key, assignment="calorie_target = 2"):
     session.execute(f"UPDATE public.quiz_responses SET {assignment} WHERE id = %s", (key,))
 
 
-@pytest.mark.parametrize("batch_rows", ["5", "100"], ids=["index", "sweep"])
+@pytest.mark.parametrize("batch_rows", [pytest.param("5", marks=pytest.mark.soak), "100"], ids=["index", "sweep"])
 def test_a_row_that_stays_locked_is_left_with_a_word(start, quiz, other, batch_rows):
     quiz.fill(40)
     change(other, quiz.id(7))
@@ -101,7 +101,7 @@ def test_a_deadlock_is_resolved_by_doing_the_batch_again(start, quiz, patient, o
     quiz.balance(remaining=0)
 
 
-@pytest.mark.parametrize("batch_rows", ["5", "10"], ids=["index", "sweep"])
+@pytest.mark.parametrize("batch_rows", [pytest.param("5", marks=pytest.mark.soak), "10"], ids=["index", "sweep"])
 def test_a_table_locked_against_writing_opens_the_breaker(start, quiz, other, batch_rows):
     quiz.fill(1000)
     quiz.freeze_at(0)

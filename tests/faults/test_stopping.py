@@ -107,8 +107,8 @@ def used_up(quiz):
 @pytest.mark.parametrize(
     ("args", "settings"),
     [
-        (["--max-duration", "1"], {}),
-        ([], {"CLEANUP_MAX_DURATION_SECONDS": "1"}),
+        pytest.param(["--max-duration", "1"], {}, marks=pytest.mark.soak),
+        pytest.param([], {"CLEANUP_MAX_DURATION_SECONDS": "1"}, marks=pytest.mark.soak),
         (["--max-duration", "1"], {"CLEANUP_MAX_DURATION_SECONDS": "100"}),
     ],
     ids=["flag", "environment", "the flag beats the environment"],

@@ -7,7 +7,6 @@ import pytest
 DAY = timedelta(days=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("items", [0, 1, 10_000])
 def test_the_page_fits_and_shows_its_charts(browser, report, put, now, tmp_path, items):
     if items:

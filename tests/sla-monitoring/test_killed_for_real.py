@@ -36,7 +36,6 @@ def freeze(world):
     )
 
 
-@pytest.mark.slow
 def test_a_run_killed_by_sigkill_is_found_named_and_over_with_the_next_run(real, world, slack, pagerduty, told):
     start, run_to_end, look = real
     world.watched()
@@ -71,7 +70,7 @@ def test_a_run_killed_by_sigkill_is_found_named_and_over_with_the_next_run(real,
     assert actions == [("resolve", "sla:cleanup_quiz_responses:killed")]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_that_finds_the_lock_held_is_on_record_and_told(real, world, redis_client, told):
     _, run_to_end, look = real
     world.watched()
@@ -90,7 +89,6 @@ def test_a_run_that_finds_the_lock_held_is_on_record_and_told(real, world, redis
     assert told()[0] == ["*[recovered]* over: cleanup_quiz_responses finds its lock held"]
 
 
-@pytest.mark.slow
 def test_a_dry_run_that_finds_the_lock_held_writes_nothing(real, world, redis_client):
     _, run_to_end, _ = real
     redis_client.set("lock:cleanup:quiz_responses", "c0ffee another-host 1 2026-01-01T00:00:00Z", ex=60)

@@ -41,7 +41,6 @@ def fill(world, much):
         world.ran()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", ["nothing", "little", "much", "uncounted"])
 def test_the_page_fits_and_shows_what_is_there(browser, monitor, world, tmp_path, case):
     if case != "nothing":

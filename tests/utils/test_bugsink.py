@@ -18,7 +18,7 @@ from scripts.utils.test_helpers import run_script
 from tests.packages import python_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
 
 JOB = f"""
 import sys

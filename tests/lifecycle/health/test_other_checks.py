@@ -1,5 +1,6 @@
 """Locks, store, Sentry, settings and schedules broken on purpose."""
 
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -74,6 +75,7 @@ def test_the_lock_of_a_run_that_lives_is_no_zombie(check, settings, database, re
         while not admin.execute(waits).fetchone():
             assert process.poll() is None
             time.sleep(0.02)
+        process.send_signal(signal.SIGSTOP)  # silent from now on; its session is there
         for table in ("leases", "job_runs"):
             admin.execute(f"UPDATE ops.{table} SET heartbeat_at = now() - interval '1 hour'")
         owner = redis_client.get(LOCK)
