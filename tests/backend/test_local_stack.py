@@ -86,6 +86,7 @@ def test_settings(stack, redis_client):
     assert redis_client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
 
 
+@pytest.mark.soak
 def test_data_and_ports_survive_a_stop_and_a_crash(directory):
     started = local_stack.start(directory)
     assert ask(started.superuser_url(), "SHOW fsync") == "on"
@@ -113,6 +114,7 @@ def test_a_port_taken_meanwhile_is_left_alone(directory):
     assert local_stack.postgres_answers(again)
 
 
+@pytest.mark.soak
 def test_leaves_nothing_behind(tmp_path):
     with local_stack.running(tmp_path / "one", durable=False) as one:
         pid = postmaster(one)

@@ -19,12 +19,6 @@ OPS_TABLES = ("audit_batches", "job_runs", "leases", "manual_resolution_queue", 
 
 
 @pytest.fixture
-def call(call_process):
-    """As a scheduler starts it: a process of its own."""
-    return call_process
-
-
-@pytest.fixture
 def link(database):
     return database.superuser()
 

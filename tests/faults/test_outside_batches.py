@@ -4,6 +4,8 @@ import pytest
 
 from scripts.utils.db_utils import Database
 
+pytestmark = pytest.mark.soak
+
 BEFORE = {
     "looking for the schema": b"to_regclass",
     "looking at the stop switch": b"FROM ops.stop_switches ORDER",

@@ -4,6 +4,8 @@ import pytest
 
 from tests.retention.payments import MASTER_KEY
 
+pytestmark = pytest.mark.soak
+
 RESTORE = ("restore", "--policy", "payment_transactions")
 
 
