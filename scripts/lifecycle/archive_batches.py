@@ -22,14 +22,22 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle import runs
+from scripts.lifecycle import poison, runs
 from scripts.lifecycle.archive_catalogue import Catalogue
 from scripts.lifecycle.archive_export import Exported, Exporter, archive_of
 from scripts.lifecycle.archive_format import ArchiveBroken
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.archive_verify import read_back
-from scripts.lifecycle.deleter import HEARTBEAT_SECONDS, PROBE_SECONDS, RETRY_ATTEMPTS, RETRY_SECONDS, is_about_a_row
-from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransaction, Statement, require_may_run
+from scripts.lifecycle.deleter import HEARTBEAT_SECONDS, PROBE_SECONDS, RETRY_ATTEMPTS, RETRY_SECONDS, unreadable
+from scripts.lifecycle.gated import (
+    MAY_RUN,
+    Context,
+    GateClosed,
+    GatedTransaction,
+    Statement,
+    gate_stays_closed,
+    require_may_run,
+)
 from scripts.lifecycle.politeness import Politeness
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
@@ -319,9 +327,7 @@ class Archiver:
                 before_wait=self._before_retry,
             )
         except psycopg.errors.LockNotAvailable:
-            raise StoppedEarly(
-                "breaker_open", f"{self._policy.table} stays locked by another session, even against reading"
-            ) from None
+            raise unreadable(self._policy) from None
         if exported is None:
             return None
         begun, written = exported.begun, exported.written
@@ -338,13 +344,9 @@ class Archiver:
         """Find the row that a batch was refused for, or do in two batches what took too long in one."""
         if isinstance(error, psycopg.errors.QueryCanceled):
             if len(keys) == 1:
-                raise PolicyFailed(
-                    "statement_timeout",
-                    f"policy {self._policy.name}: deleting one row of {self._policy.table} takes longer than"
-                    " batch.statement_timeout; look for an unindexed foreign key or a slow trigger",
-                ) from error
+                raise poison.too_slow(self._policy) from error
             self.batch_rows = max(1, len(keys) // 2)
-        elif not is_about_a_row(error):
+        elif not poison.is_about_a_row(error):
             raise error
         elif len(keys) == 1:
             self._hand_over(keys[0], error)
@@ -357,27 +359,8 @@ class Archiver:
 
     def _hand_over(self, key: str, error: psycopg.Error) -> None:
         self.poison.append(key)
-        violation = isinstance(error, psycopg.errors.ForeignKeyViolation)
-        item = Item(
-            item_type="foreign_key_violation" if violation else "row_deletion_failed",
-            resource_type=self._policy.table,
-            priority="medium",
-            reason="the database refuses to delete this row",
-            raised_by=f"system:{self._run.script}",
-            context={
-                "policy": self._policy.name,
-                "sqlstate": error.sqlstate,
-                "constraint": error.diag.constraint_name,
-                "table": error.diag.table_name,
-            },
-        )
-        self.queued += raise_item(self._run.database, self._run.settings, item, key)
-        if len(self.poison) > self._policy.max_poison:
-            raise PolicyFailed(
-                "too_many_poison_rows",
-                f"policy {self._policy.name} stopped: the database refused {len(self.poison)} rows of"
-                f" {self._policy.table}, max_poison is {self._policy.max_poison}; look at their items on the queue",
-            )
+        self.queued += poison.hand_over(self._run, self._policy, key, error)
+        poison.require_few(self._policy, self.poison)
 
     def _seal(self, window: Window, exported: Exported) -> bool:
         """Delete an archive's rows and seal it, in one transaction; False: a row is not as it was, and nothing went."""
@@ -391,11 +374,7 @@ class Archiver:
                 before_wait=self._before_retry,
             )
         except GateClosed:
-            raise StoppedEarly(
-                "gate_closed",
-                "another session is about to place a hold, set the stop switch or take a lease over, and does not"
-                " commit: look for it in pg_stat_activity",
-            ) from None
+            raise gate_stays_closed() from None
         except psycopg.errors.LockNotAvailable:
             self._log.info("rows_locked", effect="archiving without them")
             return False

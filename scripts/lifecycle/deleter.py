@@ -16,15 +16,15 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle import runs
+from scripts.lifecycle import poison, runs
 from scripts.lifecycle.batches import Ambiguous, BatchWriter, Outcome
-from scripts.lifecycle.gated import Context, GateClosed, require_may_run
+from scripts.lifecycle.gated import Context, GateClosed, gate_stays_closed, require_may_run
+from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.politeness import START_ROWS, Politeness, Step
-from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import Path, Window, chosen_keys
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
-from scripts.utils.errors import DatabaseUnavailable, PolicyFailed, StoppedEarly, describe_database_error
+from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
@@ -36,9 +36,6 @@ PROGRESS_SECONDS = 10.0
 PROBE_SECONDS = 300.0
 RETRY_ATTEMPTS = 6
 RETRY_SECONDS = 60.0
-
-# Data exceptions, constraint violations and what triggers raise are about a row; anything else is about the run.
-_ROW_ERRORS = ("22", "23", "27", "2F", "38", "39", "44", "P0")
 
 Question = tuple[sql.Composed, dict[str, Any]]
 
@@ -177,9 +174,7 @@ class Deleter:
         try:
             return self._run.database.read(work, statement_timeout=PROBE_SECONDS)
         except psycopg.errors.LockNotAvailable:
-            raise StoppedEarly(
-                "breaker_open", f"{self._policy.table} stays locked by another session, even against reading"
-            ) from None
+            raise unreadable(self._policy) from None
 
     def _delete(self, window: Window, question: Question | None) -> Outcome:
         try:
@@ -193,7 +188,7 @@ class Deleter:
         except psycopg.errors.QueryCanceled as error:
             self._split(window, error)
         except psycopg.Error as error:
-            if not is_about_a_row(error):
+            if not poison.is_about_a_row(error):
                 raise
             self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
             self._isolate(self._keys(window))
@@ -241,11 +236,7 @@ class Deleter:
                 before_wait=self._before_retry,
             )
         except GateClosed:
-            raise StoppedEarly(
-                "gate_closed",
-                "another session is about to place a hold, set the stop switch or take a lease over, and does not"
-                " commit: look for it in pg_stat_activity",
-            ) from None
+            raise gate_stays_closed() from None
         except Ambiguous as error:
             raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
         require_may_run(owned=outcome.owned, stopped=outcome.stopped)
@@ -290,11 +281,7 @@ class Deleter:
         """Do a batch that took too long in smaller ones, and make the following ones smaller too."""
         keys = self._keys(window)
         if len(keys) <= 1:
-            raise PolicyFailed(
-                "statement_timeout",
-                f"policy {self._policy.name}: deleting one row of {self._policy.table} takes longer than"
-                " batch.statement_timeout; look for an unindexed foreign key or a slow trigger",
-            ) from error
+            raise poison.too_slow(self._policy) from error
         self._log.warning("batch_timed_out", rows=len(keys), effect="splitting it")
         self.batch_rows = min(self.batch_rows, len(keys) // 2)
         for part in _halves(keys):
@@ -314,7 +301,7 @@ class Deleter:
             except psycopg.errors.QueryCanceled as error:
                 self._split(chosen_keys(self._selection, part), error)
             except psycopg.Error as error:
-                if not is_about_a_row(error):
+                if not poison.is_about_a_row(error):
                     raise
                 if len(part) == 1:
                     self._hand_over(part[0], error)
@@ -323,32 +310,13 @@ class Deleter:
 
     def _hand_over(self, key: str, error: psycopg.Error) -> None:
         self.poison.append(key)
-        violation = isinstance(error, psycopg.errors.ForeignKeyViolation)
-        item = Item(
-            item_type="foreign_key_violation" if violation else "row_deletion_failed",
-            resource_type=self._policy.table,
-            priority="medium",
-            reason="the database refuses to delete this row",
-            raised_by=f"system:{self._run.script}",
-            context={
-                "policy": self._policy.name,
-                "sqlstate": error.sqlstate,
-                "constraint": error.diag.constraint_name,
-                "table": error.diag.table_name,
-            },
-        )
-        self.queued += raise_item(self._run.database, self._run.settings, item, key)
-        if len(self.poison) > self._policy.max_poison:
-            raise PolicyFailed(
-                "too_many_poison_rows",
-                f"policy {self._policy.name} stopped: the database refused {len(self.poison)} rows of"
-                f" {self._policy.table}, max_poison is {self._policy.max_poison}; look at their items on the queue",
-            )
+        self.queued += poison.hand_over(self._run, self._policy, key, error)
+        poison.require_few(self._policy, self.poison)
 
 
-def is_about_a_row(error: psycopg.Error) -> bool:
-    """Tell whether the server refused because of what a row holds, or of what refers to it."""
-    return error.sqlstate is not None and error.sqlstate.startswith(_ROW_ERRORS)
+def unreadable(policy: Policy) -> StoppedEarly:
+    """Return what it means that a table could not even be read."""
+    return StoppedEarly("breaker_open", f"{policy.table} stays locked by another session, even against reading")
 
 
 def _halves(keys: list[str]) -> list[list[str]]:

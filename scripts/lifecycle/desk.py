@@ -12,9 +12,9 @@ from scripts.lifecycle import stop_switch
 from scripts.lifecycle.blob_decisions import BlobDecision
 from scripts.lifecycle.blobs import client_for
 from scripts.lifecycle.decisions import Decision, Effect, policy_of
-from scripts.lifecycle.deleter import is_about_a_row
 from scripts.lifecycle.gated import GateClosed
 from scripts.lifecycle.matter import DecisionFailed, Matter
+from scripts.lifecycle.poison import is_about_a_row
 from scripts.lifecycle.queue_work import QueueItem, Work
 from scripts.lifecycle.row_decisions import RowDecision
 from scripts.utils.blob_client import BlobClient

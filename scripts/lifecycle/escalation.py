@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -135,8 +135,3 @@ def tell(database: Database, alerts: Alerts, *, between: Callable[[], None]) -> 
     ]
     settled = alerts.settle(SCOPE, view, measured_at=now, between=between)
     return {"alerts_raised": len(settled.raised), "alerts_recovered": len(settled.recovered)}
-
-
-def facts_of(moved: Moved) -> dict[str, int]:
-    """Return the counts by name, for a log line."""
-    return asdict(moved)

@@ -82,6 +82,15 @@ class GateClosed(Exception):
     """Somebody has been closing the gate for too long: a hold, a stop or a lease in a transaction left open."""
 
 
+def gate_stays_closed() -> StoppedEarly:
+    """Return what it means that the gate could not be passed in any attempt."""
+    return StoppedEarly(
+        "gate_closed",
+        "another session is about to place a hold, set the stop switch or take a lease over, and does not"
+        " commit: look for it in pg_stat_activity",
+    )
+
+
 class GatedTransaction:
     """Sends a policy's transactions, under the lock and statement time-outs of its batches."""
 

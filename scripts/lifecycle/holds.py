@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypedDict, Unpack
 from uuid import UUID
 
 from psycopg.rows import class_row
@@ -58,28 +59,29 @@ def normalize_email(address: str) -> str:
     return f"{local}@{domain}"
 
 
-def place(
-    database: Database,
-    *,
-    operator: str,
-    reason: str,
-    table: str | None = None,
-    resource_id: str | None = None,
-    person: str | None = None,
-    expires_at: datetime | None = None,
-    key: str | None = None,
-) -> UUID:
-    """Hold a row (table and resource id), a person (a normalized e-mail address) or a whole table.
+class What(TypedDict, total=False):
+    """What is held: a row (table and resource id), a person, or a whole table."""
+
+    table: str | None
+    """With its schema, as the policy file writes it."""
+    resource_id: str | None
+    """One row of the table."""
+    person: str | None
+    """A normalized e-mail address."""
+    expires_at: datetime | None
+    """When the hold ends by itself."""
+    key: str | None
+    """The table's key column, by which the row is looked for; None: not looked for."""
+
+
+def place(database: Database, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
+    """Hold something, in a transaction of its own.
 
     Args:
         database: Where the holds are.
         operator: Who places it, a handle.
         reason: Free text, kept on the hold.
-        table: With its schema, as the policy file writes it.
-        resource_id: One row of the table.
-        person: A normalized e-mail address.
-        expires_at: When the hold ends by itself.
-        key: The table's key column, by which the row is looked for; None: not looked for.
+        what: What is held.
 
     Returns:
         The hold's id.
@@ -89,40 +91,22 @@ def place(
         GateBusy: The batches under way did not end in time; nothing is held.
     """
     with database.closing_gate() as connection:
-        return place_within(
-            connection,
-            operator=operator,
-            reason=reason,
-            table=table,
-            resource_id=resource_id,
-            person=person,
-            expires_at=expires_at,
-            key=key,
-        )
+        return place_within(connection, operator=operator, reason=reason, **what)
 
 
-def place_within(
-    connection: Connection,
-    *,
-    operator: str,
-    reason: str,
-    table: str | None = None,
-    resource_id: str | None = None,
-    person: str | None = None,
-    expires_at: datetime | None = None,
-    key: str | None = None,
-) -> UUID:
+def place_within(connection: Connection, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
     """Place a hold in a transaction of :meth:`Database.closing_gate`; it holds once that is committed.
 
     Arguments, result and errors as for :func:`place`.
     """
     # Before the row is looked for: a batch under way may be deleting it.
     connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
-    scope = check(connection, table=table, resource_id=resource_id, person=person, expires_at=expires_at, key=key)
+    scope = check(connection, **what)
+    table, resource_id, person = what.get("table"), what.get("resource_id"), what.get("person")
     row = connection.execute(
         "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
         " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
-        (scope, table, resource_id, person, reason, operator, expires_at),
+        (scope, table, resource_id, person, reason, operator, what.get("expires_at")),
     ).fetchone()
     if row is None:
         raise AssertionError("an INSERT that is not refused returns its row")
@@ -139,15 +123,7 @@ def place_within(
     return hold_id
 
 
-def check(
-    connection: Connection,
-    *,
-    table: str | None = None,
-    resource_id: str | None = None,
-    person: str | None = None,
-    expires_at: datetime | None = None,
-    key: str | None = None,
-) -> str:
+def check(connection: Connection, **what: Unpack[What]) -> str:
     """Check that a hold would hold something; arguments as for :func:`place`.
 
     Returns:
@@ -156,14 +132,15 @@ def check(
     Raises:
         Misconfigured: Not exactly one of the three is named, table or row do not exist, or the expiry has passed.
     """
+    table, resource_id, person = what.get("table"), what.get("resource_id"), what.get("person")
     if bool(person) == bool(table) or (resource_id is not None and not (table and resource_id)):
         raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
     if table and not table_exists(connection, table):
         raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
-    row = connection.execute("SELECT %s::timestamptz <= now()", (expires_at,)).fetchone()
+    row = connection.execute("SELECT %s::timestamptz <= now()", (what.get("expires_at"),)).fetchone()
     if row and row[0]:
         raise Misconfigured("the hold would already have expired")
-    if table and resource_id and key:
+    if table and resource_id and (key := what.get("key")):
         require_row(connection, table, key, resource_id)
     return "person" if person else "row" if resource_id else "table"
 

@@ -12,11 +12,11 @@ from datetime import datetime, timedelta
 
 from scripts.lifecycle.alerts import Alert
 from scripts.lifecycle.policies import JobSpec
-from scripts.lifecycle.queue_report import duration
 from scripts.lifecycle.run_history import RunFacts, throughput
 from scripts.lifecycle.schedules import last_due
 from scripts.lifecycle.stop_switch import Switch
 from scripts.utils.alert_sinks import Severity
+from scripts.utils.pages import duration
 from scripts.utils.settings import Settings
 
 SCOPE = "sla:"

@@ -25,6 +25,7 @@ from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.purge import predict
 from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
+from scripts.utils import pages
 from scripts.utils.blob_client import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed, describe_database_error
@@ -192,17 +193,12 @@ def _estimate(connection: Connection, policy: Policy, records: int) -> tuple[flo
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Write a plan where nothing may be in its way half written.
+    """Write a plan, whole or not at all.
 
     Raises:
-        Misconfigured: It cannot be written there.
+        As :func:`pages.write` does.
     """
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_text(json.dumps(asdict(plan), indent=2) + "\n")
-        draft.replace(path)
-    except OSError as error:
-        raise Misconfigured(f"--plan {path}: cannot be written ({type(error).__name__})") from None
+    pages.write(path, json.dumps(asdict(plan), indent=2) + "\n", "--plan")
 
 
 def read(path: Path) -> Plan:

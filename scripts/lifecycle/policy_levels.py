@@ -10,8 +10,8 @@ from scripts.lifecycle.alerts import Alert
 from scripts.lifecycle.job_levels import RUNBOOK, key_of
 from scripts.lifecycle.observations import Forecast, Observation, Status
 from scripts.lifecycle.policies import Policy
-from scripts.lifecycle.queue_report import duration
 from scripts.lifecycle.residue import Residue
+from scripts.utils.pages import duration
 
 # What cannot be judged without having counted; where it could not be counted, none of it is over.
 COUNTED_KINDS = ("overdue", "deletes_nothing", "backlog")

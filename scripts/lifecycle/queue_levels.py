@@ -14,9 +14,9 @@ from psycopg.rows import class_row
 from scripts.lifecycle.alerts import Alert
 from scripts.lifecycle.job_levels import RUNBOOK
 from scripts.lifecycle.observations import Observation, Status
-from scripts.lifecycle.queue_report import duration
 from scripts.utils.alert_sinks import Severity
 from scripts.utils.db_utils import Connection
+from scripts.utils.pages import duration
 from scripts.utils.settings import Settings
 
 SCOPE = "mrq:queue:"

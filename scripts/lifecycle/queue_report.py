@@ -1,43 +1,17 @@
-"""The queue's figures as a page, as tables, and as a few lines for a mail; and the file that they are written to."""
+"""The queue's figures as a page, as tables, and as a few lines for a mail."""
 
 from __future__ import annotations
 
-import os
-import secrets
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
-from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.pages import NOT_KNOWN, duration, environment
 
-NOT_KNOWN = "not known"
 SHOWN_ROWS = 25
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 Report = dict[str, Any]
-
-
-class ReportNotWritten(OpsError):
-    """The file could not be written; what was there before is untouched."""
-
-    stop_reason = "report_not_written"
-
-
-def duration(seconds: float | None) -> str:
-    """Return seconds as a person says them: two units at most."""
-    if seconds is None:
-        return NOT_KNOWN
-    whole = round(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
 def percent(share: float | None) -> str:
@@ -72,15 +46,9 @@ def headline(report: Report) -> list[tuple[str, str]]:
 
 def page(report: Report) -> str:
     """Return one self-contained HTML page: no script, nothing fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "percent": percent}
-    template = environment.get_template("queue_report.html.jinja")
+    made = environment()
+    made.filters["percent"] = percent
+    template = made.get_template("queue_report.html.jinja")
     return template.render(report=report, headline=headline(report), points=points, shown=SHOWN_ROWS)
 
 
@@ -123,47 +91,6 @@ def summary(report: Report) -> str:
     """Return the figures as lines of plain text."""
     lines = [f"{name}: {value}" for name, value in headline(report)]
     return "\n".join([f"Manual-resolution queue, {report['since']} to {report['until']}", "", *lines, ""])
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.
-
-    Raises:
-        Misconfigured: The path is a directory or a device, or its folder is not there.
-        ReportNotWritten: The file system refused.
-    """
-    check_path(path)
-    target = Path(os.path.realpath(path))
-    fresh = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.new")
-    try:
-        try:
-            with fresh.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
-    except OSError as error:
-        raise ReportNotWritten(f"--output {path}: {error.strerror}; the report was not written") from None
-
-
-def check_path(path: Path) -> None:
-    """Refuse a place where no file can be put.
-
-    Raises:
-        Misconfigured: Says why.
-    """
-    try:
-        if path.is_dir():
-            raise Misconfigured(f"--output {path} is a directory: name a file in it")
-        # Renaming a file over a device would take the device away from everybody.
-        if path.exists() and not path.is_file():
-            raise Misconfigured(f"--output {path} is not a regular file")
-        if not Path(os.path.realpath(path)).parent.is_dir():
-            raise Misconfigured(f"--output {path}: its directory does not exist")
-    except OSError as error:
-        raise Misconfigured(f"--output {path}: {error.strerror}") from None
 
 
 def _table(title: str, headings: tuple[str, ...], rows: list[Any]) -> Table:

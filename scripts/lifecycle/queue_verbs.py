@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections import Counter
@@ -83,13 +82,6 @@ def filter_of(run: Run) -> Filter:
         # 2d is a length of time: so long ago.
         older_than = now - (moment - now) if flags.older_than[-1:] in ("d", "h") else moment
     return Filter(flags.item, flags.item_type, flags.priority, flags.status, older_than)
-
-
-def count(text: str) -> int:
-    """Read a whole number above 0 from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _require(run: Run, item_id: UUID) -> QueueItem:

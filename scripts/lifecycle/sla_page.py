@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.lifecycle import alert_silences
 from scripts.lifecycle.job_levels import JobView, budget_percent
 from scripts.lifecycle.observations import Observation
 from scripts.lifecycle.policy_levels import PolicyView
-from scripts.lifecycle.queue_report import duration
 from scripts.lifecycle.run_history import SHOWN_RUNS, RunFacts
 from scripts.lifecycle.schedules import next_due
 from scripts.lifecycle.sla_watch import Picture
+from scripts.utils.pages import duration, environment
 from scripts.utils.run import Run
 
 _WIDTH, _HEIGHT = 300.0, 100.0
@@ -34,18 +31,12 @@ class Chart:
 
 def page(run: Run, picture: Picture) -> str:
     """Return one self-contained HTML page: no script, nothing fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"duration": duration, "utc": lambda moment: f"{moment:%Y-%m-%d %H:%M}"}
+    made = environment()
+    made.filters["utc"] = lambda moment: f"{moment:%Y-%m-%d %H:%M}"
     alerts, silences = run.database.read(
         lambda connection: (alert_silences.open_alerts(connection), alert_silences.in_force(connection))
     )
-    return environment.get_template("sla_page.html.jinja").render(
+    return made.get_template("sla_page.html.jinja").render(
         now=picture.now,
         source=run.settings.alert_source,
         alerts=alerts,

@@ -6,6 +6,7 @@ Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/manual-re
 """
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -18,10 +19,10 @@ from scripts.utils.script_template import Job, Run, main
 def work(run: Run) -> None:
     """Move what has to move, then tell of what is late."""
     if run.options.dry_run:
-        run.facts |= escalation.facts_of(escalation.predict(run.database))
+        run.facts |= asdict(escalation.predict(run.database))
         return
     moved = escalation.move(run.database, script=run.script, between=run.checkpoint)
-    run.facts |= escalation.facts_of(moved)
+    run.facts |= asdict(moved)
     run.facts |= escalation.tell(run.database, Alerts(run.database, run.settings, run.script), between=run.checkpoint)
 
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.lifecycle import queue, queue_verbs
 from scripts.lifecycle.desk import Desk
 from scripts.lifecycle.queue_session import Session
+from scripts.utils.arguments import positive
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, add_common_flags, main
@@ -48,7 +49,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for verb in (of["list"], of["claim"], of["resolve"], parser):
         _add_filter(verb)
     of["list"].add_argument("--status", choices=STATES, default=None, help="only what is in this state")
-    of["list"].add_argument("--limit", type=queue_verbs.count, default=100, metavar="N", help="at most so many; 100")
+    of["list"].add_argument("--limit", type=positive, default=100, metavar="N", help="at most so many; 100")
     of["resolve"].add_argument("--decision", required=True, metavar="NAME", help="show ID lists what is offered")
     of["resolve"].add_argument(
         "--reason", required=True, metavar="TEXT", help="why; kept on the item; -: from standard input"

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from scripts.lifecycle import queue_report
 from scripts.lifecycle.queue_metrics import measure
-from scripts.utils import mail
+from scripts.utils import mail, pages
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, main, moment
@@ -49,14 +49,14 @@ def work(run: Run) -> None:
     if form == "html" and not flags.output:
         raise Misconfigured("--format html needs --output FILE")
     if flags.output:
-        queue_report.check_path(flags.output)
+        pages.check_path(flags.output)
     if flags.email:
         mail.require_mail_settings(run.settings)
     report = run.database.read(
         lambda connection: measure(connection, flags.since, flags.until), statement_timeout=run.budget_seconds
     ).as_dict()
     if flags.output:
-        queue_report.write(flags.output, _rendered(report, form))
+        pages.write(flags.output, _rendered(report, form))
         get_logger().info("report_written", format=form, output=str(flags.output))
     elif form == "json":
         with suppress(BrokenPipeError):  # the reader has gone away; a mail may still have to be sent

@@ -51,7 +51,7 @@ def _place(run: Run) -> None:
     key = resources.key_of(run.policies, flags.table) if flags.table else None
     if flags.table and key is None:
         raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")
-    what = {
+    what: holds.What = {
         "table": flags.table,
         "resource_id": flags.id,
         "person": person,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import observations, queue_report, runs, sla_page
+from scripts.lifecycle import observations, runs, sla_page
 from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.job_levels import SCOPE, budget_percent
 from scripts.lifecycle.sla_watch import Picture, look
+from scripts.utils import pages
 from scripts.utils.db_utils import Connection
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, main
@@ -28,7 +29,7 @@ def work(run: Run) -> None:
     """Look, keep what was seen, tell what is wrong and what is over, write the page."""
     output = run.options.flags.output
     if output:
-        queue_report.check_path(output)
+        pages.check_path(output)
     picture = look(run)
     _say(run, picture)
     if not run.options.dry_run:
@@ -37,7 +38,7 @@ def work(run: Run) -> None:
         SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now
     )
     if output:
-        queue_report.write(output, sla_page.page(run, picture))
+        pages.write(output, sla_page.page(run, picture))
         get_logger().info("status_page_written", output=str(output))
     get_logger().info(
         "sla_monitored",

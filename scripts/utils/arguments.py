@@ -67,21 +67,19 @@ def add_job_flags(parser: argparse.ArgumentParser, *, purges: bool = True) -> No
     """
     absent = argparse.SUPPRESS
     parser.add_argument("--dry-run", action="store_true", default=absent, help="say what would happen, write nothing")
-    parser.add_argument(
-        "--max-duration", type=_positive, default=absent, metavar="SECONDS", help="stop after this time"
-    )
+    parser.add_argument("--max-duration", type=positive, default=absent, metavar="SECONDS", help="stop after this time")
     if not purges:
         return
     amount = parser.add_mutually_exclusive_group()
     amount.add_argument(
-        "--limit", type=_positive, default=absent, metavar="N", help="delete at most N rows a policy, then stop"
+        "--limit", type=positive, default=absent, metavar="N", help="delete at most N rows a policy, then stop"
     )
     amount.add_argument(
         "--rollout", action="store_true", default=absent, help="10 rows, 100, 1000, the rest, each step checked"
     )
     parser.add_argument("--batch-size", type=_batch_rows, default=absent, metavar="N", help="rows a batch")
     parser.add_argument(
-        "--confirm-cap", type=_positive, default=absent, metavar="N", help="allow N rows once, beyond the caps"
+        "--confirm-cap", type=positive, default=absent, metavar="N", help="allow N rows once, beyond the caps"
     )
     parser.add_argument(
         "--as-of", type=moment, default=absent, metavar="T", help="cut-off, such as 2026-01-31T02:00:00Z"
@@ -99,13 +97,14 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _batch_rows(text: str) -> int:
-    rows = _positive(text)
+    rows = positive(text)
     if rows > MAX_BATCH_ROWS:
         raise argparse.ArgumentTypeError(f"{rows} is more than {MAX_BATCH_ROWS}")
     return rows
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Read a whole number above 0 from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
