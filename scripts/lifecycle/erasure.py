@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle import certificate, erasure_ledger, erasure_requests
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.erasure_blobs import BlobsOfPeople
-from scripts.lifecycle.erasure_plan import ErasurePlan, Found
+from scripts.lifecycle.erasure_plan import ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure_requests import TABLE, Request
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
 from scripts.lifecycle.poison import is_about_a_row
@@ -83,7 +83,7 @@ class Eraser:
         named = pseudonym(self._settings, person)
         return self.plan.parameters | {
             "person": person,
-            "address": address.strip().lower() or person,
+            "addresses": addresses(person, address.strip() or person),
             "pseudonym": named,
             "suppression": suppression(self._settings, person),
             "archive_pseudonym": self._keys.pseudonyms([person.encode()])[0] if self._keys else None,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scripts.lifecycle import certificate, erasure_requests
 from scripts.lifecycle.erasure import Eraser
-from scripts.lifecycle.erasure_job import foreseen
+from scripts.lifecycle.erasure_job import foreseen, kept_for_now
 from scripts.lifecycle.erasure_plan import Found
 from scripts.lifecycle.erasure_requests import Request
 from scripts.lifecycle.holds import normalize_email
@@ -70,7 +70,7 @@ def _preview_table(run: Run, found: list[Found]) -> Table:
     table = Table(title="what an erasure would do")
     for heading in ("table", "rows", "action", "ground", "kept for now"):
         table.add_column(heading, overflow="fold")
-    kept = {name: reasons for name, reasons in dict(foreseen(found)["kept"]).items()}  # type: ignore[call-overload]
+    kept = kept_for_now(found)
     for each in found:
         steps = [step for step in run.policies.erasure.values() if step.table == each.table]
         table.add_row(

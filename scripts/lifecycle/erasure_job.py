@@ -110,17 +110,22 @@ def _predict(run: Run, eraser: Eraser) -> None:
 
 
 def foreseen(found: Iterable[Found]) -> dict[str, object]:
-    """Return what there is of a person, and what would keep it: blobs and what refers to a row go before it."""
+    """Return what there is of a person, and what would keep it."""
     found = list(found)
+    return {
+        "found": {each.table: each.rows for each in found},
+        "blobs": sum(each.kept.get(BLOB, 0) for each in found),
+        "kept": kept_for_now(found),
+    }
+
+
+def kept_for_now(found: Iterable[Found]) -> dict[str, dict[str, int]]:
+    """Return why rows would stay, by table; not for their blobs, nor for what refers to them: both go before."""
     kept = {
         each.table: {reason: rows for reason, rows in each.kept.items() if reason not in (BLOB, REFERENCED)}
         for each in found
     }
-    return {
-        "found": {each.table: each.rows for each in found},
-        "blobs": sum(each.kept.get(BLOB, 0) for each in found),
-        "kept": {table: reasons for table, reasons in kept.items() if reasons},
-    }
+    return {table: reasons for table, reasons in kept.items() if reasons}
 
 
 def _undone(run: Run, eraser: Eraser) -> list[Line]:

@@ -6,6 +6,7 @@ key. Every statement checks holds, the lease and the stop switch itself, behind 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,8 +68,7 @@ SELECT owned, stopped, coalesce((SELECT rows FROM audited WHERE entry IS NOT NUL
 # An address that somebody wrote into an item, whatever it is about.
 _WORDS = sql.SQL(
     "position('@' IN ops.queue_item_words(q.reason, q.context, q.justification)) > 0"
-    " AND (position(%(person)s IN ops.queue_item_words(q.reason, q.context, q.justification)) > 0"
-    " OR position(%(address)s IN ops.queue_item_words(q.reason, q.context, q.justification)) > 0)"
+    " AND ops.queue_item_words(q.reason, q.context, q.justification) ~ %(addresses)s"
 )
 _FORGET_WORDS = sql.SQL("""
 WITH {may_run}, forgotten AS (
@@ -104,6 +104,12 @@ _ARCHIVES_HELD = sql.SQL(
 
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
 _LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which} FOR UPDATE) locked")
+
+
+def addresses(*spellings: str) -> str:
+    """Return a regular expression that finds these addresses in a text, and no longer one that contains them."""
+    escaped = "|".join(re.sub(r"(\W)", r"\\\1", each.lower()) for each in dict.fromkeys(spellings))
+    return rf"(?<![a-z0-9._%+-])({escaped})(?![a-z0-9-]|\.[a-z0-9])"
 
 
 @dataclass(frozen=True)

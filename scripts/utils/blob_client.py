@@ -159,7 +159,7 @@ class BlobClient:
             BlobCallFailed: The store did not say.
         """
         try:
-            self._repeat(lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS)
+            self._head(name)
         except BlobCallFailed as error:
             # By its code: a proxy's 404, or that of a wrong address, says nothing about the blob.
             if error.code == "not_found":
@@ -173,9 +173,7 @@ class BlobClient:
         Raises:
             BlobCallFailed: It is not there, or its content could not be had.
         """
-        where = self._repeat(
-            lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS
-        )
+        where = self._head(name)
         url = where.get("url") if isinstance(where, dict) else None
         # The token goes along: to nobody but the store.
         if not isinstance(url, str) or self.pathname(url) is None:
@@ -189,6 +187,11 @@ class BlobClient:
                 yield from answer.iter_bytes()
         except httpx.HTTPError:
             raise BlobCallFailed("no_answer") from None
+
+    def _head(self, name: str) -> Any:
+        return self._repeat(
+            lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS
+        )
 
     def _repeat(self, call: Callable[[], Any], attempts: int) -> Any:
         return retry(
