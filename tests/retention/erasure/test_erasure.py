@@ -9,12 +9,7 @@ from tests.retention.erasure.world import ADDRESS, NAME, NEIGHBOURS, PERSON
 
 
 def test_a_person_with_rows_everywhere_is_nowhere_afterwards(world, person, asked, erase):
-    world.add("annegret.old@example.com")  # keeps her number apart from the next
-    old = world.link.execute(
-        "UPDATE payment_transactions SET normalized_email = %s, customer_email = %s, created_at = created_at"
-        " - interval '8 years', meal_plan_id = NULL WHERE normalized_email = 'annegret.old@example.com' RETURNING id",
-        (PERSON, ADDRESS),
-    ).fetchone()[0]
+    old = world.payment(PERSON, address=ADDRESS)
     archived = erase("run", script=ARCHIVE)
     assert (archived.code, archived.closing["records_deleted"]) == (0, 1)
     before = {neighbour: world.of(neighbour) for neighbour in NEIGHBOURS}

@@ -9,6 +9,7 @@ from psycopg import sql
 from scripts.lifecycle.archive_format import ObjectReader, open_sealed
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.utils.archive_store import FolderStore
+from tests.retention.valve import Valve
 
 ADDRESS = "Anne.Gret+plan@GoogleMail.com"
 PERSON = "annegret@gmail.com"
@@ -27,7 +28,7 @@ _TABLES = (
 )
 
 
-class World:
+class World(Valve):
     """Everything that there is about people: rows, blobs, archives, the queue."""
 
     def __init__(self, database, blobs, blob_folder, folder, settings, jobs_database):
@@ -39,6 +40,11 @@ class World:
         self._settings = settings
         self._database = jobs_database
         self._number = 0
+
+    @property
+    def store(self):
+        """Where archives, ledger and certificates lie."""
+        return FolderStore(self.folder)
 
     def _id(self):
         self._number += 1
@@ -65,14 +71,8 @@ class World:
             " %(path)s, 1800, jsonb_build_object('for', %(name)s::text), 'model', 'completed', timezone('UTC', now()))",
             at | {"id": ids["meal_plans"], "path": path},
         )
-        self.link.execute(
-            "INSERT INTO payment_transactions (id, payment_id, meal_plan_id, amount, currency, payment_method,"
-            " payment_status, paddle_created_at, webhook_received_at, customer_email, normalized_email, created_at,"
-            " updated_at) SELECT %(id)s, 'pay-' || %(id)s, CASE WHEN %(years)s = 0 THEN %(plan)s END, 29.90, 'EUR', 'card',"
-            " 'succeeded', at, at, %(email)s, %(person)s, at, at"
-            " FROM (SELECT timezone('UTC', now()) - make_interval(years => %(years)s)) x (at)",
-            at | {"id": ids["payment_transactions"], "plan": ids["meal_plans"], "years": years},
-        )
+        plan = None if years else ids["meal_plans"]
+        self.payment(person, address=address, years=years, plan=plan, key=ids["payment_transactions"])
         self.link.execute(
             "INSERT INTO magic_link_tokens (id, token_hash, email, normalized_email, created_at, expires_at, generation_ip)"
             " VALUES (%(id)s, md5(%(id)s), %(email)s, %(person)s, timezone('UTC', now()),"
@@ -86,6 +86,19 @@ class World:
             at | {"id": ids["email_blacklist"], "permanent": permanent},
         )
         return ids
+
+    def payment(self, person, *, address=None, years=8, plan=None, key=None):
+        """Put one payment of an age there, and return its id."""
+        key = key or self._id()
+        self.link.execute(
+            "INSERT INTO payment_transactions (id, payment_id, meal_plan_id, amount, currency, payment_method,"
+            " payment_status, paddle_created_at, webhook_received_at, customer_email, normalized_email, created_at,"
+            " updated_at) SELECT %(id)s, 'pay-' || %(id)s, %(plan)s, 29.90, 'EUR', 'card',"
+            " 'succeeded', at, at, %(email)s, %(person)s, at, at"
+            " FROM (SELECT timezone('UTC', now()) - make_interval(years => %(years)s)) x (at)",
+            {"id": key, "plan": plan, "years": years, "email": address or person, "person": person},
+        )
+        return key
 
     def _insert(self, table, key, at, columns, values, *, updated):
         moments = ", created_at" + (", updated_at" if updated else "")
