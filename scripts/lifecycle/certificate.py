@@ -24,7 +24,8 @@ PREFIX = "erasure/certificates/"
 FULFILLED = "erasure_fulfilled"
 
 _DONE = """
-SELECT action, resource_type, reason, sum(cardinality(resource_ids))::int FROM ops.audit_batches
+SELECT action, resource_type, CASE action WHEN 'queue_item_erased' THEN 'erasure_request:queue' ELSE reason END,
+       sum(cardinality(resource_ids))::int FROM ops.audit_batches
  WHERE run_id = %s AND reason LIKE 'erasure\\_request:%%' AND action <> 'erasure_fulfilled'
  GROUP BY 1, 2, 3 ORDER BY min(seq)
 """

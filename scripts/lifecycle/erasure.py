@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle import certificate, erasure_ledger, erasure_requests
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.erasure_blobs import BlobsOfPeople
-from scripts.lifecycle.erasure_plan import ErasurePlan, Found, addresses
+from scripts.lifecycle.erasure_plan import LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure_requests import TABLE, Request
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
 from scripts.lifecycle.poison import is_about_a_row
@@ -136,7 +136,7 @@ class Eraser:
                 get_logger().info("erasure_fulfilled", request=str(request.id))
                 return Outcome.FULFILLED
             if refused or all(each.kept for each in found):
-                break
+                break  # another pass would find the same
         return self._block(request, found, refused)
 
     def _begin(self, request: Request, parameters: dict[str, Any]) -> None:
@@ -191,7 +191,7 @@ class Eraser:
                 while self._together([statement], parameters)[0] >= parameters["rows"]:
                     self._run.checkpoint()
             except psycopg.errors.LockNotAvailable:
-                refused[name] = "being_written_to"
+                refused[name] = LOCKED
             except psycopg.Error as error:
                 if not is_about_a_row(error):
                     raise
@@ -268,9 +268,11 @@ class Eraser:
 
     def _block(self, request: Request, found: list[Found], refused: dict[str, str]) -> Outcome:
         """Tell a person what is in the way; the deadline goes on."""
-        kept = {each.table: each.kept or {"being_written_to": each.rows} for each in found}
+        kept = {each.table: each.kept or {LOCKED: each.rows} for each in found}
         get_logger().warning("erasure_blocked", request=str(request.id), kept=kept, refused=refused)
-        if not refused and not any(each.kept for each in found):
+        # Somebody is writing to her rows right now: that passes, and the next run goes on.
+        reasons = {*refused.values(), *(reason for each in kept.values() for reason in each)}
+        if LOCKED in reasons and reasons <= {LOCKED, REFERENCED}:
             return Outcome.UNFINISHED
         item = Item(
             item_type=ITEM_TYPE,

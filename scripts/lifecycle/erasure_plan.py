@@ -23,7 +23,7 @@ from scripts.lifecycle.selection import IMPERSONAL_TYPES, ForeignKey, met, namea
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
-BLOB, HELD, REFERENCED = "names_a_blob", "held", "referenced"
+BLOB, HELD, REFERENCED, LOCKED = "names_a_blob", "held", "referenced", "being_written_to"
 
 _ACTIVE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
 _HELD = sql.SQL(
@@ -234,7 +234,8 @@ class ErasurePlan:
         ]
         parts += [
             sql.SQL(
-                "SELECT 'ops.blob_deletions', count(*), jsonb_build_object(), 0 FROM ops.blob_deletions"
+                "SELECT 'ops.blob_deletions', count(*), jsonb_build_object('not_confirmed', count(*)), 0"
+                " FROM ops.blob_deletions"
                 " WHERE person = %(person)s"
             ).format(),
             sql.SQL(

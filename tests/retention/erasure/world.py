@@ -41,10 +41,16 @@ class World(Valve):
         self._database = jobs_database
         self._number = 0
 
-    @property
-    def store(self):
-        """Where archives, ledger and certificates lie."""
-        return FolderStore(self.folder)
+    def leave(self):
+        """Let go of the database: a template may have no sessions."""
+        self.link.close()
+        self._database.close()
+
+    def move_to(self, database, jobs_database):
+        """Look at another database from now on."""
+        self.link = database.superuser()
+        self.link.cursor_factory = psycopg.ClientCursor
+        self._database = jobs_database
 
     def _id(self):
         self._number += 1
@@ -139,7 +145,9 @@ class World(Valve):
     def where(self, needles=NEEDLES):
         """Every place in which one of these can be read: tables, blobs, archives with all the keys there are."""
         # As whole addresses: a neighbour's contains hers.
-        found = re.compile("|".join(rf"(?<![\w.+-]){re.escape(each)}(?![\w-]|\.\w)" for each in needles).encode()).search
+        found = re.compile(
+            "|".join(rf"(?<![\w.+-]){re.escape(each)}(?![\w-]|\.\w)" for each in needles).encode()
+        ).search
         places = {f"table {table}" for table, text in self._texts() if found(text.encode())}
         for kind, folder in (("blob", self._blob_folder), ("object", self.folder)):
             for path in folder.rglob("*"):
