@@ -433,7 +433,7 @@ class Settings(BaseSettings):
     smtp_host: Annotated[str, AfterValidator(_host)] | None = Field(
         None,
         alias="SMTP_HOST",
-        description="mail server for reports (--email) and confirmations of erasures",
+        description="mail server; for reports sent with --email, and confirmations of erasures",
     )
     smtp_port: int = Field(587, alias="SMTP_PORT", ge=1, le=65_535, description="its port")
     smtp_user: str | None = Field(None, alias="SMTP_USER", description="its login; unset: none")

@@ -16,7 +16,7 @@ CREATE TABLE ops.erasure_requests (
     policy_hash          text,
     closed_at            timestamptz,
     closed_because       text,                                               -- a code
-    merged_into          uuid        REFERENCES ops.erasure_requests (id) ON DELETE SET NULL,
+    merged_into          uuid,
     certificate          jsonb,                                              -- what was done, without personal data
     audit_head           text,                                               -- the audit's seal over the certificate
     certified_at         timestamptz,                                        -- the certificate's copy is in ARCHIVE_URL
