@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle import certificate, erasure_ledger, erasure_requests
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.erasure_blobs import BlobsOfPeople
-from scripts.lifecycle.erasure_plan import LOCKED, REFERENCED, ErasurePlan, Found, addresses
+from scripts.lifecycle.erasure_plan import BLOB, LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure_requests import TABLE, Request
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
 from scripts.lifecycle.poison import is_about_a_row
@@ -68,8 +68,10 @@ class Eraser:
         self._settings = run.settings
         self.store: ArchiveStore = store_of(run.settings)
         self.plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies))
-        self._statements = self.plan.statements()
-        self._look = self.plan.look()
+        # Composed once: for each request anew it would cost more than sending it.
+        with run.database.connection() as connection:
+            self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
+            self._look = self.plan.look().as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
         self._keys = _archive_keys(run)
         self.blobs = BlobsOfPeople(run, self.plan)
@@ -123,13 +125,15 @@ class Eraser:
         context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, request.id)
         self._begin(request, parameters)
         parameters |= context.parameters()
+        found = self._run.database.read(lambda connection: self.look(connection, parameters))
+        naming = {each.table for each in found if BLOB in each.kept}
         for policy in self._run.policies.policies.values():
-            if policy.blob and policy.table in self.plan.targets:
+            if policy.blob and policy.table in naming:
                 self.blobs.erase(policy, context, parameters)
         refused: dict[str, str] = {}
         for _ in range(_PASSES):
             self._run.checkpoint()
-            parameters["names"] = Jsonb(self._names(parameters))
+            parameters["names"] = Jsonb(self._names(found, parameters))
             refused = self._rows(parameters)
             found = self._finish(request, parameters, context)
             if not found:
@@ -155,20 +159,20 @@ class Eraser:
             )
         )
 
-    def _names(self, parameters: dict[str, Any]) -> dict[str, str]:
+    def _names(self, found: list[Found], parameters: dict[str, Any]) -> dict[str, str]:
         """Return pseudonyms for the keys that could be personal themselves."""
+        tables = [each.table for each in found if each.unnameable]
 
         def read(connection: Connection) -> list[str]:
-            found = {each.table for each in self.look(connection, parameters) if each.unnameable}
             keys: list[str] = []
-            for target in (self.plan.targets[table] for table in self.plan.targets if table in found):
+            for target in (self.plan.targets[table] for table in tables):
                 query = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
                     sql.Identifier(target.key), sql.Identifier(*target.table.split(".")), target.left, target.unnameable
                 )
                 keys += [key for (key,) in connection.execute(query, parameters)]
             return keys
 
-        return {key: pseudonym(self._settings, key) for key in self._run.database.read(read)}
+        return {key: pseudonym(self._settings, key) for key in self._run.database.read(read)} if tables else {}
 
     def _rows(self, parameters: dict[str, Any]) -> dict[str, str]:
         """Delete and change what nothing keeps, batch by batch; return what the database refuses, by step."""
@@ -198,7 +202,7 @@ class Eraser:
                 refused[name] = describe_database_error(error)
         return refused
 
-    def _together(self, statements: list[sql.Composed], parameters: dict[str, Any]) -> list[int]:
+    def _together(self, statements: list[bytes], parameters: dict[str, Any]) -> list[int]:
         """Run statements in one transaction behind the gate; return the rows of each."""
 
         def once() -> list[int]:

@@ -12,7 +12,7 @@ from scripts.lifecycle.blob_intents import Intent, Intents
 from scripts.lifecycle.blobs import client_for, refused, why_not_ours
 from scripts.lifecycle.erasure_plan import ErasurePlan, Target
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
-from scripts.lifecycle.policies import Policy
+from scripts.lifecycle.policies import Policy, table_identifier
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import chosen_keys
@@ -92,10 +92,12 @@ class BlobsOfPeople:
         """
         if self.refused:
             return
-        selection = OfPerson(self._selection(policy), self._plan.targets[policy.table], parameters)
-        keys = self._intend(selection, policy, context)
+        target = self._plan.targets[policy.table]
+        keys = self._keys(target, parameters)
         if not keys:
             return
+        selection = OfPerson(self._selection(policy), target, parameters)
+        self._intend(selection, policy, context, keys)
         intents = Intents(self._run.database, selection, context, only=keys)
         after: int | None = 0
         while after is not None:
@@ -113,13 +115,16 @@ class BlobsOfPeople:
             self._selections[policy.name] = cleared.selection
         return self._selections[policy.name]
 
-    def _intend(self, selection: OfPerson, policy: Policy, context: Context) -> list[str]:
-        """Write the intents, and return the rows that have one now, of this run or of one that was killed."""
+    def _keys(self, target: Target, parameters: dict[str, Any]) -> list[str]:
+        """Return which of her rows name a blob that may go."""
+        query = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
+            sql.Identifier(target.key), table_identifier(target.table), target.free, target.names_blob
+        )
+        return [key for (key,) in self._run.database.read(lambda c: c.execute(query, parameters).fetchall())]
+
+    def _intend(self, selection: OfPerson, policy: Policy, context: Context, keys: list[str]) -> None:
+        """Write the intents; one that a killed run left stands for the same."""
         database = self._run.database
-        query = sql.SQL("SELECT t.{}::text FROM {} t WHERE {}").format(selection.key, selection.table, selection.due)
-        keys = [key for (key,) in database.read(lambda c: c.execute(query, selection.parameters).fetchall())]
-        if not keys:
-            return []
 
         def once() -> None:
             with GatedTransaction(policy.batch).opened(database) as connection:
@@ -135,7 +140,6 @@ class BlobsOfPeople:
             )
         except GateClosed:
             raise gate_stays_closed() from None
-        return keys
 
     def _ask(self, policy: Policy, intents: Intents, intent: Intent) -> bool:
         """Ask the store; True: the blob is gone. What it did not answer stays open: it may have done it."""

@@ -20,14 +20,16 @@ from scripts.utils.settings import Settings
 SCOPE = "gdpr:"
 
 _LOOK = """
-SELECT count(*) AS open, count(*) FILTER (WHERE deadline < now()) AS late, count(*) FILTER (WHERE near < now()) AS near,
+SELECT count(*) AS open, count(*) FILTER (WHERE deadline < now()) AS late,
+       count(*) FILTER (WHERE near < now()) AS near,
        count(*) FILTER (WHERE status = 'blocked') AS blocked,
        count(*) FILTER (WHERE identity_verified_at IS NULL) AS without_identity,
        min(deadline) AS first_deadline, min(near) AS first_near,
        (array_agg(id ORDER BY deadline, id))[1] AS first
   FROM (SELECT r.*, d.deadline, requested_at + (d.deadline - requested_at) * (%(percent)s / 100.0) AS near
           FROM ops.erasure_requests r
-         CROSS JOIN LATERAL (SELECT coalesce(r.deadline_at, r.requested_at + make_interval(days => %(days)s))) d (deadline)
+         CROSS JOIN LATERAL (
+               SELECT coalesce(r.deadline_at, r.requested_at + make_interval(days => %(days)s))) d (deadline)
          WHERE r.closed_at IS NULL) requests
 """
 
@@ -68,7 +70,7 @@ def erasure_alerts(view: ErasureView) -> Iterator[Alert]:
             "critical",
             "requests to be erased were not honoured within their deadline",
             f"{view.late} are past it; {first}; {why}",
-            "see enforce_gdpr_deletion.py show, and the item erasure_blocked on the queue; tell the data protection officer",
+            "see enforce_gdpr_deletion.py list and the items erasure_blocked; tell the data protection officer",
             f"{RUNBOOK}#erasure_deadline",
             view.first_deadline,
         )
