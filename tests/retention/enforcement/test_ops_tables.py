@@ -6,7 +6,15 @@ import pytest
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from tests.retention.enforcement.conftest import count, done
 
-OPS = ("resolved_queue_items", "job_runs", "sla_observations", "alerts", "blob_deletions", "legal_holds", "erasure_requests")
+OPS = (
+    "resolved_queue_items",
+    "job_runs",
+    "sla_observations",
+    "alerts",
+    "blob_deletions",
+    "legal_holds",
+    "erasure_requests",
+)
 ZEROS = "0" * 64
 
 
@@ -82,7 +90,9 @@ def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
     database.connect().execute("DELETE FROM ops.legal_holds WHERE reason = 'ran out long ago'")
 
 
-@pytest.mark.parametrize("table", [
+@pytest.mark.parametrize(
+    "table",
+    [
         "ops.manual_resolution_queue",
         "ops.job_runs",
         "ops.alerts",
