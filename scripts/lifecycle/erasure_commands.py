@@ -10,6 +10,9 @@ from types import MappingProxyType
 from rich.table import Table
 
 from scripts.lifecycle import certificate, erasure_requests
+from scripts.lifecycle.archive_catalogue import entries
+from scripts.lifecycle.archive_keys import ArchiveKeys
+from scripts.lifecycle.archive_verify import rows_out_of_reach
 from scripts.lifecycle.erasure import Eraser
 from scripts.lifecycle.erasure_job import foreseen, kept_for_now
 from scripts.lifecycle.erasure_plan import Found
@@ -17,6 +20,7 @@ from scripts.lifecycle.erasure_requests import Request
 from scripts.lifecycle.holds import normalize_email
 from scripts.lifecycle.portability import export
 from scripts.utils import pages
+from scripts.utils.archive_store import store_of
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.run import Run
@@ -159,7 +163,27 @@ def _verify(run: Run) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"{path}: cannot be read ({type(error).__name__})") from None
     facts = certificate.verify(run.database, text)
+    if run.options.flags.archives:
+        _prove_unreadable(run, facts["request"])
     get_logger().info("certificate_verified", request=facts["request"], fulfilled_at=facts["fulfilled_at"])
+
+
+def _prove_unreadable(run: Run, request: str) -> None:
+    keys = ArchiveKeys(run.database, run.settings)
+    keys.check()
+    rows = run.database.read(
+        lambda connection: connection.execute(
+            "SELECT resource_id::bigint FROM ops.audit_log WHERE run_id = %s AND action = 'destroy_key'", (request,)
+        ).fetchall()
+    )
+    destroyed = {key for (key,) in rows}
+    chosen = run.database.read(lambda connection: entries(connection, statuses=["sealed", "expiring"]))
+    out_of_reach = rows_out_of_reach(
+        run.database, store_of(run.settings), keys, chosen, destroyed, between=run.checkpoint
+    )
+    get_logger().info(
+        "archives_unreadable", request=request, keys=len(destroyed), archives=len(chosen), rows=out_of_reach
+    )
 
 
 VERBS: Mapping[str, Callable[[Run], None]] = MappingProxyType(

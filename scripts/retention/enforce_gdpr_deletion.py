@@ -66,6 +66,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     paper.add_argument("--format", choices=["json", "html"], default="json", help="default: json")
     check = verbs.add_parser("verify", help="check a certificate against the audit")
     check.add_argument("certificate", type=Path, help="its JSON file")
+    check.add_argument("--archives", action="store_true", help="read the archives too: does anything open hers?")
     for verb in (show, identify, cancel, paper):
         verb.add_argument("request", type=UUID, help="the request's reference")
     for verb in (listing, show, identify, cancel, paper, check):

@@ -6,6 +6,7 @@ import pytest
 
 from scripts.lifecycle import certificate
 from tests.mailbox import Mailbox, mail_server
+from tests.retention.erasure.conftest import ARCHIVE
 from tests.retention.erasure.world import ADDRESS, NAME, PERSON
 
 
@@ -72,6 +73,28 @@ def test_it_verifies_and_an_altered_one_does_not(world, paper, erase, tmp_path):
     world.link.execute("UPDATE ops.audit_batches SET reason = 'another' WHERE seq = 1")
     done = erase("verify", str(paper))
     assert (done.code, "does not verify" in done.closing["error"]) == (1, True)
+
+
+def test_what_archives_hold_of_her_is_proved_to_be_unreadable(world, asked, erase, tmp_path):
+    for person in (PERSON, PERSON, "other@example.com"):
+        world.payment(person)
+    assert erase("run", script=ARCHIVE).closing["records_deleted"] == 3
+    kept = world.rows("ops.archive_keys", "id, pseudonym, wrapped", "kind = 'person'")
+    request = asked()
+    assert erase().code == 0
+    path = tmp_path / "certificate.json"
+    erase("certificate", request, "--output", str(path))
+    done = erase("verify", str(path), "--archives")
+    seen = done.event("archives_unreadable")
+    assert (done.code, seen["keys"], seen["archives"], seen["rows"]) == (0, 1, 1, 2)
+
+    for key, pseudonym, wrapped in kept:  # somebody puts the keys back from a backup
+        world.link.execute(
+            "UPDATE ops.archive_keys SET pseudonym = %s, wrapped = %s, destroyed_at = NULL WHERE id = %s",
+            (pseudonym, wrapped, key),
+        )
+    done = erase("verify", str(path), "--archives")
+    assert (done.code, "is in ops.archive_keys" in done.closing["error"]) == (1, True)
 
 
 def test_one_page_that_prints(fulfilled, erase):
