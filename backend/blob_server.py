@@ -125,7 +125,11 @@ class BlobServer:
 
     def settings(self) -> dict[str, str]:
         """Return the variables that point a client here."""
-        return {"VERCEL_BLOB_API_URL": self.url, "BLOB_READ_WRITE_TOKEN": self.token}
+        return {
+            "VERCEL_BLOB_API_URL": self.url,
+            "VERCEL_BLOB_DELIVERY_URL": self.root + DELIVERY,
+            "BLOB_READ_WRITE_TOKEN": self.token,
+        }
 
     def url_of(self, pathname: str) -> str:
         """Return a blob's delivery URL, as the real service would write it."""

@@ -203,6 +203,12 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
                     wanted += [("look_up", value.from_table, column) for column in (value.take, value.same)]
         for dependant in policy.dependants:
             wanted += _rights(dependant.action, dependant.table, dependant.column)
+    for step in policy_set.erasure.values():
+        suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
+        # Who is on the list by her pseudonym already needs no second entry.
+        for action in dict.fromkeys([step.action, *(["delete"] if suppressed else [])]):
+            for column in (step.key, *step.columns):
+                wanted += _rights(action, step.table, column)
     return [
         _GRANTS[right].format(
             name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(ROLE)

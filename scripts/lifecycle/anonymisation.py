@@ -76,20 +76,21 @@ def not_done(section: Anonymize, types: Mapping[str, str]) -> sql.Composed:
     """Return SQL that is true, never null, where a row of ``t`` has yet to be anonymised."""
     if section.marker:
         return sql.SQL("t.{} IS NULL").format(sql.Identifier(section.marker))
-    done = [
-        _done(name, treatment, types[name], number) for number, (name, treatment) in enumerate(section.columns.items())
+    finished = [
+        done(name, treatment, types[name], sql.Placeholder(f"constant_{number}"))
+        for number, (name, treatment) in enumerate(section.columns.items())
     ]
-    return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(done))
+    return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(finished))
 
 
-def _done(name: str, treatment: Treatment, kind: str, number: int) -> sql.Composed:
+def done(name: str, treatment: Treatment, kind: str, constant: sql.Placeholder) -> sql.Composed:
+    """Return SQL that is true where a column of ``t`` has its final value; its type is ``kind``."""
     column, cast = sql.Identifier("t", name), sql.SQL(kind)
     if treatment.how == "null":
         return sql.SQL("{} IS NULL").format(column)
     if treatment.how == "constant":
-        constant = sql.Placeholder(f"constant_{number}")
         return sql.SQL("{} IS NOT DISTINCT FROM {}::{}").format(column, constant, cast)
-    if treatment.how == "pseudonym":
+    if treatment.how in ("pseudonym", "suppression"):
         return sql.SQL("({0} IS NULL OR {0} ~ {1})").format(column, _PSEUDONYM)
     return sql.SQL("({0} IS NULL OR {0} = ops.truncate_ip({0}::text)::{1})").format(column, cast)
 

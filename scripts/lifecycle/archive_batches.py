@@ -152,7 +152,7 @@ class Archiver:
             between=self._between,
             about={"policy_hash": run.policies.hash, "version": run.settings.render_git_commit},
         )
-        self._gated = GatedTransaction(policy)
+        self._gated = GatedTransaction(policy.batch)
         self._lent = ExitStack()
         self._connection: Connection | None = None
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)

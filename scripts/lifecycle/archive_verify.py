@@ -11,6 +11,7 @@ from scripts.lifecycle.archive_format import NOBODY, ArchiveBroken, Block, Objec
 from scripts.lifecycle.archive_keys import ArchiveKeys, KeyLost
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
 from scripts.utils.db_utils import Database
+from scripts.utils.errors import OpsError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class Finding:
     """``broken``, ``missing``, ``key_lost`` or ``unknown`` (in the store, and not in the catalogue)."""
     object: str
     error: str
+
+
+class KeyStillThere(OpsError):
+    """A person who was erased can be read in an archive."""
+
+    stop_reason = "archive_key_still_there"
 
 
 def read_back(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: str) -> None:
@@ -79,6 +86,42 @@ def verify(
         except KeyLost as error:
             findings.append(Finding("key_lost", entry.object, str(error)))
     return findings
+
+
+def rows_out_of_reach(
+    database: Database,
+    store: ArchiveStore,
+    keys: ArchiveKeys,
+    chosen: list[Entry],
+    destroyed: set[int],
+    *,
+    between: Callable[[], None],
+) -> int:
+    """Read archives again, and count the rows whose personal columns stand under destroyed keys: nothing opens them.
+
+    Args:
+        database: Where the keys are.
+        store: Where the objects are.
+        keys: The keys.
+        chosen: Sealed archives.
+        destroyed: The ids of the keys that should be gone.
+        between: Called before each archive; may raise to stop.
+
+    Raises:
+        KeyStillThere: One of the keys is there.
+    """
+    rows = 0
+    for entry in chosen:
+        between()
+        key = keys.object_key(entry.id)
+        for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
+            hers = {place: each.key_id for place, each in enumerate(block.people) if each.key_id in destroyed}
+            wanted = set(hers.values())
+            opened = database.read(lambda connection, ids=wanted: keys.opened(connection, ids))  # type: ignore[misc]
+            if any(key is not None for key in opened.values()):
+                raise KeyStillThere(f"a key that was destroyed is in ops.archive_keys, and opens {entry.object}")
+            rows += sum(owner in hers for owner in block.owners)
+    return rows
 
 
 def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> int:

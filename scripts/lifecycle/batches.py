@@ -141,7 +141,7 @@ class BatchWriter:
         self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
         self._selection = selection
         self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
-        self._gated = GatedTransaction(policy)
+        self._gated = GatedTransaction(policy.batch)
         self._constants: dict[str, Any] = {
             **selection.parameters,
             **context.parameters(),

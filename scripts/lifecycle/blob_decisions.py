@@ -26,7 +26,7 @@ class BlobDecision:
         self._client = client
         self._key = matter.item.resource_id
         self._selection = matter.selection()
-        self._intents = Intents(matter.run.database, self._selection, matter.context, only=self._key)
+        self._intents = Intents(matter.run.database, self._selection, matter.context, only=[self._key])
 
     def delete(self) -> str:
         """Ask the store once more to delete it."""

@@ -29,7 +29,7 @@ _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
     SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
      WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
-       AND (%(only)s::text IS NULL OR d.resource_id = %(only)s) AND (SELECT owned AND NOT stopped FROM may_run)
+       AND (%(only)s::text[] IS NULL OR d.resource_id = ANY(%(only)s)) AND (SELECT owned AND NOT stopped FROM may_run)
      ORDER BY d.id LIMIT %(rows)s FOR UPDATE
 ), free AS MATERIALIZED (
     SELECT t.{key} AS key FROM {table} t
@@ -146,7 +146,7 @@ class Intents:
         database: Where the ledger is.
         selection: What the policy selects.
         context: Lease and run, or the operator.
-        only: Take up the intents of this row alone.
+        only: Take up the intents of these rows alone.
     """
 
     def __init__(
@@ -155,21 +155,21 @@ class Intents:
         selection: Selection,
         context: Context,
         *,
-        only: str | None = None,
+        only: list[str] | None = None,
     ) -> None:
         policy = selection.policy
         if policy.blob is None:
             raise ValueError(f"policy {policy.name} has no blobs")
         self._database = database
-        self._gated = GatedTransaction(policy)
-        self._rules = [*policy.rules, ORPHANED]
+        self._gated = GatedTransaction(policy.batch)
+        self._rules = list(dict.fromkeys([*policy.rules, *selection.due_before, ORPHANED]))
         self._parameters: dict[str, Any] = {
             **selection.parameters,
             **context.parameters(),
             "policy": policy.name,
             "orphaned": ORPHANED,
             "item_type": policy.blob.item_type,
-            "reason_prefix": policy.reason(""),
+            "reason_prefix": selection.reason_prefix,
             "facts": Jsonb(selection.facts),
             "only": only,
             "operator": context.operator,

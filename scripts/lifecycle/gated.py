@@ -17,7 +17,7 @@ import psycopg
 from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
-from scripts.lifecycle.policies import Policy
+from scripts.lifecycle.policies import Batch
 from scripts.utils.db_utils import Connection, Database, local_settings
 from scripts.utils.errors import StoppedEarly
 
@@ -92,13 +92,13 @@ def gate_stays_closed() -> StoppedEarly:
 
 
 class GatedTransaction:
-    """Sends a policy's transactions, under the lock and statement time-outs of its batches."""
+    """Sends transactions under the lock and statement time-outs of a policy's batches."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, batch: Batch) -> None:
         self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
         _, self._in_the_batch = local_settings(
-            lock_timeout=policy.batch.lock_timeout.total_seconds(),
-            statement_timeout=policy.batch.statement_timeout.total_seconds(),
+            lock_timeout=batch.lock_timeout.total_seconds(),
+            statement_timeout=batch.statement_timeout.total_seconds(),
         )
 
     @contextmanager

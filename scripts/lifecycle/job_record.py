@@ -40,7 +40,8 @@ def recorded(run: Run) -> Iterator[None]:
     ending = PolicyResult(NO_POLICY, "failed", "bug", ExitCode.FAILED)
     try:
         yield
-        ending = PolicyResult(NO_POLICY, "completed", "done", ExitCode.DONE)
+        partial = run.ending is ExitCode.STOPPED_EARLY
+        ending = PolicyResult(NO_POLICY, "partial" if partial else "completed", "done", run.ending)
     except StoppedEarly as stop:
         by_signal = stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT)
         ending = PolicyResult(NO_POLICY, "interrupted" if by_signal else "partial", stop.stop_reason, stop.exit_code)

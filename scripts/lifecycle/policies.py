@@ -122,7 +122,7 @@ def _condition(value: object) -> Condition:
 class Treatment:
     """What becomes of one column's value when its row is anonymised."""
 
-    how: Literal["null", "constant", "pseudonym", "truncate_ip"]
+    how: Literal["null", "constant", "pseudonym", "truncate_ip", "suppression"]
     constant: str | None = None
 
 
@@ -135,6 +135,10 @@ def _treatment(value: object) -> Treatment:
         constant = value["constant"]
         return Treatment("constant", str(constant).lower() if isinstance(constant, bool) else str(constant))
     raise ValueError("is not a treatment: write null, pseudonym, truncate_ip or {constant: ...}")
+
+
+def _erasure_treatment(value: object) -> Treatment:
+    return Treatment("suppression") if value == "suppression" else _treatment(value)
 
 
 def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
@@ -160,6 +164,7 @@ Column = Annotated[str, Field(min_length=1)]
 PeriodField = Annotated[Period, BeforeValidator(_period)]
 ConditionField = Annotated[Condition, BeforeValidator(_condition)]
 TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
+ErasureTreatmentField = Annotated[Treatment, BeforeValidator(_erasure_treatment)]
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
@@ -323,6 +328,34 @@ class Archive(_Model):
     """Rows an archive at most."""
 
 
+class ErasureStep(_Model):
+    """What becomes of one table's rows about a person who asked for erasure (GDPR Art. 17)."""
+
+    table: Table
+    key: Column
+    person: Column | None
+    """Says whose row it is, as ``normalized_email``; null: its foreign keys alone say it."""
+    action: Literal["delete", "anonymize"]
+    when: dict[Column, ConditionField] = Field(default_factory=dict)
+    """Only these rows of the person's."""
+    columns: dict[Column, ErasureTreatmentField] = Field(default_factory=dict)
+    """What becomes of each personal column, where the row stays."""
+    blocked_by: dict[Name, dict[Column, ConditionField]] = Field(default_factory=dict)
+    """Rows that stay until a person has decided, by the reason's name."""
+    ground: str = Field(min_length=1)
+    """Why it goes, or why what stays may stay; it stands on the certificate."""
+
+    @model_validator(mode="after")
+    def _says_what_its_action_needs(self) -> ErasureStep:
+        if (self.action == "anonymize") != bool(self.columns):
+            raise ValueError("action anonymize and the section columns belong together")
+        if self.key in self.columns:
+            raise ValueError("columns must not name the key: it is audited")
+        if self.table in _NEVER_CHANGED:
+            raise ValueError(f"{self.table} is proof: it holds no personal data, and nothing changes it")
+        return self
+
+
 class Policy(_Model):
     """What is kept how long, why, and how it goes."""
 
@@ -454,6 +487,7 @@ class _Document(_Model):
     policies: dict[Name, Policy] = Field(min_length=1)
     jobs: dict[Name, JobSpec]
     kept: dict[Table, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    erasure: dict[Name, ErasureStep] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -473,6 +507,20 @@ class _Document(_Model):
             other = seen.setdefault((policy.table, policy.action), name)
             if other != name:
                 raise ValueError(f"policies.{name}: {other} already says what to {policy.action} in {policy.table}")
+        return self
+
+    @model_validator(mode="after")
+    def _erasure_reaches_every_person(self) -> _Document:
+        steps: dict[str, ErasureStep] = {}
+        for name, step in self.erasure.items():
+            first = steps.setdefault(step.table, step)
+            if (first.key, first.person) != (step.key, step.person):
+                raise ValueError(f"erasure.{name}: its key and person differ from another step of {step.table}")
+        for name, policy in self.policies.items():
+            if self.erasure and policy.person and policy.table not in steps:
+                raise ValueError(f"erasure: no step is about {policy.table}, where policy {name} knows a person")
+            if self.erasure and policy.person and policy.person != steps[policy.table].person:
+                raise ValueError(f"erasure: {policy.table} and policy {name} differ about the person column")
         return self
 
     @model_validator(mode="after")
@@ -499,6 +547,8 @@ class PolicySet:
     document: str
     kept: dict[str, str] = field(default_factory=dict)
     """Tables with personal data that no period covers, and why."""
+    erasure: dict[str, ErasureStep] = field(default_factory=dict)
+    """What becomes of the rows of a person who asked for erasure, by the step's name, in the file's order."""
 
     def job_of(self, policy: str) -> str | None:
         """Return the job that carries a policy out; None: no job names it."""
@@ -566,7 +616,7 @@ def parse_policies(text: str, place: str) -> PolicySet:
         problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
         raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return PolicySet(document.policies, document.jobs, digest, text, document.kept)
+    return PolicySet(document.policies, document.jobs, digest, text, document.kept, document.erasure)
 
 
 def _problem(detail: Any, root: yaml.Node | None) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
+from typing import Protocol
 
-from scripts.lifecycle.policies import Policy
 from scripts.utils.db_utils import Connection
 
 # A blob goes before the row that names it, a mark before the row that it is on.
@@ -25,6 +25,26 @@ SELECT cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname
   JOIN pg_class p ON p.oid = k.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
  WHERE k.contype = 'f' AND k.conrelid <> k.confrelid AND k.conparentid = 0
 """
+
+
+class Step(Protocol):
+    """What is put in order: a policy, or a part of an erasure."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def table(self) -> str:
+        """The table that it is about."""
+
+    @property
+    def action(self) -> str:
+        """What it does there, by the policies' names."""
+
+    @property
+    def removes_rows(self) -> bool:
+        """Whether a row is gone from its table afterwards."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +61,7 @@ def foreign_keys(connection: Connection) -> set[tuple[str, str]]:
     return {(child, parent) for child, parent in connection.execute(_FOREIGN_KEYS)}
 
 
-def in_order(policies: Iterable[Policy], keys: set[tuple[str, str]], urgent: Mapping[str, int] | None = None) -> Order:
+def in_order(policies: Iterable[Step], keys: set[tuple[str, str]], urgent: Mapping[str, int] | None = None) -> Order:
     """Put policies in the order in which they go.
 
     Args:
@@ -66,7 +86,7 @@ def in_order(policies: Iterable[Policy], keys: set[tuple[str, str]], urgent: Map
     return Order(_sorted(before, rank, place), cycles)
 
 
-def _goes_before(first: Policy, then: Policy, keys: set[tuple[str, str]]) -> bool:
+def _goes_before(first: Step, then: Step, keys: set[tuple[str, str]]) -> bool:
     if first.table == then.table:
         return _ON_ONE_TABLE.index(first.action) < _ON_ONE_TABLE.index(then.action)
     return then.removes_rows and (first.table, then.table) in keys

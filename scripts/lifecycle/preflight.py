@@ -140,6 +140,22 @@ def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, 
     return _Preflight(connection, policy).referring()
 
 
+def catalogue_of(connection: Connection, table: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what the catalogue says of a table, and by their names of its columns; nothing: there is no such table."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(_TABLE, table.split(".")).fetchone()
+        if found is None:
+            return {}, {}
+        columns = cursor.execute(_COLUMNS, {"oid": found["oid"], "unique": False}).fetchall()
+        return found, {row["attname"]: row for row in columns}
+
+
+def pointing_at(connection: Connection, oid: int) -> list[ForeignKey]:
+    """Return every constraint that points at a table."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        return [_foreign_key(row) for row in cursor.execute(_FOREIGN_KEYS, {"oid": oid})]
+
+
 class _Preflight:
     def __init__(self, connection: Connection, policy: Policy) -> None:
         self._connection = connection

@@ -177,7 +177,7 @@ class _Act:
         policy = selection.policy
         blob = _blob_of(policy)
         self._run = run
-        self._gated = GatedTransaction(policy)
+        self._gated = GatedTransaction(policy.batch)
         self._parameters: dict[str, Any] = {
             **selection.parameters,
             **context.parameters(),

@@ -17,7 +17,7 @@ from scripts.lifecycle import anonymisation
 from scripts.lifecycle.policies import Condition, Policy, table_identifier
 
 # Keys that cannot hold an address or a name; any other type must look like a UUID to stand in the audit.
-_IMPERSONAL_TYPES = frozenset({"uuid", "bigint", "integer", "smallint", "numeric"})
+IMPERSONAL_TYPES = frozenset({"uuid", "bigint", "integer", "smallint", "numeric"})
 
 _CASTS = {
     "timestamp without time zone": "({}::timestamptz AT TIME ZONE 'UTC')",
@@ -147,24 +147,7 @@ class Selection:
 
     def met(self, conditions: dict[str, Condition], prefix: str) -> sql.Composed:
         """Return SQL that is true, never null-dependent, where all the conditions are met."""
-        parts: list[sql.Composable] = []
-        for number, (column, condition) in enumerate(conditions.items()):
-            name = sql.Identifier(column)
-            if condition.operator in ("set", "unset"):
-                parts.append(
-                    sql.SQL("t.{} IS {}NULL").format(name, sql.SQL("NOT " if condition.operator == "set" else ""))
-                )
-                continue
-            parameter = f"{prefix}_{number}"
-            self.parameters[parameter] = list(condition.values)
-            parts.append(
-                sql.SQL("(t.{}::text = ANY({}::text[])) {}").format(
-                    name,
-                    sql.Placeholder(parameter),
-                    sql.SQL("IS TRUE" if condition.operator == "in" else "IS NOT TRUE"),
-                )
-            )
-        return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true").format()
+        return met(conditions, prefix, self.parameters)
 
     def rule(self, name: str) -> sql.Composed:
         """Return SQL that is true where this rule's period has ended."""
@@ -274,15 +257,15 @@ class Selection:
     @property
     def nameable(self) -> sql.Composed:
         """Rows whose key may stand in the audit, with the keys of those that go along."""
-        parts = [_nameable("t", self.policy.key, self._types[self.policy.key])]
+        parts = [nameable("t", self.policy.key, self._types[self.policy.key])]
         parts += [
             sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {} AND NOT {})").format(
                 table_identifier(reach.foreign_key.table),
                 reach.foreign_key.joins("c"),
-                _nameable("c", reach.key, reach.key_type),
+                nameable("c", reach.key, reach.key_type),
             )
             for reach in self.reaches
-            if reach.key_type not in _IMPERSONAL_TYPES
+            if reach.key_type not in IMPERSONAL_TYPES
         ]
         return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
 
@@ -328,9 +311,35 @@ class Chosen(Selection):
         return sql.SQL("{}::text").format(sql.Literal(self._decision))
 
 
-def _nameable(alias: str, column: str, column_type: str) -> sql.Composed:
+def met(conditions: dict[str, Condition], prefix: str, parameters: dict[str, Any]) -> sql.Composed:
+    """Return SQL that is true, never null-dependent, where a row of ``t`` meets all the conditions.
+
+    Args:
+        conditions: What each column must be.
+        prefix: Begins the names of the parameters.
+        parameters: Gets the values to compare with.
+    """
+    parts: list[sql.Composable] = []
+    for number, (column, condition) in enumerate(conditions.items()):
+        name = sql.Identifier(column)
+        if condition.operator in ("set", "unset"):
+            parts.append(sql.SQL("t.{} IS {}NULL").format(name, sql.SQL("NOT " if condition.operator == "set" else "")))
+            continue
+        parameter = f"{prefix}_{number}"
+        parameters[parameter] = list(condition.values)
+        parts.append(
+            sql.SQL("(t.{}::text = ANY({}::text[])) {}").format(
+                name,
+                sql.Placeholder(parameter),
+                sql.SQL("IS TRUE" if condition.operator == "in" else "IS NOT TRUE"),
+            )
+        )
+    return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true").format()
+
+
+def nameable(alias: str, column: str, column_type: str) -> sql.Composed:
     """Return the condition that a key is no personal data: a text key that is no UUID could be an e-mail address."""
-    if column_type in _IMPERSONAL_TYPES:
+    if column_type in IMPERSONAL_TYPES:
         return sql.SQL("true").format()
     # Together as strict as one regular expression with counts, at a tenth of its cost.
     return sql.SQL(

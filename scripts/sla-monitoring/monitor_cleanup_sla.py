@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import observations, runs, sla_page
+from scripts.lifecycle import erasure_levels, observations, runs, sla_page
 from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.job_levels import SCOPE, budget_percent
 from scripts.lifecycle.sla_watch import Picture, look
@@ -34,9 +34,10 @@ def work(run: Run) -> None:
     _say(run, picture)
     if not run.options.dry_run:
         run.database.write(lambda connection: _keep(connection, run, picture))
-    settled = Alerts(run.database, run.settings, run.script).settle(
-        SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now
-    )
+    alerts = Alerts(run.database, run.settings, run.script)
+    settled = alerts.settle(SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now)
+    erasures = run.database.read(lambda connection: erasure_levels.look(connection, run.settings))
+    late = alerts.settle(erasure_levels.SCOPE, [*erasure_levels.erasure_alerts(erasures)], measured_at=picture.now)
     if output:
         pages.write(output, sla_page.page(run, picture))
         get_logger().info("status_page_written", output=str(output))
@@ -45,9 +46,11 @@ def work(run: Run) -> None:
         jobs=len(picture.jobs),
         policies=len(picture.policies),
         not_counted=sum(view.residue is None for view in picture.policies),
-        alerts=len(picture.alerts),
-        raised=settled.raised,
-        recovered=settled.recovered,
+        alerts=len(picture.alerts) + bool(erasures.near),
+        erasures_open=erasures.open,
+        erasures_late=erasures.late,
+        raised=[*settled.raised, *late.raised],
+        recovered=[*settled.recovered, *late.recovered],
     )
 
 

@@ -1,4 +1,4 @@
-"""Vercel Blob's HTTP API (version 12): delete many, list, head.
+"""Vercel Blob's HTTP API (version 12): delete many, list, head, read.
 
 Called directly: the official Python client has no retry, no limit and fifteen distributions (docs/decisions/0008).
 Both official clients check, in tests/contracts/, the server that this one is tested against.
@@ -6,13 +6,14 @@ Both official clients check, in tests/contracts/, the server that this one is te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx
+from httpx import codes
 
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -89,6 +90,7 @@ class BlobClient:
         self._breaker = breaker
         self._limit = limit
         self._pause = pause
+        self._delivery = (settings.vercel_blob_delivery_url or "").rstrip("/")
         self._http = httpx.Client(
             base_url=settings.vercel_blob_api_url.rstrip("/"),
             headers={
@@ -157,13 +159,39 @@ class BlobClient:
             BlobCallFailed: The store did not say.
         """
         try:
-            self._repeat(lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS)
+            self._head(name)
         except BlobCallFailed as error:
             # By its code: a proxy's 404, or that of a wrong address, says nothing about the blob.
             if error.code == "not_found":
                 return False
             raise
         return True
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Read a blob in pieces, from where the store says that it is delivered.
+
+        Raises:
+            BlobCallFailed: It is not there, or its content could not be had.
+        """
+        where = self._head(name)
+        url = where.get("url") if isinstance(where, dict) else None
+        # The token goes along: to nobody but the store.
+        if not isinstance(url, str) or self.pathname(url) is None:
+            raise BlobCallFailed("foreign_store")
+        if self._delivery:
+            url = self._delivery + urlsplit(url).path
+        try:
+            with self._http.stream("GET", url) as answer:
+                if not answer.is_success:
+                    raise BlobCallFailed("not_found" if answer.status_code == codes.NOT_FOUND else "unknown_error")
+                yield from answer.iter_bytes()
+        except httpx.HTTPError:
+            raise BlobCallFailed("no_answer") from None
+
+    def _head(self, name: str) -> Any:
+        return self._repeat(
+            lambda: self._breaker.call(lambda: self._request("GET", "", params={"url": name})), ATTEMPTS
+        )
 
     def _repeat(self, call: Callable[[], Any], attempts: int) -> Any:
         return retry(

@@ -53,10 +53,35 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
     """
     require_mail_settings(settings)
     recipients = [address.strip() for address in (settings.report_email_to or "").split(",")]
+    message = _message(settings, subject, text, recipients)
+    message.add_attachment(attachment[1], subtype="html", filename=attachment[0])
+    return _send(settings, message, len(recipients))
+
+
+def send_to(settings: Settings, recipient: str, *, subject: str, text: str) -> None:
+    """Send a text to one person, whose address is used and not kept here.
+
+    Raises:
+        MailNotSent: There is no server, or it did not take it; the error does not name her.
+    """
+    if not can_write(settings):
+        raise MailNotSent("SMTP_HOST or SMTP_FROM is not set")
+    _send(settings, _message(settings, subject, text, [recipient]), 1)
+
+
+def can_write(settings: Settings) -> bool:
+    """Tell whether there is a server and a sender."""
+    return bool(settings.smtp_host and settings.smtp_from)
+
+
+def _message(settings: Settings, subject: str, text: str, recipients: list[str]) -> EmailMessage:
     message = EmailMessage()
     message["Subject"], message["From"], message["To"] = subject, settings.smtp_from, ", ".join(recipients)
     message.set_content(text)
-    message.add_attachment(attachment[1], subtype="html", filename=attachment[0])
+    return message
+
+
+def _send(settings: Settings, message: EmailMessage, recipients: int) -> int:
     where = f"mail server {settings.smtp_host}:{settings.smtp_port}"
     try:
         refused = _deliver(settings, message)
@@ -65,11 +90,11 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
     except smtplib.SMTPResponseException as error:
         # The server's text may quote an address.
         raise MailNotSent(f"{where} refused with code {error.smtp_code} ({type(error).__name__})") from None
-    except (OSError, smtplib.SMTPException, UnicodeError) as error:
+    except (OSError, smtplib.SMTPException, UnicodeError, ValueError) as error:
         raise MailNotSent(f"{where} failed ({type(error).__name__}): nothing was sent") from None
     if refused:
-        raise MailNotSent(f"{where} refused {len(refused)} of {len(recipients)} recipients")
-    return len(recipients)
+        raise MailNotSent(f"{where} refused {len(refused)} of {recipients} recipients")
+    return recipients
 
 
 def _deliver(settings: Settings, message: EmailMessage) -> dict[str, tuple[int, bytes]]:

@@ -24,6 +24,35 @@ def pseudonym(settings: Settings, text: str) -> str:
     return f"{key_id}:{hmac.new(bytes.fromhex(key), text.encode(), hashlib.sha256).hexdigest()}"
 
 
+def suppression(settings: Settings, address: str) -> str:
+    """Return what stands for an address on the suppression list, with the id of its key in front: ``s1:…``.
+
+    The application works the same out to look an address up: HMAC-SHA256 of the normalized address.
+
+    Raises:
+        Misconfigured: SUPPRESSION_KEY is not set.
+    """
+    key_id, key = _suppression_key(settings)
+    return f"{key_id}:{hmac.new(key, address.encode(), hashlib.sha256).hexdigest()}"
+
+
+def ledger_digest(settings: Settings, address: str) -> str:
+    """Return what stands for an address in the erasure ledger: under the same key, but never the same value.
+
+    Raises:
+        Misconfigured: SUPPRESSION_KEY is not set.
+    """
+    key_id, key = _suppression_key(settings)
+    return f"{key_id}:{hmac.new(key, b'erasure ledger 1:' + address.encode(), hashlib.sha256).hexdigest()}"
+
+
+def _suppression_key(settings: Settings) -> tuple[str, bytes]:
+    if settings.suppression_key is None:
+        raise Misconfigured("SUPPRESSION_KEY is not set: who was erased is recognised by a keyed pseudonym alone")
+    key_id, _, key = settings.suppression_key.get_secret_value().partition(":")
+    return key_id, bytes.fromhex(key)
+
+
 def short_digest(key: bytes, text: bytes) -> bytes:
     """Return 16 bytes that stand for a text, under a key of at most 64 bytes; thousands of them are wanted at a time.
 

@@ -84,6 +84,8 @@ class Run:
         self.results: list[PolicyResult] = []
         self.facts: dict[str, object] = {}
         """What the closing line of a run says that does not delete by policy."""
+        self.ending = ExitCode.DONE
+        """What such a run came to: 4 where something new needs a person, 3 where work is left."""
         self.database = Database(
             settings.database_url.get_secret_value(),
             application_name=f"{job.name} {self.correlation_id}",

@@ -144,7 +144,7 @@ def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> Exit
             stack.enter_context(recorded(run))
         run.checkpoint()
         job.work(run)
-    return ExitCode.DONE
+    return run.ending
 
 
 def _begin(run: Run) -> None:

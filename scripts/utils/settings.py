@@ -244,6 +244,11 @@ class Settings(BaseSettings):
     vercel_blob_api_url: Annotated[str, AfterValidator(_https_url)] = Field(
         "https://vercel.com/api/blob", alias="VERCEL_BLOB_API_URL", description="the API, as its own clients name it"
     )
+    vercel_blob_delivery_url: Annotated[str, AfterValidator(_https_url)] | None = Field(
+        None,
+        alias="VERCEL_BLOB_DELIVERY_URL",
+        description="where blobs are read from for an export; unset: where the store says",
+    )
     blob_rate_limit_per_minute: int = Field(
         900,
         alias="BLOB_RATE_LIMIT_PER_MINUTE",
@@ -261,6 +266,22 @@ class Settings(BaseSettings):
         None,
         alias="AUDIT_PSEUDONYM_KEY",
         description="key for what the audit must name without saying it: id, colon, 64 hexadecimal digits",
+    )
+
+    suppression_key: Annotated[SecretStr, AfterValidator(_pseudonym_key)] | None = Field(
+        None,
+        alias="SUPPRESSION_KEY",
+        description="key for the pseudonyms of erased people; never changed: id, colon, 64 hexadecimal digits",
+    )
+    gdpr_deletion_deadline_days: int = Field(
+        30, alias="GDPR_DELETION_DEADLINE_DAYS", ge=1, le=90, description="days until an erasure must be done"
+    )
+    backup_retention_days: int = Field(
+        30,
+        alias="BACKUP_RETENTION_DAYS",
+        ge=0,
+        le=365,
+        description="days after which no backup of the database is left that holds a deleted row",
     )
 
     archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
@@ -410,7 +431,9 @@ class Settings(BaseSettings):
     )
 
     smtp_host: Annotated[str, AfterValidator(_host)] | None = Field(
-        None, alias="SMTP_HOST", description="mail server; only for reports sent with --email"
+        None,
+        alias="SMTP_HOST",
+        description="mail server; for reports sent with --email, and confirmations of erasures",
     )
     smtp_port: int = Field(587, alias="SMTP_PORT", ge=1, le=65_535, description="its port")
     smtp_user: str | None = Field(None, alias="SMTP_USER", description="its login; unset: none")
@@ -421,7 +444,7 @@ class Settings(BaseSettings):
         description="encrypt with STARTTLS; false only for a server on this machine",
     )
     smtp_from: Annotated[str, AfterValidator(_address)] | None = Field(
-        None, alias="SMTP_FROM", description="sender of the reports", repr=False
+        None, alias="SMTP_FROM", description="sender of the mails", repr=False
     )
     report_email_to: Annotated[str, AfterValidator(_addresses)] | None = Field(
         None, alias="REPORT_EMAIL_TO", description="recipients of the reports, separated by commas", repr=False

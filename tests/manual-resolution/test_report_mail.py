@@ -1,42 +1,10 @@
 """The report by mail, against a real SMTP server on this machine."""
 
 import json
-import socket
-from email import message_from_bytes, policy
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult
 
-PASSWORD = "s3cret-of-the-mail-server"
-
-
-class Mailbox:
-    """Takes mail, but for one recipient."""
-
-    def __init__(self):
-        self.mails = []
-
-    async def handle_RCPT(self, server, session, envelope, address, options):  # noqa: N802 - the library's name
-        if address.startswith("gone@"):
-            return "550 no such mailbox"
-        envelope.rcpt_tos.append(address)
-        return "250 OK"
-
-    async def handle_DATA(self, server, session, envelope):  # noqa: N802 - the library's name
-        self.mails.append((envelope.rcpt_tos, message_from_bytes(envelope.content, policy=policy.default)))
-        return "250 OK"
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def login(server, session, envelope, mechanism, data):
-    # Not handled: the server itself then answers a wrong login with 535.
-    right = data.login == b"reports" and data.password == PASSWORD.encode()
-    return AuthResult(success=right, handled=False)
+from tests.mailbox import Mailbox, free_port, mail_server
 
 
 @pytest.fixture
@@ -46,19 +14,8 @@ def mailbox():
 
 @pytest.fixture
 def settings(mailbox):
-    port = free_port()
-    server = Controller(mailbox, hostname="127.0.0.1", port=port, authenticator=login, auth_require_tls=False)
-    server.start()
-    yield {
-        "SMTP_HOST": "127.0.0.1",
-        "SMTP_PORT": str(port),
-        "SMTP_STARTTLS": "false",
-        "SMTP_USER": "reports",
-        "SMTP_PASSWORD": PASSWORD,
-        "SMTP_FROM": "reports@example.com",
-        "REPORT_EMAIL_TO": "ops@example.com, boss@example.com",
-    }
-    server.stop()
+    with mail_server(mailbox) as settings:
+        yield settings | {"REPORT_EMAIL_TO": "ops@example.com, boss@example.com"}
 
 
 def test_a_text_with_the_page(report, settings, mailbox):

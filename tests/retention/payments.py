@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts.lifecycle import audit
+from tests.retention.valve import Valve
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "retention" / "archive_before_delete.py"
 MASTER_KEY = "m1:" + "5a" * 32
 OTHER_KEY = "m2:" + "a5" * 32
-_VALVE = 4712
 
 # Whatever COPY has to escape, and what only looks like it.
 ODD = "tab\tnewline\nreturn\rback\\slash \\N \\. 'quote' \"double\" ümlaut 漢字"
@@ -46,7 +46,7 @@ class Archived:
         return line
 
 
-class Payments:
+class Payments(Valve):
     """The table under test; row ``n`` is the n-th oldest."""
 
     def __init__(self, database, jobs_database):
@@ -111,31 +111,6 @@ class Payments:
         assert self.survivors.items() <= live.items(), "something that must survive is gone or was changed"
         assert len(live.keys() & self.due.keys()) == left
         assert audit.verify(self._jobs_database).intact
-
-    def valve(self, table, event, condition):
-        """Stop every statement that touches such a row, until :meth:`open_valve`."""
-        self.link.execute("SELECT pg_advisory_lock(%s)", (_VALVE,))
-        self.link.execute(
-            "CREATE FUNCTION public.close_valve() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET lock_timeout = 0"
-            f" AS 'BEGIN PERFORM pg_advisory_xact_lock_shared({_VALVE}); RETURN coalesce(NEW, OLD); END'"
-        )
-        self.link.execute(
-            f"CREATE TRIGGER valve BEFORE {event} ON {table} FOR EACH ROW WHEN ({condition})"
-            " EXECUTE FUNCTION public.close_valve()"
-        )
-
-    def stopped(self):
-        """The server process that stands at the valve, or None."""
-        row = self.link.execute(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = %s AND NOT granted"
-            " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())",
-            (_VALVE,),
-        ).fetchone()
-        return row[0] if row else None
-
-    def open_valve(self):
-        self.link.execute("SELECT pg_advisory_unlock(%s)", (_VALVE,))
-        self.link.execute("DROP FUNCTION public.close_valve() CASCADE")
 
 
 def kill(running):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle.health import configuration, database, locks, personal_data, schedule, services, vacuum
+from scripts.lifecycle.health import configuration, database, erasure, locks, personal_data, schedule, services, vacuum
 from scripts.lifecycle.health.findings import CONNECTION, Check
 
 CHECKS = (
@@ -12,6 +12,7 @@ CHECKS = (
     Check("schema", database.schema),
     Check("suite", database.suite),
     Check("policies", database.policies),
+    Check("erasure", erasure.erasure),
     Check("indexes", database.indexes),
     Check("personal_data", personal_data.personal_data),
     Check("autovacuum", vacuum.autovacuum),

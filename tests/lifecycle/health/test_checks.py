@@ -23,7 +23,18 @@ def test_a_healthy_system_is_all_pass_and_exit_0(check, policy_file):
     assert health.unwell == []
     assert (health.code, health.report["status"], health.report["complete"]) == (0, "PASS", True)
     assert {finding["check"] for finding in health.report["findings"]} == {
-        *("settings", "database", "role", "schema", "suite", "policies", "indexes", "personal_data", "autovacuum"),
+        *(
+            "settings",
+            "database",
+            "role",
+            "schema",
+            "suite",
+            "policies",
+            "erasure",
+            "indexes",
+            "personal_data",
+            "autovacuum",
+        ),
         *("snapshots", "clock", "redis", "locks", "blob", "archives", "sentry", "schedule"),
     }
     assert health.lines[-1]["event"] == "health_completed"
@@ -65,7 +76,18 @@ def test_a_database_that_is_away_does_not_hide_the_rest(check, closed_port):
     assert (line["status"], line["subject"]) == ("FAIL", "PostgreSQL")
     assert "does not answer" in line["message"]
     assert "check host, port and network" in line["cure"]
-    for name in ("role", "schema", "policies", "indexes", "personal_data", "autovacuum", "snapshots", "clock", "locks"):
+    for name in (
+        "role",
+        "schema",
+        "policies",
+        "erasure",
+        "indexes",
+        "personal_data",
+        "autovacuum",
+        "snapshots",
+        "clock",
+        "locks",
+    ):
         (line,) = health.of(name)
         assert (line["status"], line["message"]) == ("FAIL", "not looked at: there is no connection to PostgreSQL")
     assert {finding["status"] for name in ("redis", "blob", "sentry", "schedule") for finding in health.of(name)} == {

@@ -6,7 +6,15 @@ import pytest
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from tests.retention.enforcement.conftest import count, done
 
-OPS = ("resolved_queue_items", "job_runs", "sla_observations", "alerts", "blob_deletions", "legal_holds")
+OPS = (
+    "resolved_queue_items",
+    "job_runs",
+    "sla_observations",
+    "alerts",
+    "blob_deletions",
+    "legal_holds",
+    "erasure_requests",
+)
 ZEROS = "0" * 64
 
 
@@ -44,6 +52,9 @@ def old(admin):
                ('table', 'public.gone', 'ran out long ago', 'x', now() - interval '900 days', now() - interval '401 days', NULL, NULL),
                ('table', 'public.gone', 'ran out lately', 'x', now() - interval '900 days', now() - interval '1 day', NULL, NULL),
                ('table', 'public.gone', 'in force', 'x', now() - interval '900 days', NULL, NULL, NULL);
+        INSERT INTO ops.erasure_requests (channel, requested_at, status, closed_at)
+        SELECT n::text, now() - interval '900 days', CASE WHEN n < 3 THEN 'cancelled' ELSE 'received' END,
+               CASE WHEN n < 3 THEN now() - make_interval(days => 398 + n, hours => n) END FROM generate_series(1, 3) n;
         """
     )
     return admin
@@ -61,14 +72,15 @@ def test_what_has_ended_goes_and_what_is_open_or_young_stays(old, enforce):
         "alerts": ("SELECT key FROM ops.alerts", {"1", "3"}),
         "blob_deletions": ("SELECT resource_id FROM ops.blob_deletions", {"1", "3"}),
         "legal_holds": ("SELECT reason FROM ops.legal_holds", {"released lately", "ran out lately", "in force"}),
+        "erasure_requests": ("SELECT channel FROM ops.erasure_requests", {"1", "3"}),
     }
     for name, (query, expected) in left.items():
         assert {key for (key,) in old.execute(query)} == expected, name
     by_reason = dict(old.execute("SELECT reason, count(*) FROM ops.audit_log GROUP BY 1").fetchall())
     assert by_reason["retention_policy:legal_holds/released"] == 1
     assert by_reason["retention_policy:legal_holds/ran_out"] == 1
-    assert sum(by_reason.values()) == 7
-    assert run.closing["records_deleted"] == 7
+    assert sum(by_reason.values()) == 8
+    assert run.closing["records_deleted"] == 8
 
 
 def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
@@ -78,7 +90,16 @@ def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
     database.connect().execute("DELETE FROM ops.legal_holds WHERE reason = 'ran out long ago'")
 
 
-@pytest.mark.parametrize("table", ["ops.manual_resolution_queue", "ops.job_runs", "ops.alerts", "ops.blob_deletions"])
+@pytest.mark.parametrize(
+    "table",
+    [
+        "ops.manual_resolution_queue",
+        "ops.job_runs",
+        "ops.alerts",
+        "ops.blob_deletions",
+        "ops.erasure_requests",
+    ],
+)
 def test_the_jobs_cannot_delete_what_is_open(old, database, table):
     before = count(old, table)
     with pytest.raises(psycopg.errors.InsufficientPrivilege, match="still open"):

@@ -1,0 +1,96 @@
+#!/usr/bin/env python3
+"""Honour requests to be erased, within their deadline, and prove it; hand out what is known of a person.
+
+Without a verb or one of --add, --preview and --export: every request whose identity was verified is carried out.
+
+Policies: erasure: in retention_policies.yaml · Schedule and budget: there, jobs · Runbook: scripts/retention/README.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.lifecycle import erasure_commands
+from scripts.lifecycle.erasure_job import enforce
+from scripts.utils.arguments import MAX_BATCH_ROWS, positive
+from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
+
+_ABOUT_A_PERSON = {
+    "add": "enter a request; the address on standard input",
+    "preview": "show what would happen to whom; writes nothing",
+    "export": "write all that is known of a person to --output, a ZIP file",
+}
+
+
+class _AboutAPerson(argparse.Action):
+    """A flag that stands for a verb: the address is never on a command line."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        """Note the verb."""
+        if namespace.verb:
+            parser.error(f"{namespace.verb} and {self.dest} are two different things to do")
+        namespace.verb = self.dest
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags and the verbs."""
+    parser.set_defaults(verb=None)
+    parser.add_argument("--limit", type=positive, default=argparse.SUPPRESS, metavar="N", help="at most N requests")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"rows a transaction, at most {MAX_BATCH_ROWS}",
+    )
+    parser.add_argument("--replay", action="store_true", help="erase again what a restore of the database undid")
+    for name, what in _ABOUT_A_PERSON.items():
+        parser.add_argument(f"--{name}", choices=["-"], action=_AboutAPerson, default=argparse.SUPPRESS, help=what)
+    parser.add_argument("--requested-at", type=moment, metavar="T", help="with --add: when she asked; else now")
+    parser.add_argument("--channel", default="operator", help="with --add: how she asked, such as support or web")
+    parser.add_argument("--identity", metavar="METHOD", help="with --add: how her identity was verified")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="with --export, or of a certificate")
+    parser.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+    verbs = parser.add_subparsers(dest="verb", metavar="{list,show,identify,cancel,certificate,verify}")
+    listing = verbs.add_parser("list", help="show open requests by deadline")
+    listing.add_argument("--all", action="store_true", help="closed ones too")
+    show = verbs.add_parser("show", help="show one request, and what was done for it")
+    identify = verbs.add_parser("identify", help="note that the identity was verified; the next run erases")
+    identify.add_argument("--method", required=True, help="how, such as signed_link; name no person in it")
+    cancel = verbs.add_parser("cancel", help="withdraw a request before it ran")
+    paper = verbs.add_parser("certificate", help="write a fulfilled request's certificate")
+    paper.add_argument("--format", choices=["json", "html"], default="json", help="default: json")
+    check = verbs.add_parser("verify", help="check a certificate against the audit")
+    check.add_argument("certificate", type=Path, help="its JSON file")
+    check.add_argument("--archives", action="store_true", help="read the archives too: does anything open hers?")
+    for verb in (show, identify, cancel, paper):
+        verb.add_argument("request", type=UUID, help="the request's reference")
+    for verb in (listing, show, identify, cancel, paper, check):
+        add_common_flags(verb)
+        verb.add_argument("--operator", default=argparse.SUPPRESS, help="your handle, for the audit")
+    paper.add_argument(
+        "--output", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="default: standard output"
+    )
+
+
+def work(run: Run) -> None:
+    """Carry out the requests, or one verb."""
+    erasure_commands.VERBS.get(run.options.flags.verb, enforce)(run)
+
+
+JOB = Job(
+    "enforce_gdpr_deletion",
+    work,
+    "Honour requests to be erased, within their deadline, and prove it.",
+    purges=False,
+    events="erasure",
+    arguments=arguments,
+    commands=frozenset(erasure_commands.VERBS),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(JOB))

@@ -1,0 +1,38 @@
+"""All that is known of a person, in one file for her."""
+
+import json
+import stat
+import zipfile
+
+from tests.retention.erasure.world import ADDRESS, NAME, PERSON
+
+
+def test_all_rows_and_pdfs_of_hers_and_nobody_elses(world, person, erase, tmp_path):
+    output = tmp_path / "export.zip"
+    done = erase("--export", "-", "--output", str(output), stdin=f"{ADDRESS}\n")
+    assert done.code == 0, done.output
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    with zipfile.ZipFile(output) as archive:
+        rows = {
+            name.removesuffix(".json").removeprefix("public."): json.loads(archive.read(name))
+            for name in archive.namelist()
+            if name.endswith(".json")
+        }
+        pdfs = {name: archive.read(name) for name in archive.namelist() if name.startswith("blobs/")}
+    assert rows == world.of(PERSON)
+    assert rows["quiz_responses"][0]["quiz_data"]["name"] == NAME
+    assert list(pdfs.values()) == [f"%PDF-1.7 for {NAME}, {ADDRESS}".encode()]
+    assert done.event("export_written")["records"]["blobs"] == 1
+    assert PERSON not in done.output
+
+
+def test_a_pdf_that_cannot_be_had_leaves_no_file(world, person, erase, tmp_path, blobs):
+    blobs.delete([f"meal-plans/{person['meal_plans']}.pdf"])
+    done = erase("--export", "-", "--output", str(tmp_path / "export.zip"), stdin=f"{ADDRESS}\n")
+    assert (done.code, "the content of a blob could not be had" in done.closing["error"]) == (1, True)
+    assert not [path for path in tmp_path.iterdir() if "export" in path.name]
+
+
+def test_it_is_never_printed(person, erase):
+    done = erase("--export", "-", stdin=f"{ADDRESS}\n")
+    assert (done.code, "--output" in done.closing["error"]) == (2, True)
