@@ -6,7 +6,8 @@
     python backend/migrate.py --check                exit 1 when something is pending or was changed
     python backend/migrate.py --grants POLICY_FILE   least rights on the tables that the policy file names
 
-The database is MIGRATION_DATABASE_URL, by default DATABASE_URL. Exit codes: 0 done, 1 failed, 2 misconfigured.
+The database is MIGRATION_DATABASE_URL, by default DATABASE_URL_UNPOOLED, then DATABASE_URL.
+Exit codes: 0 done, 1 failed, 2 misconfigured.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from scripts.lifecycle.policies import Lookup, PolicySet, load_policies
+from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 
 Connection = psycopg.Connection[Any]
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 ROLE = "lifecycle_jobs"
+# A pooler is in the way of long locks and of many a DDL statement: where there is a direct host, it is taken.
+URLS = ("MIGRATION_DATABASE_URL", "DATABASE_URL_UNPOOLED", "DATABASE_URL")
 LOCK_KEY = 5_918_402_277_310_664_901
 LOCK_TIMEOUT = "30s"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -276,7 +281,7 @@ def _let_the_role_read_the_ledger(connection: Connection) -> None:
 def _connect(conninfo: str) -> Iterator[Connection]:
     try:
         connection = psycopg.connect(  # noqa: TID251 - needs an owner's role, not the jobs' settings
-            conninfo,
+            make_conninfo(conninfo, **tls.libpq_options(conninfo)),
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             client_encoding="UTF8",
             prepare_threshold=None,
@@ -294,6 +299,8 @@ def _connect(conninfo: str) -> Iterator[Connection]:
 
 
 def _no_connection(text: str) -> OpsError:
+    if unsafe := tls.problem(text):
+        return DatabaseRefused(f"The server is not to be trusted: {unsafe}.")
     for phrase, reason in _REFUSALS.items():
         if phrase in text:
             return DatabaseRefused(f"The database refuses the login: {reason}.")
@@ -319,10 +326,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _url() -> str:
-    for name in ("MIGRATION_DATABASE_URL", "DATABASE_URL"):
+    for name in URLS:
         if url := os.environ.get(name):  # noqa: TID251 - the jobs' settings know nothing of the owner's URL
             return url
-    raise Misconfigured("Set MIGRATION_DATABASE_URL (or DATABASE_URL) to the database to migrate.")
+    raise Misconfigured(f"Set {', '.join(URLS[:-1])} or {URLS[-1]} to the database to migrate.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

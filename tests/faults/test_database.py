@@ -24,7 +24,7 @@ def test_unreachable_is_said_in_bounded_time(start):
     [
         (lambda url: url.replace("@", "wrong@"), "check user, password"),
         (lambda url: url.rpartition("/")[0] + "/nowhere", "check user, password"),
-        (lambda url: url + "?sslmode=require", "check user, password"),
+        (lambda url: url + "?sslmode=require", "it offers no encryption"),
         (lambda url: url.rpartition("/")[0] + "/postgres", "the schema ops is missing or hidden"),
     ],
     ids=["wrong password", "missing database", "no TLS there", "missing schema"],

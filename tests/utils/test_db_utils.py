@@ -97,9 +97,8 @@ def test_now_is_the_databases_and_knows_its_zone(connect, database):
         lambda url: url.replace("@", "secret@"),
         lambda url: url.rpartition("/")[0] + "/nowhere",
         lambda url: url.replace("lifecycle_jobs", "nobody_at_all"),
-        lambda url: url + "?sslmode=require",
     ],
-    ids=["password", "database", "role", "TLS"],
+    ids=["password", "database", "role"],
 )
 def test_what_the_server_refuses_is_not_tried_again(connect, database, break_url):
     began = time.monotonic()
