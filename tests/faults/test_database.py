@@ -39,6 +39,7 @@ def test_a_refusal_is_a_misconfiguration(start, database, break_url, told):
 def test_a_database_that_is_waking_up_is_waited_for(start, quiz, proxy, behind):
     quiz.fill(40)
     proxy.refuse(3)
+    proxy.slow(2, 1.0)
     running = start(**behind)
     assert running.finish(0)["records_deleted"] == 40
     assert running.find("database_connect_retry")

@@ -10,6 +10,7 @@ from scripts.utils import db_utils
 from scripts.utils.db_utils import Database, connection_lost, explained, is_deadlock, local_settings
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable
 from scripts.utils.test_helpers import Proxy
+from tests.pooler import Pooler
 
 
 @pytest.fixture
@@ -124,9 +125,29 @@ def test_nobody_there_is_said_after_bounded_attempts(connect, monkeypatch):
         connect("postgresql://jobs:secret@127.0.0.1:1/app")
 
 
-def test_a_sleeping_database_is_waited_for(connect, database, proxy):
+def test_a_sleeping_database_is_waited_for(connect, database, proxy, monkeypatch):
+    monkeypatch.setattr(db_utils, "CONNECT_TIMEOUT_SECONDS", 2)
     proxy.refuse(3)
+    proxy.slow(1, 2.5)  # taken, and then silent for too long
     assert one(connect(proxy.through(database.url)), "SELECT 1") == 1
+    assert proxy.connections >= 2
+
+
+def test_a_pooler_that_throws_out_who_is_idle_is_survived(connect, database, stack):
+    """As Neon does when it goes to sleep: both what the pooler kept open, and who was connected to it."""
+    pooler = Pooler(stack, client_idle_timeout=1, server_idle_timeout=1)
+    try:
+        pool = connect(pooler.through(database.straight_url))
+        assert one(pool, "SELECT 1") == 1
+        until = time.monotonic() + 20
+        while "client_idle_timeout" not in pooler.log:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert one(pool, "SELECT 1") == 1
+        with pool.transaction() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        pooler.stop()
 
 
 def test_an_idle_connection_that_was_cut_is_replaced(connect, database, proxy):
