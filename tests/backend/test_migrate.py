@@ -11,7 +11,7 @@ import pytest
 from backend import migrate
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.errors import Misconfigured, OpsError
-from scripts.utils.test_helpers import run_script
+from tests.forked import run_script
 
 SCRIPT = migrate.__file__
 ALL_OPS = [str(migration) for migration in migrate.files("ops")]
