@@ -37,6 +37,7 @@ Connection = psycopg.Connection[Any]
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 ROLE = "lifecycle_jobs"
+READER = "lifecycle_reader"
 # A pooler is in the way of long locks and of many a DDL statement: where there is a direct host, it is taken.
 URLS = ("MIGRATION_DATABASE_URL", "DATABASE_URL_UNPOOLED", "DATABASE_URL")
 LOCK_KEY = 5_918_402_277_310_664_901
@@ -64,6 +65,7 @@ _GRANTS = {
     "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
     "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
 }
+_RIGHTS_TO_READ = ("usage", "select", "look_up")
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
     "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
@@ -180,7 +182,7 @@ def status(conninfo: str, *, root: Path = MIGRATIONS) -> list[tuple[Migration, s
 
 
 def grant(conninfo: str, policy_file: Path) -> list[str]:
-    """Give ``lifecycle_jobs`` the least rights that the policies in the file need.
+    """Give ``lifecycle_jobs`` and ``lifecycle_reader`` the least rights that the policies in the file need.
 
     Returns:
         The statements executed, as text.
@@ -194,7 +196,7 @@ def grant(conninfo: str, policy_file: Path) -> list[str]:
 
 
 def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
-    """List the least rights that ``lifecycle_jobs`` needs on the tables that the policies name."""
+    """List the least rights that the jobs need on the tables that the policies name; the reader may read the same."""
     wanted: list[tuple[str, str, str]] = []
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
@@ -210,9 +212,11 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
             wanted += _rights(dependant.action, dependant.table, dependant.column)
     return [
         _GRANTS[right].format(
-            name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(ROLE)
+            name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(role)
         )
         for right, name, column in dict.fromkeys(wanted)
+        for role in (ROLE, READER)
+        if role == ROLE or right in _RIGHTS_TO_READ
     ]
 
 
@@ -321,7 +325,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--sample-app", action="store_true", help="create the sample application's tables too")
     what.add_argument("--status", action="store_true", help="list applied and pending files")
     what.add_argument("--check", action="store_true", help="exit 1 when a file is pending or was changed")
-    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help=f"give {ROLE} the rights that its jobs need")
+    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help="give both roles the rights they need")
     return parser.parse_args(argv)
 
 
