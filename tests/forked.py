@@ -41,13 +41,13 @@ def _zygote():
 class Forked:
     """As much of subprocess.Popen as the tests use."""
 
-    def __init__(self, script, args, env, stdin, stdout, stderr):
-        self.args = [str(script), *args]
+    def __init__(self, script, args, env, streams, folder=None):
+        self.args = [str(script), *map(str, args)]
         self.returncode = None
         self.stdout = self.stderr = None
         self._status, report = os.pipe()
-        request = {"argv": self.args, "env": script_environment(env), "folder": os.getcwd()}  # noqa: PTH109
-        socket.send_fds(_zygote(), [json.dumps(request).encode()], [stdin, stdout, stderr, report])
+        request = {"argv": self.args, "env": script_environment(env), "folder": str(folder or Path.cwd())}
+        socket.send_fds(_zygote(), [json.dumps(request).encode()], [*streams, report])
         os.close(report)
         self._said = b""
         self.pid = self._line(60)
@@ -116,14 +116,14 @@ def start_script(path, *args, env):
     """Start a script and return at once; its output is piped."""
     out, err = os.pipe(), os.pipe()
     with open(os.devnull) as nothing:  # noqa: PTH123 - a device
-        process = Forked(path, args, env, nothing.fileno(), out[1], err[1])
+        process = Forked(path, args, env, [nothing.fileno(), out[1], err[1]])
     for end in (out[1], err[1]):
         os.close(end)
     process.stdout, process.stderr = open(out[0]), open(err[0])  # noqa: PTH123, SIM115 - closed by who started it
     return process
 
 
-def run_script(path, *args, env, timeout=60.0, stdin=None):
+def run_script(path, *args, env, timeout=60.0, stdin=None, folder=None):
     """Run a script and wait for it."""
     with (
         tempfile.TemporaryFile("w+") as given,
@@ -132,7 +132,7 @@ def run_script(path, *args, env, timeout=60.0, stdin=None):
     ):
         given.write(stdin or "")
         given.seek(0)
-        process = Forked(path, args, env, given.fileno(), out.fileno(), err.fileno())
+        process = Forked(path, args, env, [given.fileno(), out.fileno(), err.fileno()], folder)
         try:
             process.wait(timeout)
         except BaseException:

@@ -42,7 +42,7 @@ def reader_url(database):
 
 @pytest.fixture
 def roles(database, reader_url):
-    """Connections as both roles, and as a member of each, which has the same rights."""
+    """A connection as each of the two roles."""
     return {"jobs": database.connect(), "reader": database._open(reader_url)}
 
 
@@ -175,23 +175,25 @@ def named():
 
 
 @pytest.mark.parametrize(
-    ("make", "delete"),
+    ("table", "row"),
     [
         (
-            "INSERT INTO ops.manual_resolution_queue (item_type, resource_type, resource_id, priority, reason, due_at)"
-            " VALUES ('poison', 't', '1', 'low', 'r', now())",
-            "DELETE FROM ops.manual_resolution_queue",
+            "manual_resolution_queue",
+            (
+                "(item_type, resource_type, resource_id, priority, reason, raised_by, deadline_at)"
+                " VALUES ('poison', 't', '1', 'low', 'r', 'x', now())"
+            ),
         ),
         (
-            "INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, run_id)"
-            " VALUES ('p', 'r', 't', '1', 'b', gen_random_uuid())",
-            "DELETE FROM ops.blob_deletions",
+            "blob_deletions",
+            "(policy, rule, table_name, resource_id, blob, run_id) VALUES ('p', 'r', 't', '1', 'b', gen_random_uuid())",
         ),
     ],
 )
-def test_what_is_open_is_kept_from_members_too_and_the_owner_may_mend(database, make, delete):
+def test_what_is_open_is_kept_from_members_too_and_the_owner_may_mend(database, table, row):
     superuser = database.superuser()
-    superuser.execute(make)
+    superuser.execute(f"INSERT INTO ops.{table} {row}")
+    delete = f"DELETE FROM ops.{table}"
     role = f"member_{database.name}"
     superuser.execute(f"CREATE ROLE {role} IN ROLE lifecycle_jobs")
     try:
