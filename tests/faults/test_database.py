@@ -48,6 +48,7 @@ def test_a_database_that_is_waking_up_is_waited_for(start, quiz, proxy, behind):
 
 @pytest.mark.parametrize("before_forward", [True, False], ids=["before the server got it", "before its answer"])
 @pytest.mark.parametrize("batch_rows", ["5", "100"], ids=["index", "sweep"])
+@pytest.mark.pooled
 def test_a_connection_cut_at_commit(start, quiz, proxy, behind, before_forward, batch_rows):
     quiz.fill(40)
     proxy.cut_when(COMMIT if before_forward else COMMIT_AND_SYNC, before_forward=before_forward)
@@ -101,6 +102,7 @@ def test_a_server_process_terminated_in_a_batch(start, quiz):
     quiz.balance(remaining=0)
 
 
+@pytest.mark.pooled
 def test_every_connection_terminated_at_once(start, quiz):
     quiz.fill(40)
     quiz.freeze_at(12)

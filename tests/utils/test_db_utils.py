@@ -43,6 +43,7 @@ def settings_of(connection):
     return [connection.execute("SELECT current_setting(%s)", (name,)).fetchone()[0] for name in names]
 
 
+@pytest.mark.pooled
 def test_a_transaction_has_its_settings_and_leaves_none_behind(connect, database):
     pool = connect(database.url, max_size=1)
     with pool.connection() as connection:
@@ -59,6 +60,7 @@ def test_a_timeout_is_never_rounded_down_to_none():
     assert local_settings(lock_timeout=0.0001, statement_timeout=0.0001)[1] == {"lock_ms": "1", "statement_ms": "1"}
 
 
+@pytest.mark.pooled
 def test_a_read_only_transaction_cannot_write_and_sees_one_moment(connect, database):
     pool = connect(database.url)
     with pool.transaction(read_only=True) as connection:
@@ -71,6 +73,7 @@ def test_a_read_only_transaction_cannot_write_and_sees_one_moment(connect, datab
     assert one(pool, "SELECT count(*) FROM ops.stop_switches") == 1
 
 
+@pytest.mark.pooled
 def test_an_error_undoes_the_transaction(connect, database):
     pool = connect(database.url, max_size=1)
     with pytest.raises(psycopg.errors.DivisionByZero), pool.transaction() as connection:
@@ -78,6 +81,7 @@ def test_an_error_undoes_the_transaction(connect, database):
     assert one(pool, "SELECT count(*) FROM ops.stop_switches") == 0
 
 
+@pytest.mark.pooled
 def test_the_application_name_is_shown(connect, database):
     pool = connect(database.url, name="some_job 0123456789abcdef")
     assert one(pool, "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()") == (
