@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolution sla-monitoring) \
+          $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure
@@ -17,8 +19,9 @@ demo: $(READY)  ## start servers, load sample data, run the jobs, show what happ
 test: lint  ## lint, types and the tests, on real servers; what takes longest is in make soak
 	$(BIN)/python -m pytest -n 4 -m "not soak" --cov --cov-branch --cov-report=term
 
-soak: $(READY)  ## the tests that are too long for every change, and a real Sentry-compatible server
+soak: $(READY)  ## the tests that are too long for every change, and all of them through a real PgBouncer
 	$(BIN)/python -m pytest -n 4 -m soak
+	$(BIN)/python -m pytest -n 4 -m "not soak" --through-pgbouncer $(POOLED)
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check

@@ -446,7 +446,8 @@ def _postgres_options(stack: Stack, port: int) -> str:
         "shared_buffers": f"{stack.shared_buffers_mb}MB",
     }
     if not stack.durable:
-        settings |= {"fsync": "off", "full_page_writes": "off"}
+        # Of each connection's time two thirds went into hashing its password 4096 times, on either side.
+        settings |= {"fsync": "off", "full_page_writes": "off", "scram_iterations": 1}
     return " ".join(f"-c {name}='{value}'" for name, value in settings.items())
 
 
@@ -461,6 +462,7 @@ def _initdb(stack: Stack, binaries: Path, data: Path) -> None:
     if stack.account:
         shutil.chown(password, stack.account)
     command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={SUPERUSER}", f"--pwfile={password}"]
+    command += [] if stack.durable else ["--set=scram_iterations=1"]
     command += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync", "--no-instructions"]
     done = _run_as(stack.account, command)
     password.unlink()

@@ -74,15 +74,14 @@ def create_database(stack: Stack, name: str) -> None:
 
 
 def set_jobs_password(stack: Stack) -> None:
-    """Give the jobs' role its password; the role exists once a database was migrated."""
+    """Give the jobs' role, and the reader's, the password; they exist once a database was migrated."""
     with as_superuser(stack.superuser_url()) as connection:
-        # Hashed here: PostgreSQL logs a statement that fails, with the password in it.
-        verifier = connection.pgconn.encrypt_password(
-            stack.jobs_password.encode(), migrate.ROLE.encode(), b"scram-sha-256"
-        ).decode()
-        connection.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(migrate.ROLE), sql.Literal(verifier))
-        )
+        for role in (migrate.ROLE, migrate.READER):
+            # Hashed here: PostgreSQL logs a statement that fails, with the password in it.
+            verifier = connection.pgconn.encrypt_password(
+                stack.jobs_password.encode(), role.encode(), b"scram-sha-256"
+            ).decode()
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(verifier)))
 
 
 def _load_sample_data(url: str, rows: int, say: Callable[[str], None]) -> bool:

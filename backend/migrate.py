@@ -6,7 +6,8 @@
     python backend/migrate.py --check                exit 1 when something is pending or was changed
     python backend/migrate.py --grants POLICY_FILE   least rights on the tables that the policy file names
 
-The database is MIGRATION_DATABASE_URL, by default DATABASE_URL. Exit codes: 0 done, 1 failed, 2 misconfigured.
+The database is MIGRATION_DATABASE_URL, by default DATABASE_URL_UNPOOLED, then DATABASE_URL.
+Exit codes: 0 done, 1 failed, 2 misconfigured.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from scripts.lifecycle.policies import Lookup, PolicySet, load_policies
+from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 
 Connection = psycopg.Connection[Any]
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 ROLE = "lifecycle_jobs"
+READER = "lifecycle_reader"
+# A pooler is in the way of long locks and of many a DDL statement: where there is a direct host, it is taken.
+URLS = ("MIGRATION_DATABASE_URL", "DATABASE_URL_UNPOOLED", "DATABASE_URL")
 LOCK_KEY = 5_918_402_277_310_664_901
 LOCK_TIMEOUT = "30s"
 CONNECT_TIMEOUT_SECONDS = 10
@@ -59,6 +65,7 @@ _GRANTS = {
     "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
     "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
 }
+_RIGHTS_TO_READ = ("usage", "select", "look_up")
 _RIGHTS_OF_ACTION = {
     "delete": ("select", "delete", "update"),
     "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
@@ -175,7 +182,7 @@ def status(conninfo: str, *, root: Path = MIGRATIONS) -> list[tuple[Migration, s
 
 
 def grant(conninfo: str, policy_file: Path) -> list[str]:
-    """Give ``lifecycle_jobs`` the least rights that the policies in the file need.
+    """Give ``lifecycle_jobs`` and ``lifecycle_reader`` the least rights that the policies in the file need.
 
     Returns:
         The statements executed, as text.
@@ -189,7 +196,7 @@ def grant(conninfo: str, policy_file: Path) -> list[str]:
 
 
 def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
-    """List the least rights that ``lifecycle_jobs`` needs on the tables that the policies name."""
+    """List the least rights that the jobs need on the tables that the policies name; the reader may read the same."""
     wanted: list[tuple[str, str, str]] = []
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
@@ -211,9 +218,11 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
                 wanted += _rights(action, step.table, column)
     return [
         _GRANTS[right].format(
-            name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(ROLE)
+            name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(role)
         )
         for right, name, column in dict.fromkeys(wanted)
+        for role in (ROLE, READER)
+        if role == ROLE or right in _RIGHTS_TO_READ
     ]
 
 
@@ -282,7 +291,7 @@ def _let_the_role_read_the_ledger(connection: Connection) -> None:
 def _connect(conninfo: str) -> Iterator[Connection]:
     try:
         connection = psycopg.connect(  # noqa: TID251 - needs an owner's role, not the jobs' settings
-            conninfo,
+            make_conninfo(conninfo, **tls.libpq_options(conninfo)),
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             client_encoding="UTF8",
             prepare_threshold=None,
@@ -300,6 +309,8 @@ def _connect(conninfo: str) -> Iterator[Connection]:
 
 
 def _no_connection(text: str) -> OpsError:
+    if unsafe := tls.problem(text):
+        return DatabaseRefused(f"The server is not to be trusted: {unsafe}.")
     for phrase, reason in _REFUSALS.items():
         if phrase in text:
             return DatabaseRefused(f"The database refuses the login: {reason}.")
@@ -320,15 +331,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--sample-app", action="store_true", help="create the sample application's tables too")
     what.add_argument("--status", action="store_true", help="list applied and pending files")
     what.add_argument("--check", action="store_true", help="exit 1 when a file is pending or was changed")
-    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help=f"give {ROLE} the rights that its jobs need")
+    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help="give both roles the rights they need")
     return parser.parse_args(argv)
 
 
 def _url() -> str:
-    for name in ("MIGRATION_DATABASE_URL", "DATABASE_URL"):
+    for name in URLS:
         if url := os.environ.get(name):  # noqa: TID251 - the jobs' settings know nothing of the owner's URL
             return url
-    raise Misconfigured("Set MIGRATION_DATABASE_URL (or DATABASE_URL) to the database to migrate.")
+    raise Misconfigured(f"Set {', '.join(URLS[:-1])} or {URLS[-1]} to the database to migrate.")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -18,10 +18,19 @@ from psycopg import sql
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # --import-mode=importlib does not
 
 from backend import local_stack
+from tests.pooler import Pooler
 
 STACK_VARIABLE = "TEST_STACK_DIRECTORY"
 TEMPLATE = "template_suite"
-SETTINGS = ("DATABASE_URL", "MIGRATION_DATABASE_URL", "LOG_LEVEL", "OPERATOR", "EXIT_ZERO_FOR", "TRACEPARENT")
+SETTINGS = (
+    "DATABASE_URL",
+    "DATABASE_URL_UNPOOLED",
+    "MIGRATION_DATABASE_URL",
+    "LOG_LEVEL",
+    "OPERATOR",
+    "EXIT_ZERO_FOR",
+    "TRACEPARENT",
+)
 SETTING_PREFIXES = (
     *(
         "REDIS_",
@@ -45,6 +54,28 @@ SETTING_PREFIXES = (
     ),
     *("RENDER_", "OTEL_", "PG"),  # set on a developer's machine, they would bend a test as well
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Any test can be sent through PgBouncer; those that are marked ``pooled`` go both ways in every run."""
+    parser.addoption("--through-pgbouncer", action="store_true", help="the jobs' connections go through PgBouncer")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked ``pooled`` twice: straight to the server, and through PgBouncer."""
+    if "route" not in metafunc.fixturenames:
+        return
+    if metafunc.config.option.through_pgbouncer:
+        metafunc.parametrize("route", ["pgbouncer"], indirect=True)
+    elif metafunc.definition.get_closest_marker("pooled"):
+        metafunc.parametrize("route", ["straight", "pgbouncer"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests have no meaning there."""
+    for item in items:
+        if config.option.through_pgbouncer and item.get_closest_marker("straight"):
+            item.add_marker(pytest.mark.skip(reason="is about a connection without a pooler in between"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -73,15 +104,16 @@ class TestDatabase:
 
     __test__ = False
 
-    def __init__(self, stack: local_stack.Stack, name: str) -> None:
+    def __init__(self, stack: local_stack.Stack, name: str, pooler: Pooler | None = None) -> None:
         self.name = name
-        self.url = stack.jobs_url(name)
+        self.straight_url = stack.jobs_url(name)
+        self.url = pooler.through(self.straight_url) if pooler else self.straight_url
         self.superuser_url = stack.superuser_url(name)
         self._connections: list[psycopg.Connection[Any]] = []
 
     def connect(self) -> psycopg.Connection[Any]:
-        """Open an autocommit connection as lifecycle_jobs; it is closed at the end of the test."""
-        return self._open(self.url)
+        """Open an autocommit connection as lifecycle_jobs, never pooled; it is closed at the end of the test."""
+        return self._open(self.straight_url)
 
     def superuser(self) -> psycopg.Connection[Any]:
         """Open an autocommit connection as the superuser; it is closed at the end of the test."""
@@ -121,13 +153,27 @@ def administrator(stack):
         yield connection
 
 
+@pytest.fixture(scope="session")
+def pooler(stack):
+    """A PgBouncer in transaction mode in front of the run's server."""
+    pooler = Pooler(stack)
+    yield pooler
+    pooler.stop()
+
+
 @pytest.fixture
-def new_database(stack, administrator):
+def route(request):
+    """What the jobs' connections go through: a pooler, or None."""
+    return request.getfixturevalue("pooler") if getattr(request, "param", None) == "pgbouncer" else None
+
+
+@pytest.fixture
+def new_database(stack, administrator, route):
     """A function that makes databases, empty or from a template, which are dropped at the end of the test."""
     made = []
 
     def make(template="template0"):
-        database = TestDatabase(stack, f"test_{secrets.token_hex(6)}")
+        database = TestDatabase(stack, f"test_{secrets.token_hex(6)}", route)
         create = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         administrator.execute(create.format(sql.Identifier(database.name), sql.Identifier(template)))
         made.append(database)

@@ -6,6 +6,7 @@ Fetched once, by an ordinary user; where one cannot be had, its tests are skippe
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import subprocess
 import sys
@@ -18,17 +19,21 @@ CACHE = Path(__file__).resolve().parent / ".cache"
 FETCH_SECONDS = 170
 
 
-def debian_program(package, name):
-    """Return a program of a Debian package, from this machine or unpacked; skips the test where it cannot be had."""
-    if found := shutil.which(name):
+def debian_program(package, name, *libraries):
+    """Return a program of a Debian package, from this machine or unpacked; skips the test where it cannot be had.
+
+    The packages of its libraries are unpacked into the same folder, ``tests/.cache/<package>``.
+    """
+    if found := shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
         return found
     root = CACHE / package
     with _alone(package):
         if not root.is_dir():
             if not shutil.which("apt-get") or not shutil.which("dpkg"):
                 _skip(package, "no apt-get here to fetch it with")
-            _unpack(package, root)
-    binary = next((path for path in root.rglob(name) if path.parent.name == "bin" and path.is_file()), None)
+            _unpack(root, package, *libraries)
+    found = (path for path in root.rglob(name) if path.parent.name in ("bin", "sbin") and path.is_file())
+    binary = next(found, None)
     return str(binary) if binary else _skip(package, f"it has no program {name}")
 
 
@@ -45,7 +50,7 @@ def python_environment(name, *requirements):
     return root / "bin"
 
 
-def _unpack(package, root):
+def _unpack(root, package, *libraries):
     fresh = CACHE / f"{package}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     for folder in ("lists/partial", "archives/partial", "debs", "root"):
@@ -54,7 +59,7 @@ def _unpack(package, root):
     own = ["-o", f"Dir::State::lists={fresh}/lists", "-o", f"Dir::Cache={fresh}", "-o", "APT::Sandbox::User="]
     own += ["-o", "Acquire::Retries=1", "-o", "Acquire::Languages=none"]
     _run(package, "apt-get", *own, "-qq", "update", folder=fresh)
-    _run(package, "apt-get", *own, "-qq", "download", package, folder=fresh / "debs")
+    _run(package, "apt-get", *own, "-qq", "download", package, *libraries, folder=fresh / "debs")
     for deb in (fresh / "debs").iterdir():
         _run(package, "dpkg", "-x", deb, fresh / "root", folder=fresh)
     (fresh / "root").rename(root)

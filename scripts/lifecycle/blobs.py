@@ -20,7 +20,8 @@ from scripts.lifecycle.gated import Context, Statement
 from scripts.lifecycle.policies import Blob
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.lifecycle.selection import Selection
-from scripts.utils.blob_client import BlobCallFailed, BlobClient, store_of
+from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_token import store_of
 from scripts.utils.errors import PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.rate_limit import SharedRateLimit

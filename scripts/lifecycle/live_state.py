@@ -11,7 +11,8 @@ from scripts.lifecycle.decisions import policy_of
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.queue_work import QueueItem
 from scripts.lifecycle.resources import blob_named_by, row_state
-from scripts.utils.blob_client import BlobCallFailed, BlobClient, store_of
+from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError, describe_database_error
 from scripts.utils.retry_utils import CircuitOpen

@@ -13,7 +13,7 @@ from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.queue_work import QueueItem, Work
 from scripts.lifecycle.selection import Selection
-from scripts.utils.blob_client import store_of
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, is_deadlock
 from scripts.utils.errors import OpsError
 from scripts.utils.retry_utils import retry

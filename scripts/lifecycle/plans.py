@@ -26,7 +26,7 @@ from scripts.lifecycle.purge import predict
 from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
 from scripts.utils import pages
-from scripts.utils.blob_client import store_of
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed, describe_database_error
 from scripts.utils.logging_utils import get_logger

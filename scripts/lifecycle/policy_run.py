@@ -22,7 +22,7 @@ from scripts.lifecycle.results import PolicyResult, seconds_paused
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
 from scripts.utils import error_reporting
-from scripts.utils.blob_client import store_of
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger

@@ -26,18 +26,28 @@ from scripts.utils.logging_utils import get_logger
 # Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
 LARGE_TABLE_BYTES = 64 * 1024 * 1024
 
-_TABLE = """
+# Whoever may only look, looks on the jobs' behalf: a dry run says what they would meet.
+_DOER = """
+WITH doer (role) AS (
+    SELECT CASE WHEN bool_or(rolname = 'lifecycle_reader') AND NOT bool_or(rolname = 'lifecycle_jobs')
+                THEN 'lifecycle_jobs' ELSE current_user END
+      FROM pg_roles WHERE rolname IN ('lifecycle_reader', 'lifecycle_jobs') AND pg_has_role(oid, 'USAGE')
+)
+"""
+
+_TABLE = f"""{_DOER}
 SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) AS heap_bytes,
        current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
        row_security_active(c.oid) AS row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
-       has_table_privilege(c.oid, 'SELECT') AS may_select, has_table_privilege(c.oid, 'DELETE') AS may_delete,
-       has_any_column_privilege(c.oid, 'UPDATE') AS may_lock,
-       (SELECT coalesce(array_agg(a.attname::text), '{}') FROM pg_attribute a
+       has_table_privilege(c.oid, 'SELECT') AS may_select,
+       has_table_privilege(doer.role, c.oid, 'DELETE') AS may_delete,
+       has_any_column_privilege(doer.role, c.oid, 'UPDATE') AS may_lock,
+       (SELECT coalesce(array_agg(a.attname::text), '{{}}') FROM pg_attribute a
          WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-           AND NOT has_column_privilege(c.oid, a.attnum, 'UPDATE')) AS may_not_update,
+           AND NOT has_column_privilege(doer.role, c.oid, a.attnum, 'UPDATE')) AS may_not_update,
        current_setting('server_version_num')::int AS server_version
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
-"""
+  FROM doer, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""  # noqa: S608 - constants
 
 # With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
 _COLUMNS = """
@@ -49,11 +59,11 @@ SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
   FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
 """
 
-_FOREIGN_KEYS = """
+_FOREIGN_KEYS = f"""{_DOER}
 SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
        pg_table_size(c.oid) AS table_bytes, has_table_privilege(c.oid, 'SELECT') AS may_select,
-       has_table_privilege(c.oid, 'DELETE') AS may_delete,
-       (SELECT bool_and(has_column_privilege(c.oid, p.attnum, 'UPDATE')) FROM unnest(k.conkey) AS p (attnum))
+       has_table_privilege(doer.role, c.oid, 'DELETE') AS may_delete,
+       (SELECT bool_and(has_column_privilege(doer.role, c.oid, p.attnum, 'UPDATE')) FROM unnest(k.conkey) AS p (attnum))
            AS may_update,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.conkey) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum) AS columns,
@@ -61,12 +71,12 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
           JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum) AS referenced,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indkey[0] = k.conkey[1])
            AS indexed
-  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+  FROM doer, pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE k.contype = 'f' AND k.confrelid = %(oid)s
        -- A partition's share of a constraint repeats it; but a key on the table above the policy's own points here too.
    AND NOT EXISTS (SELECT FROM pg_constraint p WHERE p.oid = k.conparentid AND p.confrelid = k.confrelid)
  ORDER BY 2, 1
-"""
+"""  # noqa: S608 - constants
 
 _PRIMARY_KEY = """
 SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]

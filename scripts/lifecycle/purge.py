@@ -15,7 +15,6 @@ import psycopg
 from psycopg import sql
 
 from scripts.lifecycle import inventory, queue
-from scripts.lifecycle.blobs import BlobRemoval
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
 from scripts.lifecycle.gated import Context
@@ -28,7 +27,7 @@ from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey
 from scripts.lifecycle.windows import IndexWalk, Path, Sweep
 from scripts.utils import error_reporting
-from scripts.utils.blob_client import store_of
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import (
     ExitCode,
@@ -198,6 +197,8 @@ class Purge(PolicyRun):
             deleter.follow(path)
 
     def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
+        from scripts.lifecycle.blobs import BlobRemoval  # an HTTP client that others need not wait for
+
         with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
             try:
                 removal.drain()

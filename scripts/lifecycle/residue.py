@@ -16,7 +16,7 @@ from scripts.lifecycle.policy_run import naming_what_is_locked
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import Survey, survey
-from scripts.utils.blob_client import store_of
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, Database, connection_lost
 from scripts.utils.errors import PolicyFailed, describe_database_error
 from scripts.utils.settings import Settings

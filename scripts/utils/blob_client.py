@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 from httpx import codes
 
-from scripts.utils.errors import Misconfigured
+from scripts.utils.blob_token import secret_of, store_of
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.rate_limit import SharedRateLimit
 from scripts.utils.retry_utils import CircuitBreaker, retry
@@ -94,7 +94,7 @@ class BlobClient:
         self._http = httpx.Client(
             base_url=settings.vercel_blob_api_url.rstrip("/"),
             headers={
-                "authorization": f"Bearer {_secret(settings)}",
+                "authorization": f"Bearer {secret_of(settings)}",
                 "x-api-version": API_VERSION,
             },
             timeout=httpx.Timeout(settings.blob_timeout_seconds, connect=min(5.0, settings.blob_timeout_seconds)),
@@ -222,21 +222,6 @@ class BlobClient:
         error = body.get("error") if isinstance(body, dict) else None
         code = error.get("code") if isinstance(error, dict) else None
         raise BlobCallFailed(code if isinstance(code, str) else "unknown_error", _retry_after(answer))
-
-
-def store_of(settings: Settings) -> str:
-    """Return the id of the store that the token belongs to.
-
-    Raises:
-        Misconfigured: There is no token.
-    """
-    return _secret(settings).split("_")[3]
-
-
-def _secret(settings: Settings) -> str:
-    if settings.blob_read_write_token is None:
-        raise Misconfigured("BLOB_READ_WRITE_TOKEN is not set: a policy with action delete_blob needs it")
-    return settings.blob_read_write_token.get_secret_value()
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

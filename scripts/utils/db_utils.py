@@ -3,6 +3,7 @@
 Nothing is kept in a session: PgBouncer in transaction mode hands the next transaction to another one. Every setting is
 ``SET LOCAL``, nothing is prepared, no session advisory lock is taken (PgBouncer documentation, "Features").
 A serverless database (Neon) refuses or cuts connections while it wakes up: connecting is retried, within bounds.
+The server must show who it is (``tls.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from scripts.utils import tls
 from scripts.utils.errors import (
     DatabaseFailed,
     DatabaseRefused,
@@ -38,16 +40,17 @@ GATE_SECONDS = 120.0
 # Who waited that long in vain waits no longer than this for each thing still to be said: record, lease, audit head.
 LAST_WORD_SECONDS = 1.0
 
-# libpq gives no SQLSTATE for a refused login, only the server's English text.
+# libpq gives no SQLSTATE for a refused login, only the server's or the pooler's English text.
 _REFUSALS = (
     "authentication failed",
+    "no such database",
+    "no such user",
     "no password supplied",
     "does not exist",
     "not permitted to log in",
     "pg_hba.conf",
     "permission denied for database",
     "not currently accepting connections",
-    "does not support SSL",
 )
 
 # Shut down, crashed, starting up, too many clients, idle in transaction for too long.
@@ -119,6 +122,7 @@ class Database:
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": application_name,
             "client_encoding": "UTF8",
+            **tls.libpq_options(url),
         }
         self._pool: ConnectionPool[Connection] = ConnectionPool(
             url,
@@ -136,7 +140,7 @@ class Database:
         """Connect, waiting for a database that is waking up.
 
         Raises:
-            DatabaseRefused: Wrong password, role, database or sslmode.
+            DatabaseRefused: Wrong password, role or database, or a server that does not show who it is.
             DatabaseUnavailable: No answer within the bounds.
         """
         try:
@@ -149,6 +153,8 @@ class Database:
             )
             self._pool.open(wait=True, timeout=CONNECT_SECONDS)
         except psycopg.OperationalError as error:
+            if unsafe := tls.problem(str(error)):
+                raise DatabaseRefused(f"the server in DATABASE_URL is not to be trusted: {unsafe}") from None
             if _is_refusal(error):
                 raise DatabaseRefused(
                     "PostgreSQL refuses the login: check user, password, database and sslmode in DATABASE_URL, and that"
@@ -271,4 +277,4 @@ class Database:
 
 def _is_refusal(error: psycopg.Error) -> bool:
     text = str(error)
-    return any(refusal in text for refusal in _REFUSALS)
+    return tls.problem(text) is not None or any(refusal in text for refusal in _REFUSALS)

@@ -15,6 +15,7 @@ from limits.errors import StorageError
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import MovingWindowRateLimiter
 
+from scripts.utils import tls
 from scripts.utils.logging_utils import get_logger
 
 # A call arrives later than it was counted: two calls 60 seconds apart here may be less than that apart there.
@@ -36,7 +37,13 @@ class SharedRateLimit:
         self._per_minute = per_minute
         self._item = RateLimitItemPerSecond(per_minute, _WINDOW_SECONDS)
         # Its key runs out with its window; the client must fail within seconds rather than hang.
-        shared = RedisStorage(redis_url, wrap_exceptions=True, socket_timeout=3.0, socket_connect_timeout=2.0)
+        shared = RedisStorage(
+            redis_url,
+            wrap_exceptions=True,
+            socket_timeout=3.0,
+            socket_connect_timeout=2.0,
+            **tls.redis_options(redis_url),  # type: ignore[arg-type]  # its stub wants the numbers that redis-py takes too
+        )
         self._limiter = MovingWindowRateLimiter(shared)
         self._alone = False
         self._lock = threading.Lock()

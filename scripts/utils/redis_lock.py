@@ -25,6 +25,7 @@ from redis.exceptions import AuthenticationError, LockError, RedisError
 from redis.lock import Lock
 from redis.retry import Retry
 
+from scripts.utils import tls
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -96,6 +97,7 @@ def connect_redis(url: str, client_name: str) -> redis.Redis:
         health_check_interval=30,
         client_name=client_name,
         retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), retries=2),
+        **tls.redis_options(url),
     )
 
 
@@ -131,7 +133,7 @@ class JobLock:
 
         Raises:
             LockHeld: Another run has them; the message says who, and until when at most.
-            Misconfigured: Redis refuses the credentials.
+            Misconfigured: Redis refuses the credentials, or does not show who it is.
         """
         self.degraded = not self._acquire_redis()
         try:
@@ -182,6 +184,11 @@ class JobLock:
         except AuthenticationError:
             raise Misconfigured("Redis refuses the credentials in REDIS_URL") from None
         except RedisError as error:
+            if tls.is_certificate_refused(error):
+                raise Misconfigured(
+                    "the server in REDIS_URL is not to be trusted: its certificate is expired, for another host name or"
+                    " from no authority that is trusted here; for one of your own add ssl_ca_certs=FILE to the URL"
+                ) from None
             get_logger().warning(
                 "redis_unavailable",
                 lock=self.name,

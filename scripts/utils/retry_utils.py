@@ -13,9 +13,6 @@ from fractions import Fraction
 from typing import TypeVar
 
 import tenacity  # noqa: TID251 - this is its one home
-from resilient_circuit import CircuitProtectorPolicy
-from resilient_circuit.exceptions import ProtectedCallError
-from resilient_circuit.storage import InMemoryStorage
 
 Result = TypeVar("Result")
 
@@ -89,6 +86,10 @@ class CircuitBreaker:
     """
 
     def __init__(self, name: str, *, failure_limit: Fraction, counts: Callable[[Exception], bool]) -> None:
+        # Here, as connecting needs retry() alone.
+        from resilient_circuit import CircuitProtectorPolicy
+        from resilient_circuit.storage import InMemoryStorage
+
         self._policy = CircuitProtectorPolicy(
             resource_key=name,
             storage=InMemoryStorage(),
@@ -104,6 +105,8 @@ class CircuitBreaker:
             CircuitOpen: The breaker is open.
             Exception: Whatever the call raises.
         """
+        from resilient_circuit.exceptions import ProtectedCallError
+
         try:
             return self._policy(call)()
         except ProtectedCallError as error:

@@ -21,6 +21,7 @@ from scripts.utils.errors import Misconfigured
 _BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
 _PSEUDONYM_KEY = re.compile(r"[a-z0-9]{1,16}:(?:[0-9a-f]{2}){32,}")
 _MASTER_KEY = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{64}")
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -36,6 +37,8 @@ def _postgres_url(value: SecretStr) -> SecretStr:
         raise ValueError("must name host and database: postgresql://user:password@host/database")
     if not all(port.isdecimal() for port in str(parts.get("port", "5432")).split(",")):
         raise ValueError("has a port that is not a number")
+    if parts.get("sslmode", "prefer") not in _SSL_MODES:
+        raise ValueError(f"has an sslmode that is none of {', '.join(_SSL_MODES)}")
     if "options" in parts:
         raise ValueError("must not carry 'options': a transaction pooler refuses it")
     return value

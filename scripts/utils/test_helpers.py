@@ -33,8 +33,10 @@ class _Link:
         self.tail = b""
         self.muted = threading.Event()
         self.answered = threading.Event()
+        self.gone = threading.Event()
 
     def close(self) -> None:
+        self.gone.set()
         for end in (self.client, self.server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it; close alone would not
@@ -64,6 +66,7 @@ class Proxy:
         self._links: set[_Link] = set()
         self._pattern: tuple[bytes, bool] | None = None
         self._to_refuse = 0
+        self._slow: tuple[int, float] = (0, 0.0)
         self._closed = False
         self._listener = socket.create_server((_HOST, 0))
         self.port: int = self._listener.getsockname()[1]
@@ -107,6 +110,11 @@ class Proxy:
         """Close the next so many connections as soon as they are made."""
         with self._lock:
             self._to_refuse = connections
+
+    def slow(self, connections: int, seconds: float) -> None:
+        """Let the server hear nothing of the next so many connections for so many seconds."""
+        with self._lock:
+            self._slow = (connections, seconds)
 
     def __enter__(self) -> Self:
         """Begin to accept connections."""
@@ -165,6 +173,11 @@ class Proxy:
         link.close()
 
     def _from_client(self, link: _Link) -> None:
+        with self._lock:
+            left, seconds = self._slow
+            self._slow = (max(0, left - 1), seconds)
+        if left and link.gone.wait(seconds):
+            return
         for chunk in _chunks(link.client):
             with self._lock:
                 self.turns += link.server_spoke_last and chunk != _TERMINATE

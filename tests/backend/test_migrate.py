@@ -11,7 +11,7 @@ import pytest
 from backend import migrate
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.errors import Misconfigured, OpsError
-from scripts.utils.test_helpers import run_script
+from tests.forked import run_script
 
 SCRIPT = migrate.__file__
 ALL_OPS = [str(migration) for migration in migrate.files("ops")]
@@ -44,6 +44,21 @@ def test_applies_everything_once(empty_database):
     assert migrate.apply(url) == []
     assert migrate.apply(url, sample_app=True) == ALL_SAMPLE
     assert migrate.check(url) == []
+
+
+def test_applies_everything_through_a_transaction_pooler_too(empty_database, pooler):
+    url = pooler.through(empty_database.superuser_url)
+    assert migrate.apply(url, sample_app=True) == ALL_OPS + ALL_SAMPLE
+    assert migrate.grant(url, DEFAULT_POLICY_FILE)
+    assert migrate.check(url) == []
+
+
+def test_the_owner_s_url_comes_first_then_the_host_without_a_pooler(database):
+    nowhere = "postgresql://nobody@127.0.0.1:1/app"
+    direct = {"DATABASE_URL_UNPOOLED": database.superuser_url, "DATABASE_URL": nowhere}
+    assert run("--check", **direct).returncode == 0
+    assert run("--check", url=nowhere, **direct).returncode == 1
+    assert run("--check", DATABASE_URL=database.superuser_url).returncode == 0
 
 
 def test_two_at_once_apply_everything_once(empty_database):

@@ -1,15 +1,13 @@
 """The scripts as an operator and a scheduler start them, from a folder that is not the repository."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from backend.blob_server import BlobServer
-from scripts.utils.test_helpers import script_environment
 from tests.cleanup.plans import Plans
+from tests.forked import run_script
 from tests.inside import run_inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,18 +60,7 @@ def call_process(tmp_path):
     """A function that runs a script in a process of its own, in an environment with nothing else in it."""
 
     def run(*arguments, env, script=SCRIPT, stdin=""):
-        return Done(
-            subprocess.run(
-                [sys.executable, script, *arguments],
-                cwd=tmp_path,
-                env=script_environment(env),
-                input=stdin,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-        )
+        return Done(run_script(script, *arguments, env=env, stdin=stdin, folder=tmp_path))
 
     return run
 

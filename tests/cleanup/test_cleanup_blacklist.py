@@ -34,6 +34,7 @@ def left(link):
     return {key for (key,) in link.execute("SELECT id FROM email_blacklist")}
 
 
+@pytest.mark.pooled
 def test_what_has_expired_goes_and_what_is_permanent_or_has_not_stays(blacklist, link):
     gone = [add(link, 1, "1 minute"), add(link, 2, "10 years")]
     kept = {

@@ -44,6 +44,7 @@ def audited(link):
     return link.execute("SELECT action, reason, count(*) FROM ops.audit_log GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
 
 
+@pytest.mark.pooled
 def test_what_has_expired_goes_used_or_not_and_what_has_not_stays(tokens, link):
     for number, used in enumerate([True, False, False]):
         add(link, number, expired=60 + 1000 * HOURS * number, used=used)

@@ -7,6 +7,7 @@ import pytest
 DUE = range(250)
 
 
+@pytest.mark.pooled
 def test_a_dry_run_predicts_a_run_deletes_and_the_next_finds_nothing(run_pdfs, plans):
     plans.add(DUE)
     plans.add(range(1000, 1010), age="89 days")

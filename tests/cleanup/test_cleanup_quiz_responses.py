@@ -44,6 +44,7 @@ def written(link):
     return {table: link.execute(f"SELECT count(*) FROM ops.{table}").fetchone()[0] for table in OPS_TABLES}
 
 
+@pytest.mark.pooled
 def test_a_dry_run_predicts_a_run_deletes_and_the_next_finds_nothing(run, link, sample, moment, redis_client):
     due = sample.delivered_due + sample.abandoned_due
 

@@ -7,9 +7,10 @@ import pytest
 
 from backend.blob_faults import ALWAYS
 from backend.blob_server import BlobServer
-from scripts.utils.test_helpers import script_environment, start_script
+from scripts.utils.test_helpers import script_environment
 from tests.cleanup.conftest import PDF_SCRIPT, ROOT
 from tests.faults.stage import wait_until
+from tests.forked import start_script
 
 DUE = range(500)
 HOLDS = ROOT / "scripts" / "retention" / "legal_holds.py"

@@ -9,8 +9,9 @@ from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
 from scripts.utils.script_template import main
-from scripts.utils.test_helpers import Proxy, start_script
+from scripts.utils.test_helpers import Proxy
 from tests.faults.stage import LOCK, SCRIPT, STOP_SWITCH, Quiz, Running
+from tests.forked import start_script
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ def test_what_must_stay_stays_even_when_asked_for_by_key(writer, window, quiz):
     quiz.balance(remaining=39)
 
 
+@pytest.mark.straight
 def test_a_server_process_terminated_between_two_batches(writer, window, quiz):
     one = writer()
     one.run(window(0, 1), excluded=[])

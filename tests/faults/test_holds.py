@@ -5,6 +5,8 @@ import pytest
 from scripts.lifecycle import holds
 from tests.faults.stage import in_background, wait_until
 
+pytestmark = pytest.mark.pooled
+
 
 @pytest.fixture
 def place(jobs_database):

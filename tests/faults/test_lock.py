@@ -20,6 +20,7 @@ raise SystemExit(main(JOB, sys.argv[1:]))
 
 
 @pytest.mark.parametrize("redis_reachable", [True, False])
+@pytest.mark.pooled
 def test_of_two_runs_in_the_same_millisecond_one_works(start, quiz, tmp_path, redis_reachable):
     quiz.fill(40)
     quiz.freeze_at(12)  # the winner is still at work when the loser asks
@@ -96,6 +97,7 @@ def test_del_stops_the_running_job_after_its_batch_in_hand(start, quiz, redis_cl
     quiz.balance(remaining=0)
 
 
+@pytest.mark.pooled
 def test_a_run_started_right_after_del_takes_over(start, quiz, holder, redis_client):
     quiz.fill(40)
     quiz.freeze_at(12)

@@ -57,6 +57,7 @@ def test_a_signal_before_the_first_batch_deletes_nothing(start, quiz, redis_clie
     quiz.balance(remaining=40)
 
 
+@pytest.mark.pooled
 def test_after_sigkill_the_next_run_starts_at_once(start, quiz, redis_client):
     quiz.fill(40)
     quiz.freeze_at(12)

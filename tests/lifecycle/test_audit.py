@@ -39,6 +39,7 @@ def test_a_real_runs_chain_is_intact_and_its_closing_line_carries_the_head(apply
     assert (result.intact, result.entries, result.head) == (True, 50, run.closing["audit_head"])
 
 
+@pytest.mark.pooled
 def test_a_chain_longer_than_a_page_is_walked_to_its_end(db, admin, monkeypatch):
     monkeypatch.setattr(audit, "_PAGE", 2)
     append_batches(db, 5)
@@ -89,6 +90,7 @@ def test_an_entry_without_an_actor_or_without_ids_is_refused_and_leaves_no_gap(d
     assert (audit.verify(db).intact, audit.verify(db).batches) == (True, 2)
 
 
+@pytest.mark.pooled
 def test_appends_from_several_connections_at_once_make_one_intact_chain_in_the_order_of_time(db, admin):
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: append_batches(db, 10), range(6)))

@@ -30,6 +30,7 @@ def mixed(things):
         (["--limit", "1000"], "index:made_at"),
     ],
 )
+@pytest.mark.pooled
 def test_every_path_and_batch_size_deletes_the_same_rows(apply, mixed, arguments, path):
     run = apply({"things": policy()}, *arguments)
 
@@ -40,6 +41,7 @@ def test_every_path_and_batch_size_deletes_the_same_rows(apply, mixed, arguments
     assert run.closing["records_deleted"] == DUE
 
 
+@pytest.mark.pooled
 def test_few_due_rows_are_looked_up_by_the_index(apply, things):
     add_things(things, 1, 4)
     add_things(things, 5, 104, days=1)

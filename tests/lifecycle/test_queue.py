@@ -71,6 +71,7 @@ def test_a_resolved_item_that_is_seen_again_is_a_new_one_and_the_old_one_stays_r
     assert sorted(queue_items(admin, "status, occurrences")) == [("pending", 1), ("resolved", 1)]
 
 
+@pytest.mark.pooled
 def test_raised_from_several_connections_at_once_it_is_new_to_exactly_one(db, admin, settings):
     with ThreadPoolExecutor(6) as pool:
         new = list(pool.map(lambda _: queue.raise_item(db, settings, item(), "17"), range(12)))

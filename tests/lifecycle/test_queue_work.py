@@ -59,6 +59,7 @@ def test_the_worst_comes_first_by_deadline_then_priority_then_age(olga, add):
     assert olga.claim() is None
 
 
+@pytest.mark.pooled
 def test_a_claim_is_one_operators_and_audited(olga, boris, add, admin):
     add("1")
     item = olga.claim()
@@ -80,6 +81,7 @@ def test_a_claim_that_ran_out_is_free_again(olga, boris, add, admin):
         olga.resolve(item.id, "delete", "too late")
 
 
+@pytest.mark.pooled
 def test_fifty_at_once_never_get_the_same_item(db, settings, add):
     add(*(str(n) for n in range(200)))
 

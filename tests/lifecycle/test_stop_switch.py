@@ -48,6 +48,7 @@ def entries(admin):
 
 
 @each_which
+@pytest.mark.pooled
 def test_a_stopped_job_is_refused_and_after_go_it_runs(command, stop, run_job, due, flags, named):
     stopped = stop(*flags)
 

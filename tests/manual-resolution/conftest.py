@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from backend.blob_server import BlobServer
-from scripts.utils.test_helpers import run_script
 from tests.cleanup.plans import Plans
+from tests.forked import run_script
 from tests.inside import run_inside
 
 HERE = Path(__file__).parent

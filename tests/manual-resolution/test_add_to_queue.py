@@ -1,13 +1,11 @@
 """An operator, or another program, puts something on the queue."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.utils.test_helpers import script_environment
+from tests.forked import run_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "manual-resolution" / "add_to_queue.py"
 ROW = "00000000-0000-4000-8000-000000000001"
@@ -37,15 +35,7 @@ def add(database, redis_url, tmp_path, link):
 
     def run(*arguments, stdin="", **settings):
         env = {"DATABASE_URL": database.url, "REDIS_URL": redis_url, "OPERATOR": "olga"} | settings
-        done = subprocess.run(
-            [sys.executable, SCRIPT, *arguments],
-            cwd=tmp_path,
-            env=script_environment(env),
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_script(SCRIPT, *arguments, env=env, stdin=stdin, folder=tmp_path)
         assert "Traceback" not in done.stderr
         return done.returncode, [json.loads(line) for line in done.stdout.splitlines()]
 

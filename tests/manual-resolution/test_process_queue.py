@@ -37,6 +37,7 @@ def resolve(process, key, decision, *more, **settings):
     return process("resolve", key, "--decision", decision, "--reason", "looked into it", *more, **settings)
 
 
+@pytest.mark.pooled
 def test_a_row_is_deleted_through_the_engine_and_audited_to_the_operator(process, link, quiz, item_of):
     quiz(), quiz(OTHER)
     key = item_of("quiz_undelivered")

@@ -12,8 +12,8 @@ from scripts.retention.archive_before_delete import JOB
 from scripts.utils.db_utils import Database
 from scripts.utils.script_template import main
 from scripts.utils.settings import load_settings
-from scripts.utils.test_helpers import start_script
 from tests.faults.stage import Running
+from tests.forked import start_script
 from tests.retention.bucket import Bucket
 from tests.retention.payments import MASTER_KEY, SCRIPT, Archived, Payments
 

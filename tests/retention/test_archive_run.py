@@ -10,6 +10,7 @@ from tests.retention.payments import ODD
 RESTORE = ("restore", "--policy", "payment_transactions")
 
 
+@pytest.mark.pooled
 def test_what_is_due_is_archived_and_gone(run, payments, folder):
     payments.fill(50)
     done = run("--batch-size", "20")
@@ -33,6 +34,7 @@ def test_the_audit_names_the_archive(run, payments):
     assert rows == [("archive_then_delete", "retention_policy:payment_transactions/expired", archive)]
 
 
+@pytest.mark.pooled
 def test_what_comes_back_is_what_went(run, payments):
     payments.fill(60)
     run("--batch-size", "25")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.utils.test_helpers import run_script
+from tests.forked import run_script
 
 HOUR = timedelta(hours=1)
 KEY = "sla:cleanup_quiz_responses:missed"

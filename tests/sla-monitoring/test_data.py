@@ -12,7 +12,7 @@ from scripts.lifecycle.residue import measure
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.settings import load_settings
-from scripts.utils.test_helpers import run_script
+from tests.forked import run_script
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.utils.test_helpers import run_script, start_script
 from tests.faults.stage import wait_until
+from tests.forked import run_script, start_script
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 VALVE = 4711

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lifecycle.policies import load_policies
-from scripts.utils.test_helpers import run_script, start_script
+from tests.forked import run_script, start_script
 from tests.utils.envelopes import Receiver
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,6 +10,7 @@ from scripts.utils import db_utils
 from scripts.utils.db_utils import Database, connection_lost, explained, is_deadlock, local_settings
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable
 from scripts.utils.test_helpers import Proxy
+from tests.pooler import Pooler
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def settings_of(connection):
     return [connection.execute("SELECT current_setting(%s)", (name,)).fetchone()[0] for name in names]
 
 
+@pytest.mark.pooled
 def test_a_transaction_has_its_settings_and_leaves_none_behind(connect, database):
     pool = connect(database.url, max_size=1)
     with pool.connection() as connection:
@@ -58,6 +60,7 @@ def test_a_timeout_is_never_rounded_down_to_none():
     assert local_settings(lock_timeout=0.0001, statement_timeout=0.0001)[1] == {"lock_ms": "1", "statement_ms": "1"}
 
 
+@pytest.mark.pooled
 def test_a_read_only_transaction_cannot_write_and_sees_one_moment(connect, database):
     pool = connect(database.url)
     with pool.transaction(read_only=True) as connection:
@@ -70,6 +73,7 @@ def test_a_read_only_transaction_cannot_write_and_sees_one_moment(connect, datab
     assert one(pool, "SELECT count(*) FROM ops.stop_switches") == 1
 
 
+@pytest.mark.pooled
 def test_an_error_undoes_the_transaction(connect, database):
     pool = connect(database.url, max_size=1)
     with pytest.raises(psycopg.errors.DivisionByZero), pool.transaction() as connection:
@@ -77,6 +81,7 @@ def test_an_error_undoes_the_transaction(connect, database):
     assert one(pool, "SELECT count(*) FROM ops.stop_switches") == 0
 
 
+@pytest.mark.pooled
 def test_the_application_name_is_shown(connect, database):
     pool = connect(database.url, name="some_job 0123456789abcdef")
     assert one(pool, "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()") == (
@@ -97,9 +102,8 @@ def test_now_is_the_databases_and_knows_its_zone(connect, database):
         lambda url: url.replace("@", "secret@"),
         lambda url: url.rpartition("/")[0] + "/nowhere",
         lambda url: url.replace("lifecycle_jobs", "nobody_at_all"),
-        lambda url: url + "?sslmode=require",
     ],
-    ids=["password", "database", "role", "TLS"],
+    ids=["password", "database", "role"],
 )
 def test_what_the_server_refuses_is_not_tried_again(connect, database, break_url):
     began = time.monotonic()
@@ -125,9 +129,29 @@ def test_nobody_there_is_said_after_bounded_attempts(connect, monkeypatch):
         connect("postgresql://jobs:secret@127.0.0.1:1/app")
 
 
-def test_a_sleeping_database_is_waited_for(connect, database, proxy):
+def test_a_sleeping_database_is_waited_for(connect, database, proxy, monkeypatch):
+    monkeypatch.setattr(db_utils, "CONNECT_TIMEOUT_SECONDS", 2)
     proxy.refuse(3)
+    proxy.slow(1, 2.5)  # taken, and then silent for too long
     assert one(connect(proxy.through(database.url)), "SELECT 1") == 1
+    assert proxy.connections >= 2
+
+
+def test_a_pooler_that_throws_out_who_is_idle_is_survived(connect, database, stack):
+    """As Neon does when it goes to sleep: both what the pooler kept open, and who was connected to it."""
+    pooler = Pooler(stack, client_idle_timeout=1, server_idle_timeout=1)
+    try:
+        pool = connect(pooler.through(database.straight_url))
+        assert one(pool, "SELECT 1") == 1
+        until = time.monotonic() + 20
+        while "client_idle_timeout" not in pooler.log:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert one(pool, "SELECT 1") == 1
+        with pool.transaction() as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    finally:
+        pooler.stop()
 
 
 def test_an_idle_connection_that_was_cut_is_replaced(connect, database, proxy):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.utils.test_helpers import run_script
+from tests.forked import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = f"""

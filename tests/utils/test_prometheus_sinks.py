@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.utils.metrics_utils import Figure
 from scripts.utils.prometheus_sinks import PushgatewaySink, TextfileSink
-from scripts.utils.test_helpers import run_script, script_environment
+from scripts.utils.test_helpers import script_environment
+from tests.forked import run_script
 from tests.packages import debian_program
 
 pytestmark = pytest.mark.timeout(400)  # a package is slow to fetch, once

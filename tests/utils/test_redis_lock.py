@@ -82,6 +82,7 @@ def ended_process():
     return process.pid
 
 
+@pytest.mark.pooled
 def test_taken_seen_and_given_back(make, redis_client, database, other_process):
     lock = make("one")
     lock.acquire()
@@ -97,6 +98,7 @@ def test_taken_seen_and_given_back(make, redis_client, database, other_process):
     assert again.fencing_token == 2
 
 
+@pytest.mark.pooled
 def test_the_second_is_told_who_and_until_when(make, other_process):
     make("one").acquire()
     with pytest.raises(

@@ -16,7 +16,8 @@ from backend import sample_data
 from scripts.lifecycle.results import PolicyResult
 from scripts.utils.errors import ExitCode
 from scripts.utils.terminal import Display
-from scripts.utils.test_helpers import run_script, script_environment
+from scripts.utils.test_helpers import script_environment
+from tests.forked import run_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
 HEADINGS = ["policy", "status", "deleted", "held", "queued", "remaining", "SLA", "because"]

@@ -90,6 +90,17 @@ def test_a_server_that_is_gone_refuses(database):
         psycopg.connect(proxy.through(database.url), connect_timeout=5)
 
 
+def test_a_slow_line_is_slow_for_so_many_connections(database):
+    with Proxy.before(database.url) as proxy:
+        proxy.slow(1, 0.5)
+        took = []
+        for _ in range(2):
+            began = time.monotonic()
+            psycopg.connect(proxy.through(database.url)).close()
+            took.append(time.monotonic() - began)
+    assert took[0] >= 0.5 > took[1]
+
+
 def test_an_end_closes_what_is_open(database):
     with Proxy.before(database.url) as proxy:
         connection = psycopg.connect(proxy.through(database.url))

@@ -9,8 +9,8 @@ import pytest
 
 from backend.blob_server import BlobServer
 from scripts.utils import tracing
-from scripts.utils.test_helpers import run_script
 from scripts.utils.tracing import Trace
+from tests.forked import run_script
 from tests.utils.envelopes import Receiver
 
 ROOT = Path(__file__).resolve().parents[2]

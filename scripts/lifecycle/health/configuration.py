@@ -10,6 +10,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from scripts.lifecycle.health.findings import Context, Finding, passed, warned
 from scripts.lifecycle.schedules import longest_interval
+from scripts.utils import tls
 
 
 def settings(context: Context) -> Iterator[Finding]:
@@ -39,11 +40,13 @@ def _quiet_switches(context: Context) -> Iterator[Finding]:
 def _in_the_open(context: Context) -> Iterator[Finding]:
     given = context.run.settings
     database = conninfo_to_dict(given.database_url.get_secret_value())
-    encrypted = database.get("sslmode") in ("require", "verify-ca", "verify-full")
-    if not encrypted and not all(is_private(host) for host in str(database.get("host", "")).split(",")):
-        yield warned(
-            "DATABASE_URL", "does not insist on encryption to a public host", "add sslmode=verify-full, or require"
-        )
+    mode = tls.libpq_options(given.database_url.get_secret_value()).get("sslmode", "verify-full")
+    if not all(is_private(host) for host in str(database.get("host", "")).split(",")):
+        cure = "say sslmode=verify-full in the URL, or nothing: it is the default"
+        if mode in ("disable", "allow", "prefer"):
+            yield warned("DATABASE_URL", f"sslmode={mode} does not insist on encryption to a public host", cure)
+        elif mode != "verify-full":
+            yield warned("DATABASE_URL", f"sslmode={mode} does not check which server answers", cure)
     redis = urlsplit(given.redis_url.get_secret_value())
     if redis.scheme == "redis" and not is_private(redis.hostname or ""):
         yield warned("REDIS_URL", "is not encrypted to a public host", "use rediss://")

@@ -10,7 +10,7 @@ import yaml
 
 from scripts.lifecycle.health.configuration import is_private
 from scripts.lifecycle.health.personal_data import looks_personal
-from scripts.utils.test_helpers import start_script
+from tests.forked import start_script
 from tests.project.conftest import ROOT
 
 LOCK = "lock:cleanup:quiz_responses"

@@ -178,6 +178,7 @@ def test_without_all_other_scripts_policies_are_left_alone(tables, write, enforc
     assert enforce(path, "--only", "nobody").code == 2
 
 
+@pytest.mark.pooled
 def test_all_takes_each_job_s_lock_and_gives_it_back(tables, write, enforce, admin, redis_client):
     tables(mine=2, theirs=2)
     path = write({name: policy(f"public.{name}") for name in ("mine", "theirs")}, jobs={"cleanup_theirs": ["theirs"]})
