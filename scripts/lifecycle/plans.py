@@ -50,6 +50,8 @@ class Planned:
     by_rule: dict[str, int] = field(default_factory=dict)
     cascade: dict[str, int] = field(default_factory=dict)
     """Rows of dependants that would go along or be set to null, by foreign key."""
+    partitions: tuple[str, ...] = ()
+    """Partitions that would be dropped whole; their rows are among the records."""
     blobs: int = 0
     held: int | None = 0
     queued: int = 0
@@ -123,6 +125,7 @@ def _planned(run: Run, policy: Policy) -> Planned:
         by_rule=result.by_rule,
         held=result.records_held,
         queued=result.records_queued,
+        partitions=result.partitions,
         oldest_overdue_seconds=result.oldest_overdue_seconds,
         error=result.error,
         **details,

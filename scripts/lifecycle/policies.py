@@ -339,6 +339,8 @@ class Policy(_Model):
     rules: dict[Name, Rule]
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
+    drop_partitions: bool = True
+    """Whether partitions of which every row is due may be dropped instead of emptied, where the table has such."""
     decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
     """What a person may decide about a row, by the type of its item on the manual-resolution queue."""
     legal_basis: str = Field(min_length=1)
@@ -409,6 +411,12 @@ class Policy(_Model):
     def removes_rows(self) -> bool:
         """Whether a row is gone from its table afterwards."""
         return self.action in ("delete", "archive_then_delete")
+
+    @property
+    def dropping_rule(self) -> str | None:
+        """The rule by which whole partitions could go; None: rows of this policy go one by one."""
+        due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
+        return due[0] if self.action == "delete" and self.drop_partitions and len(due) == 1 == len(self.rules) else None
 
     @property
     def written(self) -> tuple[str, ...]:
