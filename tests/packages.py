@@ -22,14 +22,20 @@ def debian_program(package, name):
     """Return a program of a Debian package, from this machine or unpacked; skips the test where it cannot be had."""
     if found := shutil.which(name):
         return found
-    root = CACHE / package
-    with _alone(package):
-        if not root.is_dir():
-            if not shutil.which("apt-get") or not shutil.which("dpkg"):
-                _skip(package, "no apt-get here to fetch it with")
-            _unpack(package, root)
+    root = debian_files(package)
     binary = next((path for path in root.rglob(name) if path.parent.name == "bin" and path.is_file()), None)
     return str(binary) if binary else _skip(package, f"it has no program {name}")
+
+
+def debian_files(name, *with_packages):
+    """Return the folder into which a Debian package, and others that it needs, are unpacked; skips as above."""
+    root = CACHE / name
+    with _alone(name):
+        if not root.is_dir():
+            if not shutil.which("apt-get") or not shutil.which("dpkg"):
+                _skip(name, "no apt-get here to fetch it with")
+            _unpack(name, root, with_packages)
+    return root
 
 
 def python_environment(name, *requirements):
@@ -45,7 +51,7 @@ def python_environment(name, *requirements):
     return root / "bin"
 
 
-def _unpack(package, root):
+def _unpack(package, root, with_packages=()):
     fresh = CACHE / f"{package}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     for folder in ("lists/partial", "archives/partial", "debs", "root"):
@@ -54,7 +60,7 @@ def _unpack(package, root):
     own = ["-o", f"Dir::State::lists={fresh}/lists", "-o", f"Dir::Cache={fresh}", "-o", "APT::Sandbox::User="]
     own += ["-o", "Acquire::Retries=1", "-o", "Acquire::Languages=none"]
     _run(package, "apt-get", *own, "-qq", "update", folder=fresh)
-    _run(package, "apt-get", *own, "-qq", "download", package, folder=fresh / "debs")
+    _run(package, "apt-get", *own, "-qq", "download", package, *with_packages, folder=fresh / "debs")
     for deb in (fresh / "debs").iterdir():
         _run(package, "dpkg", "-x", deb, fresh / "root", folder=fresh)
     (fresh / "root").rename(root)

@@ -26,6 +26,7 @@ from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransacti
 from scripts.lifecycle.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.preflight import Cleared
 from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.survey import Survey
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
@@ -88,8 +89,15 @@ class Look:
     """Why others go by batches, and how many."""
 
 
-def look(connection: Connection, cleared: Cleared, cutoff: datetime) -> Look:
-    """Find the partitions that could go whole: a dry run's prediction and a run's list are the same."""
+def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: bool = True) -> Look:
+    """Find the partitions that could go whole: a dry run's prediction and a run's list are the same.
+
+    Args:
+        connection: In a transaction that cannot write.
+        cleared: The policy's selection.
+        cutoff: The run's.
+        count: Look at every row of them; else every row that is past its date may go, as was counted just before.
+    """
     selection = cleared.selection
     policy, rule = selection.policy, selection.policy.dropping_rule
     if not selection.partitioned:
@@ -108,7 +116,7 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime) -> Look:
         return Look(attach=tuple(marked), kept={"need migrate.py --grants": len(found)} if found else {})
     obstacles = Counter(row["obstacle"] for row in found if row["obstacle"])
     free = [row for row in found if not row["obstacle"]]
-    counts = _counts_by_partition(connection, selection, anchor, free[-1]["ends_at"]) if free else {}
+    counts = _counts_by_partition(connection, selection, anchor, free[-1]["ends_at"]) if free and count else {}
     drop: list[Partition] = []
     attach: list[Partition] = []
     for mark in marked:
@@ -175,14 +183,21 @@ class PartitionDrops:
         """Names of those that stay detached: a person has to look."""
         self.queued = 0
 
-    def carry_out(self) -> None:
+    def carry_out(self, survey: Survey) -> None:
         """Finish what an earlier run left, then drop what has expired, partition by partition.
+
+        Args:
+            survey: What is past its date, counted just before.
 
         Raises:
             StoppedEarly: The run must stop.
             DatabaseUnavailable: PostgreSQL went away.
         """
-        found = self._look()
+        policy = self._policy
+        # Then a row of an expired partition is a row that may go. Each is looked at again before it is dropped.
+        nothing_kept = survey.due == survey.removable and not policy.exceptions
+        nothing_kept &= not any(rule.when for rule in policy.rules.values())
+        found = self._look(count=not nothing_kept or self._run.options.limit is not None)
         if found.kept:
             self._log.info("partitions_by_batches", because=found.kept)
         for partition in found.attach:
@@ -200,14 +215,15 @@ class PartitionDrops:
 
     def put_back(self) -> None:
         """Attach what an earlier run left detached, and drop nothing."""
-        found = self._look()
+        found = self._look(count=False)
         for partition in (*found.attach, *found.drop):
             if partition.mark:
                 self._attach(partition, "this run drops nothing")
 
-    def _look(self) -> Look:
+    def _look(self, *, count: bool) -> Look:
         return self._run.database.read(
-            lambda connection: look(connection, self._cleared, self._run.cutoff), statement_timeout=SURVEY_SECONDS
+            lambda connection: look(connection, self._cleared, self._run.cutoff, count=count),
+            statement_timeout=SURVEY_SECONDS,
         )
 
     def _drop(self, partition: Partition) -> int:

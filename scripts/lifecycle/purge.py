@@ -154,7 +154,7 @@ class Purge(PolicyRun):
             if found.referenced:
                 self._queued += self._queue_referenced(cleared.selection, found)
             try:
-                drops.carry_out()
+                drops.carry_out(found)
                 self._delete(deleter, cleared, found)
                 if self._policy.blob:
                     self._remove_blobs(deleter, cleared, context)

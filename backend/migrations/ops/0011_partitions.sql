@@ -57,6 +57,8 @@ $$;
 CREATE FUNCTION ops.partitions_of(p_table oid, p_anchor text, p_until timestamptz, p_only oid DEFAULT NULL)
     RETURNS TABLE (partition oid, schema_name text, partition_name text, bound text, ends_at timestamptz, obstacle text)
     LANGUAGE sql STABLE
+    -- Compiling this takes a hundred times as long as running it, and a DETACH holds the table's lock meanwhile.
+    SET jit = off
     SET search_path = pg_catalog, pg_temp SET TimeZone = 'UTC' SET DateStyle = 'ISO, YMD'
     AS $$
     WITH partitions AS MATERIALIZED (
@@ -228,28 +230,28 @@ BEGIN
         RAISE EXCEPTION 'this partition may not be dropped by this run' USING ERRCODE = 'LP003';
     END IF;
     v_person := CASE WHEN v_right.person IS NULL THEN 'NULL::text' ELSE format('t.%I::text', v_right.person) END;
+    -- One pass. Sorted before the audit is written, so that its head is not locked while the table is being read.
     -- A naive column holds UTC, as the session does here; a date is compared as the midnight that it begins with.
     EXECUTE format(
-        'SELECT count(*), count(*) FILTER (WHERE t.%1$I IS NULL OR (t.%2$I::timestamptz < $1) IS NOT TRUE'
+        'SELECT coalesce(sum(c.rows), 0), coalesce(sum(c.kept), 0),'
+        '       coalesce(sum(cardinality(c.keys)) FILTER (WHERE c.entry IS NOT NULL), 0) FROM ('
+        ' SELECT b.*, ops.append_audit(gen_random_uuid(), $4, ''delete'', $2, $5, $6, b.keys, $7) AS entry FROM ('
+        '  SELECT k.chunk, array_agg(k.key) AS keys, count(*) AS rows, count(*) FILTER (WHERE k.kept) AS kept FROM ('
+        '   SELECT t.%1$I::text AS key, (row_number() OVER () - 1) / 5000 AS chunk,'
+        '    t.%1$I IS NULL OR (t.%2$I::timestamptz < $1) IS NOT TRUE'
         '    OR t.%1$I::text IN (SELECT h.resource_id FROM ops.legal_holds h WHERE h.scope = ''row'''
         '        AND h.table_name = $2 AND h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()))'
         '    OR %3$s IN (SELECT h.person FROM ops.legal_holds h WHERE h.scope = ''person'''
         '        AND h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()))'
         '    OR EXISTS (SELECT FROM ops.legal_holds h WHERE h.scope = ''table'' AND h.table_name IN ($2, $3)'
-        '        AND h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()))) FROM ONLY %4$s t',
-        v_right.key, v_right.anchor, v_person, v_name)
-       INTO v_rows, v_kept USING v_due, v_right.table_name, v_mark.partition_name;
+        '        AND h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())) AS kept FROM ONLY %4$s t'
+        '  ) k GROUP BY k.chunk ORDER BY k.chunk OFFSET 0) b OFFSET 0) c', v_right.key, v_right.anchor, v_person, v_name)
+       INTO v_rows, v_kept, v_audited
+      USING v_due, v_right.table_name, v_mark.partition_name, p_actor, p_reason, p_run_id,
+            p_metadata || jsonb_build_object('partition', v_mark.partition_name, 'mark', v_mark.id);
     IF v_kept > 0 THEN
         RAISE EXCEPTION 'rows of the partition may not go' USING ERRCODE = 'LP004';
     END IF;
-    -- Sorted first, so that the audit's head is not locked while the table is being read.
-    EXECUTE format(
-        'SELECT coalesce(sum(cardinality(c.keys)) FILTER (WHERE c.entry IS NOT NULL), 0) FROM ('
-        ' SELECT b.keys, ops.append_audit(gen_random_uuid(), $1, ''delete'', $2, $3, $4, b.keys, $5) AS entry FROM ('
-        '  SELECT k.chunk, array_agg(k.key) AS keys FROM (SELECT t.%I::text AS key, (row_number() OVER () - 1) / 5000'
-        '   AS chunk FROM ONLY %s t) k GROUP BY k.chunk ORDER BY k.chunk OFFSET 0) b OFFSET 0) c', v_right.key, v_name)
-       INTO v_audited USING p_actor, v_right.table_name, p_reason, p_run_id,
-            p_metadata || jsonb_build_object('partition', v_mark.partition_name, 'mark', v_mark.id);
     IF v_audited <> v_rows THEN
         RAISE EXCEPTION 'the audit does not hold exactly what would go' USING ERRCODE = 'LP004';
     END IF;
