@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
+.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-partitions
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench-queue: $(READY)  ## measure the manual-resolution queue: fifty operators a
 
 bench-archive: $(READY)  ## measure archive-then-delete against fetch, JSON, gzip, delete by id
 	$(BIN)/python benchmarks/archive.py
+
+bench-partitions: $(READY)  ## measure dropping thirty expired partitions against deleting the same rows by batches
+	$(BIN)/python benchmarks/partitions.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -193,6 +193,8 @@ class PartitionDrops:
             StoppedEarly: The run must stop.
             DatabaseUnavailable: PostgreSQL went away.
         """
+        if not self._selection.partitioned:
+            return
         policy = self._policy
         # Then a row of an expired partition is a row that may go. Each is looked at again before it is dropped.
         nothing_kept = survey.due == survey.removable and not policy.exceptions

@@ -42,7 +42,10 @@ _NAME_KEY = "(name)"
 _LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
 # Proof, and what proof stands on: no policy may change it, whatever it says.
 _NEVER_CHANGED = frozenset(
-    {"ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"}
+    {
+        *("ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"),
+        *("ops.detached_partitions", "ops.partition_rights"),
+    }
 )
 # Four years of months: 365 days are shorter than a year in one of them, and 31 days longer than a month in some.
 _CALENDAR = tuple(datetime(2000 + month // 12, 1 + month % 12, 1, tzinfo=UTC) for month in range(48))

@@ -30,7 +30,7 @@ def balance(admin, db, *, gone=DUE):
     assert audit.verify(db).intact
 
 
-@pytest.mark.parametrize("anchor", ["timestamptz", "timestamp", "date"])
+@pytest.mark.parametrize("anchor", ["timestamptz", pytest.param("timestamp", marks=pytest.mark.soak), "date"])
 def test_expired_partitions_are_dropped_and_audited_and_the_boundary_goes_by_batches(apply, admin, db, anchor):
     # The session's own ways with time must not matter to bounds and comparisons.
     admin.execute("SET TimeZone = 'UTC'")
@@ -84,7 +84,7 @@ HOLDS = {
 }
 
 
-@pytest.mark.parametrize("scope", HOLDS)
+@pytest.mark.parametrize("scope", ["person", "partition", pytest.param("row", marks=pytest.mark.soak)])
 def test_a_held_row_keeps_its_partition_and_the_other_rows_of_it_go_by_batches(apply, months, db, scope):
     months.execute("UPDATE things SET person = %s WHERE id = 1003", (ANNA,))
     holds.place(db, **HOLDS[scope], **BY)
@@ -230,7 +230,12 @@ def test_rows_in_the_default_partition_go_by_batches_and_an_empty_partition_goes
     assert "9000" in audited(months)
 
 
-@pytest.mark.parametrize(("limit", "whole", "rows"), [(50, 2, 50), (15, 0, 15), (1000, 3, 80)])
+LIMITS = [(15, 0, 15), (1000, 3, 80)]
+
+
+@pytest.mark.parametrize(
+    ("limit", "whole", "rows"), [(50, 2, 50), *(pytest.param(*case, marks=pytest.mark.soak) for case in LIMITS)]
+)
 def test_a_limit_is_kept_exactly_and_predicted_exactly(apply, months, db, limit, whole, rows):
     dry = apply(policies(), "--limit", str(limit), "--dry-run")
     run = apply(policies(), "--limit", str(limit))
@@ -325,6 +330,36 @@ def test_a_row_under_a_detached_partition_can_be_held(apply, months, db):
     holds.place(db, table="public.things", resource_id="1005", key="id", **BY)
     assert apply(policies()).closing["records_held"] == 1
     balance(months, db, gone=[n for n in DUE if n != 1005])
+
+
+def test_a_foreign_key_of_the_partitioned_table_itself_is_no_obstacle(apply, months, db):
+    months.execute(
+        "CREATE TABLE kinds (kind text PRIMARY KEY); INSERT INTO kinds VALUES ('red'); UPDATE things SET kind = 'red';"
+        "ALTER TABLE things ADD FOREIGN KEY (kind) REFERENCES kinds"
+    )
+    assert apply(policies()).closing["partitions_dropped"] == 3
+    months.execute("INSERT INTO things (id, made_at, kind) VALUES (99, '2026-01-20Z', 'red')")
+    assert sorted(map(int, audited(months))) == DUE
+    assert audit.verify(db).intact
+
+
+def test_one_that_is_put_back_is_what_it_was(apply, months):
+    """Index, constraint, foreign key, rights and bound: nothing is lost on the way there and back."""
+    months.execute(
+        "CREATE TABLE kinds (kind text PRIMARY KEY); ALTER TABLE things ADD FOREIGN KEY (kind) REFERENCES kinds"
+    )
+    describe = (
+        "SELECT pg_get_expr(relpartbound, c.oid), has_table_privilege('lifecycle_jobs', c.oid, 'SELECT'), (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY 1)"
+        " FROM pg_constraint k WHERE conrelid = c.oid), (SELECT array_agg(pg_get_indexdef(indexrelid) ORDER BY 1)"
+        " FROM pg_index WHERE indrelid = c.oid), (SELECT count(*) FROM pg_inherits h JOIN pg_index x ON"
+        " x.indexrelid = h.inhrelid WHERE x.indrelid = c.oid) FROM pg_class c WHERE relname = 'things_2025_10'"
+    )
+    apply(policies(), "--dry-run")
+    before = months.execute(describe).fetchone()
+    leave_detached(months, "2025_10")
+    assert months.execute(describe).fetchone() != before
+    apply(policies(max_rows=1))
+    assert months.execute(describe).fetchone() == before
 
 
 def leave_detached(admin, month):
