@@ -274,6 +274,22 @@ def test_the_stop_switch_keeps_partitions_where_they_are(apply, months, db):
     balance(months, db, gone=DUE[:20])
 
 
+def test_a_run_that_lost_its_lock_drops_nothing_more_and_the_next_one_finishes(apply, months, db):
+    months.execute(
+        "CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$BEGIN"
+        " UPDATE ops.leases SET fencing_token = fencing_token + 1; RETURN NULL; END$$;"
+        "CREATE TRIGGER lose AFTER INSERT ON ops.detached_partitions FOR EACH ROW"
+        f" WHEN (NEW.partition_name = '{WHOLE[1]}') EXECUTE FUNCTION lose()"
+    )
+    run = apply(policies())
+    assert (run.code, run.closing["stop_reason"]) == (3, "lock_lost")
+    assert [state for _, state, _ in marks(months)] == ["dropped", "detached"]
+    assert (run.closing["records_deleted"], run.closing["records_remaining"]) == (20, 60)
+    months.execute("DROP FUNCTION lose() CASCADE")
+    assert apply(policies()).closing["partitions_dropped"] == 2
+    balance(months, db)
+
+
 @pytest.mark.parametrize("where", ["things_2025_11", "things"])
 def test_whoever_uses_a_partition_keeps_it_and_nobody_waits_behind_us_for_long(apply, months, db, where, database):
     other = database.superuser()
