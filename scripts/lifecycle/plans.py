@@ -25,6 +25,7 @@ from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.purge import predict
 from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.survey import detached_from
 from scripts.utils import pages
 from scripts.utils.blob_client import store_of
 from scripts.utils.db_utils import Connection
@@ -163,6 +164,16 @@ def _details(connection: Connection, run: Run, policy: Policy, result: PolicyRes
 
 
 def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many rows would go, their fingerprint and a sample, also of what a run left detached."""
+    places = [selection]
+    if selection.partitioned:
+        places += [selection.at(name) for name in detached_from(connection, selection.policy.table)]
+    found = [_keys_of(connection, place) for place in places]
+    sample = sorted(key for _, _, keys in found for key in keys)[:SAMPLE_KEYS]
+    return sum(rows for rows, _, _ in found), str(sum(int(mark) for _, mark, _ in found)), tuple(sample)
+
+
+def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
     removable = selection.removable
     row = connection.execute(
         sql.SQL(

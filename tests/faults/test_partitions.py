@@ -1,5 +1,7 @@
 """A run that is dropping partitions is killed at each step: nobody loses a row, and none is audited twice."""
 
+import json
+
 import pytest
 import yaml
 
@@ -142,15 +144,16 @@ def test_a_connection_that_breaks_in_a_step_is_settled(start, things, flags, dat
     things.balance()
 
 
-def test_the_residue_counts_what_is_detached(start, things, flags):
+def test_the_residue_counts_what_is_detached(start, things, flags, tmp_path):
     things.valve(*STEPS["auditing"])
     running = start(*flags, script=ENFORCE)
     wait_until(things.stopped, what="the run at the valve")
     running.kill()
     things.open_valve(let_go=False)
     assert marks(things.link)[-1] == ("public.things_2025_11", "detached", None)
-    closing = start(*flags, "--dry-run", script=ENFORCE).finish(0)
-    assert (closing["records_to_delete"], closing["partitions_to_drop"]) == (60, 2)
+    start(*flags, "--plan", str(tmp_path / "plan.json"), script=ENFORCE).finish(0)
+    (planned,) = json.loads((tmp_path / "plan.json").read_text())["policies"]
+    assert (planned["records"], planned["partitions"]) == (60, ["public.things_2025_11", "public.things_2025_12"])
     closing = start(*flags, script=ENFORCE).finish(0)
     assert (closing["records_deleted"], closing["partitions_dropped"]) == (60, 2)
     things.balance()

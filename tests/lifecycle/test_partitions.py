@@ -365,8 +365,8 @@ def test_one_that_is_put_back_is_what_it_was(apply, months):
         "CREATE TABLE kinds (kind text PRIMARY KEY); ALTER TABLE things ADD FOREIGN KEY (kind) REFERENCES kinds"
     )
     describe = (
-        "SELECT pg_get_expr(relpartbound, c.oid), has_table_privilege('lifecycle_jobs', c.oid, 'SELECT'), (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY 1)"
-        " FROM pg_constraint k WHERE conrelid = c.oid), (SELECT array_agg(pg_get_indexdef(indexrelid) ORDER BY 1)"
+        "SELECT pg_get_expr(relpartbound, c.oid), has_table_privilege('lifecycle_jobs', c.oid, 'SELECT'), (SELECT array_agg(pg_get_constraintdef(k.oid) ORDER BY conname)"
+        " FROM pg_constraint k WHERE conrelid = c.oid), (SELECT array_agg(pg_get_indexdef(indexrelid) ORDER BY indexrelid)"
         " FROM pg_index WHERE indrelid = c.oid), (SELECT count(*) FROM pg_inherits h JOIN pg_index x ON"
         " x.indexrelid = h.inhrelid WHERE x.indrelid = c.oid) FROM pg_class c WHERE relname = 'things_2025_10'"
     )
