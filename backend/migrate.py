@@ -57,6 +57,12 @@ _CREATE_LEDGER = """
         PRIMARY KEY (set, version)
     )
 """
+_PARTITIONED = """
+    SELECT FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid
+      JOIN pg_namespace n ON n.oid = c.relnamespace
+      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0]
+     WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s AND p.partstrat = 'r' AND p.partnatts = 1
+"""
 _GRANTS = {
     "usage": sql.SQL("GRANT USAGE ON SCHEMA {name} TO {role}"),
     "select": sql.SQL("GRANT SELECT ON {name} TO {role}"),
@@ -187,9 +193,11 @@ def grant(conninfo: str, policy_file: Path) -> list[str]:
     Returns:
         The statements executed, as text.
     """
-    statements = grant_statements(load_policies(policy_file))
+    policy_set = load_policies(policy_file)
+    statements = grant_statements(policy_set)
     with _connect(conninfo) as connection:
         _lock(connection)
+        statements += partition_statements(connection, policy_set)
         for statement in statements:
             connection.execute(statement)
         return [statement.as_string(connection) for statement in statements]
@@ -224,6 +232,51 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
         for role in (ROLE, READER)
         if role == ROLE or right in _RIGHTS_TO_READ
     ]
+
+
+def partition_statements(connection: Connection, policy_set: PolicySet) -> list[sql.Composed]:
+    """List what lets the jobs drop expired partitions: of the tables that are partitioned as their policy needs it.
+
+    A table of the file that no longer is loses the right: its rows go by batches.
+    """
+    if connection.execute("SELECT to_regclass('ops.partition_rights')").fetchone() == (None,):
+        return []
+    tables = [policy.table for policy in policy_set.policies.values()]
+    policies = list(policy_set.policies)
+    rights: list[sql.Composed] = []
+    for policy in policy_set.policies.values():
+        rule = policy.rules[policy.dropping_rule] if policy.dropping_rule else None
+        if rule is None:
+            continue
+        if connection.execute(_PARTITIONED, (*policy.table.split("."), rule.anchor)).fetchone() is None:
+            continue
+        rights.append(
+            sql.SQL(
+                "INSERT INTO ops.partition_rights (policy, table_name, anchor, key, person, keep) VALUES ({}, {}, {},"
+                " {}, {}, {})"
+            ).format(
+                *map(sql.Literal, (policy.name, policy.table, rule.anchor, policy.key, policy.person, rule.keep.text))
+            )
+        )
+    stale = connection.execute(
+        "SELECT FROM ops.partition_rights WHERE policy = ANY(%s) OR table_name = ANY(%s)",
+        (policies, tables),
+    ).fetchone()
+    if stale is not None or rights:
+        rights.insert(
+            0,
+            sql.SQL("DELETE FROM ops.partition_rights WHERE policy = ANY({}) OR table_name = ANY({})").format(
+                sql.Literal(policies), sql.Literal(tables)
+            ),
+        )
+    if len(rights) > 1:
+        rights.append(
+            sql.SQL(
+                "GRANT EXECUTE ON FUNCTION ops.detach_partition, ops.lock_partition, ops.drop_partition,"
+                " ops.attach_partition TO {}"
+            ).format(sql.Identifier(ROLE))
+        )
+    return rights
 
 
 def _rights(action: str, table: str, column: str) -> list[tuple[str, str, str]]:

@@ -26,15 +26,21 @@ def debian_program(package, name, *libraries):
     """
     if found := shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"):
         return found
-    root = CACHE / package
-    with _alone(package):
-        if not root.is_dir():
-            if not shutil.which("apt-get") or not shutil.which("dpkg"):
-                _skip(package, "no apt-get here to fetch it with")
-            _unpack(root, package, *libraries)
+    root = debian_files(package, *libraries)
     found = (path for path in root.rglob(name) if path.parent.name in ("bin", "sbin") and path.is_file())
     binary = next(found, None)
     return str(binary) if binary else _skip(package, f"it has no program {name}")
+
+
+def debian_files(name, *with_packages):
+    """Return the folder into which a Debian package, and others that it needs, are unpacked; skips as above."""
+    root = CACHE / name
+    with _alone(name):
+        if not root.is_dir():
+            if not shutil.which("apt-get") or not shutil.which("dpkg"):
+                _skip(name, "no apt-get here to fetch it with")
+            _unpack(name, root, with_packages)
+    return root
 
 
 def python_environment(name, *requirements):
@@ -50,7 +56,7 @@ def python_environment(name, *requirements):
     return root / "bin"
 
 
-def _unpack(root, package, *libraries):
+def _unpack(package, root, with_packages=()):
     fresh = CACHE / f"{package}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     for folder in ("lists/partial", "archives/partial", "debs", "root"):
@@ -59,7 +65,7 @@ def _unpack(root, package, *libraries):
     own = ["-o", f"Dir::State::lists={fresh}/lists", "-o", f"Dir::Cache={fresh}", "-o", "APT::Sandbox::User="]
     own += ["-o", "Acquire::Retries=1", "-o", "Acquire::Languages=none"]
     _run(package, "apt-get", *own, "-qq", "update", folder=fresh)
-    _run(package, "apt-get", *own, "-qq", "download", package, *libraries, folder=fresh / "debs")
+    _run(package, "apt-get", *own, "-qq", "download", package, *with_packages, folder=fresh / "debs")
     for deb in (fresh / "debs").iterdir():
         _run(package, "dpkg", "-x", deb, fresh / "root", folder=fresh)
     (fresh / "root").rename(root)

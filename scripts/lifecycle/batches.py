@@ -61,6 +61,11 @@ SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NUL
   FROM may_run
 """)
 
+_FREE = sql.SQL("t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED))")
+# Every partition has a row of that ctid: the one in another partition may be the very row that somebody has locked.
+_FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
+    SELECT t.tableoid, t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED)""")
+
 # What the blobs' removal then carries out. An intent that is open already stands for the same.
 _INTEND = sql.SQL("""
 WITH {may_run}, written AS (
@@ -267,9 +272,8 @@ class BatchWriter:
         ]
         removable = sql.SQL(" AND ").join([self._removable, *children_left])
         if skip_locked:
-            rows = sql.SQL(
-                "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {} t WHERE {} AND {} FOR UPDATE SKIP LOCKED))"
-            ).format(selection.table, rows, removable)
+            free = _FREE_IN_PARTITIONS if selection.partitioned else _FREE
+            rows = free.format(table=selection.table, rows=rows, removable=removable)
         names: dict[str, sql.Composable] = {
             "table": selection.table,
             "rows": rows,

@@ -25,6 +25,7 @@ from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.purge import predict
 from scripts.lifecycle.results import PolicyResult
 from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.survey import detached_from
 from scripts.utils import pages
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
@@ -50,6 +51,8 @@ class Planned:
     by_rule: dict[str, int] = field(default_factory=dict)
     cascade: dict[str, int] = field(default_factory=dict)
     """Rows of dependants that would go along or be set to null, by foreign key."""
+    partitions: tuple[str, ...] = ()
+    """Partitions that would be dropped whole; their rows are among the records."""
     blobs: int = 0
     held: int | None = 0
     queued: int = 0
@@ -123,6 +126,7 @@ def _planned(run: Run, policy: Policy) -> Planned:
         by_rule=result.by_rule,
         held=result.records_held,
         queued=result.records_queued,
+        partitions=result.partitions,
         oldest_overdue_seconds=result.oldest_overdue_seconds,
         error=result.error,
         **details,
@@ -160,6 +164,16 @@ def _details(connection: Connection, run: Run, policy: Policy, result: PolicyRes
 
 
 def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many rows would go, their fingerprint and a sample, also of what a run left detached."""
+    places = [selection]
+    if selection.partitioned:
+        places += [selection.at(name) for name in detached_from(connection, selection.policy.table)]
+    found = [_keys_of(connection, place) for place in places]
+    sample = sorted(key for _, _, keys in found for key in keys)[:SAMPLE_KEYS]
+    return sum(rows for rows, _, _ in found), str(sum(int(mark) for _, mark, _ in found)), tuple(sample)
+
+
+def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
     removable = selection.removable
     row = connection.execute(
         sql.SQL(

@@ -42,7 +42,10 @@ _NAME_KEY = "(name)"
 _LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
 # Proof, and what proof stands on: no policy may change it, whatever it says.
 _NEVER_CHANGED = frozenset(
-    {"ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"}
+    {
+        *("ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"),
+        *("ops.detached_partitions", "ops.partition_rights"),
+    }
 )
 # Four years of months: 365 days are shorter than a year in one of them, and 31 days longer than a month in some.
 _CALENDAR = tuple(datetime(2000 + month // 12, 1 + month % 12, 1, tzinfo=UTC) for month in range(48))
@@ -372,6 +375,8 @@ class Policy(_Model):
     rules: dict[Name, Rule]
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
+    drop_partitions: bool = True
+    """Whether partitions of which every row is due may be dropped instead of emptied, where the table has such."""
     decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
     """What a person may decide about a row, by the type of its item on the manual-resolution queue."""
     legal_basis: str = Field(min_length=1)
@@ -442,6 +447,12 @@ class Policy(_Model):
     def removes_rows(self) -> bool:
         """Whether a row is gone from its table afterwards."""
         return self.action in ("delete", "archive_then_delete")
+
+    @property
+    def dropping_rule(self) -> str | None:
+        """The rule by which whole partitions could go; None: rows of this policy go one by one."""
+        due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
+        return due[0] if self.action == "delete" and self.drop_partitions and len(due) == 1 == len(self.rules) else None
 
     @property
     def written(self) -> tuple[str, ...]:

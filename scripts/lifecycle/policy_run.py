@@ -93,6 +93,7 @@ class PolicyRun(ABC):
         self._residue: Survey | None = None
         self._deleted = 0
         self._batches = 0
+        self._partitions: list[str] = []
         self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
         self._queued = 0
         self._last_look_seconds = SURVEY_SECONDS
@@ -185,6 +186,7 @@ class PolicyRun(ABC):
             records_remaining=found.remaining if found else None,
             oldest_overdue_seconds=age,
             batches=self._batches,
+            partitions=tuple(self._partitions),
             pauses=self._politeness.pauses,
             sla_status=sla_status(self._run, age, overdue.warning, overdue.critical),
         )

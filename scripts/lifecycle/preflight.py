@@ -7,6 +7,7 @@ been renamed or has lost a column must not read as "nothing to do".
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -23,6 +24,9 @@ from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
 
+# These find the row that they change by its key alone: two rows with one key would both be changed.
+_CHANGES_BY_KEY = frozenset({"soft_delete", "delete_blob", "anonymize"})
+
 # Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
 LARGE_TABLE_BYTES = 64 * 1024 * 1024
 
@@ -36,7 +40,9 @@ WITH doer (role) AS (
 """
 
 _TABLE = f"""{_DOER}
-SELECT c.oid, c.relkind, pg_table_size(c.oid) AS bytes, pg_relation_size(c.oid) AS heap_bytes,
+SELECT c.oid, c.relkind, pg_relation_size(c.oid) AS heap_bytes,
+       CASE c.relkind WHEN 'p' THEN (SELECT sum(pg_table_size(relid))::bigint FROM pg_partition_tree(c.oid))
+                      ELSE pg_table_size(c.oid) END AS bytes,
        current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
        row_security_active(c.oid) AS row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
        has_table_privilege(c.oid, 'SELECT') AS may_select,
@@ -57,6 +63,24 @@ SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
                   AND (NOT %(unique)s OR i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL)) AS indexed
   FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+# A partitioned table can have no unique index without the columns that it is partitioned by. Such a one will do where
+# rows are only looked for in order to delete them: of two rows with one key, each goes by its own date. Or each
+# partition has an index of its own, as pg_partman makes them from a template.
+_PARTITIONED_KEY = """
+SELECT EXISTS (
+        SELECT FROM pg_index i JOIN pg_partitioned_table p ON p.partrelid = i.indrelid
+         WHERE i.indrelid = %(oid)s AND i.indisvalid AND i.indisunique AND i.indpred IS NULL
+           AND (SELECT bool_and(k = a.attnum OR k = ANY (p.partattrs::int2[])) AND bool_or(k = a.attnum)
+                  FROM unnest((i.indkey::int2[])[0:i.indnkeyatts - 1]) k))
+    OR NOT EXISTS (
+        SELECT FROM pg_partition_tree(%(oid)s) l
+         WHERE l.isleaf AND l.relid <> %(oid)s AND NOT EXISTS (
+               SELECT FROM pg_index i JOIN pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = i.indkey[0]
+                WHERE i.indrelid = l.relid AND i.indisvalid AND i.indisunique AND i.indnkeyatts = 1
+                  AND i.indpred IS NULL AND c.attname = a.attname)) AS unique
+  FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attname = %(column)s
 """
 
 _FOREIGN_KEYS = f"""{_DOER}
@@ -95,6 +119,7 @@ class TableFacts:
     large: bool
     sweepable: bool
     """Whether its blocks can be read by range (a plain table, PostgreSQL 14 or later)."""
+    oid: int = 0
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> TableFacts:
@@ -108,6 +133,7 @@ class TableFacts:
             rows_per_block=per_block,
             large=table["bytes"] > LARGE_TABLE_BYTES,
             sweepable=table["relkind"] == "r" and table["server_version"] >= 140_000,  # noqa: PLR2004
+            oid=table["oid"],
         )
 
 
@@ -180,7 +206,8 @@ class _Preflight:
         reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.removes_rows else ([], [])
         if self.problems:
             raise self._failure()
-        return Cleared(Selection(self._policy, cutoff, types, reaches, refusing), TableFacts.of(table))
+        selection = Selection(self._policy, cutoff, types, reaches, refusing, partitioned=table["relkind"] == "p")
+        return Cleared(selection, TableFacts.of(table))
 
     def referring(self) -> list[tuple[ForeignKey, str | None]]:
         """As the function of this name."""
@@ -246,6 +273,9 @@ class _Preflight:
                 self.problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
             if not found[column]["indexed"] and policy.action != "retain":
                 self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
+        if table["relkind"] == "p" and policy.action not in _CHANGES_BY_KEY:
+            row = self._rows(_PARTITIONED_KEY, {"oid": table["oid"], "column": policy.key})
+            unique |= {policy.key} if row and row[0]["unique"] else set()
         if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
             self.problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
         self._written(table, found)
@@ -361,7 +391,10 @@ def check_access_path(connection: Connection, selection: Selection, path: Path, 
         selection.parameters | window.parameters,
     ).fetchone()
     plan = row[0][0]["Plan"] if row else {}
-    if any(node["Node Type"] == "Seq Scan" and node.get("Alias") == "t" for node in _nodes(plan)):
+    # Of a partitioned table, each partition is called t_1, t_2, and so on.
+    if any(
+        node["Node Type"] == "Seq Scan" and re.fullmatch(r"t(_\d+)?", node.get("Alias", "")) for node in _nodes(plan)
+    ):
         raise PolicyFailed(
             "preflight_failed",
             f"policy {selection.policy.name} was not started: PostgreSQL would read all of {selection.policy.table} for"

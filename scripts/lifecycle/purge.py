@@ -14,10 +14,11 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle import inventory, queue
+from scripts.lifecycle import inventory, partitions, queue
 from scripts.lifecycle.caps import refusal
 from scripts.lifecycle.deleter import Deleter
 from scripts.lifecycle.gated import Context
+from scripts.lifecycle.partitions import PartitionDrops
 from scripts.lifecycle.policies import Policy
 from scripts.lifecycle.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
 from scripts.lifecycle.preflight import Cleared, check_access_path
@@ -90,7 +91,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         PolicyFailed: The policy cannot be carried out.
     """
 
-    def look(connection: Connection) -> tuple[Survey, str | None, int]:
+    def look(connection: Connection) -> tuple[Survey, str | None, int, tuple[str, ...]]:
         cleared, found = first_look(run, connection, policy)
         refused = refusal(run, connection, policy, found)
         to_queue = sum(
@@ -100,14 +101,16 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         )
         if found.referenced and not queue.is_open(connection, _referenced_type(policy), policy.table, policy.name):
             to_queue += 1
+        dropped: tuple[str, ...] = ()
         if not refused:
+            dropped = partitions.predicted(partitions.look(connection, cleared, run.cutoff), run.options.limit)
             batch_rows = run.options.batch_size or (policy.archive or policy.batch).rows
             # Last: it bends the planner for the rest of the transaction.
             _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
-        return found, refused, to_queue
+        return found, refused, to_queue, dropped
 
     try:
-        found, refused, to_queue = run.database.read(look, statement_timeout=SURVEY_SECONDS)
+        found, refused, to_queue, dropped = run.database.read(look, statement_timeout=SURVEY_SECONDS)
     except psycopg.Error as error:
         raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
     limit = run.options.limit
@@ -123,6 +126,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         records_remaining=found.remaining - deleted,
         oldest_overdue_seconds=found.oldest_overdue_seconds,
         by_rule=found.by_rule,
+        partitions=dropped,
         sla_status=sla_status(run, found.oldest_overdue_seconds, policy.overdue.warning, policy.overdue.critical),
         error=refused,
     )
@@ -138,15 +142,18 @@ class Purge(PolicyRun):
     def work(self, run_id: UUID) -> Ending:
         """Delete what has expired, along the cheaper path."""
         cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
-        if refused:
-            raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
-        self._run.expect(self._policy.name, found.removable)
-        if found.referenced:
-            self._queued += self._queue_referenced(cleared.selection, found)
         lock = self._run.lock
         context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
         with closing(self._worker(cleared.selection, context)) as deleter:
+            drops = PartitionDrops(self._run, cleared, context, deleter)
+            if refused:
+                drops.put_back()
+                raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
+            self._run.expect(self._policy.name, found.removable)
+            if found.referenced:
+                self._queued += self._queue_referenced(cleared.selection, found)
             try:
+                drops.carry_out(found)
                 self._delete(deleter, cleared, found)
                 if self._policy.blob:
                     self._remove_blobs(deleter, cleared, context)
@@ -155,9 +162,10 @@ class Purge(PolicyRun):
                 if not self._policy.blob:
                     self._deleted = deleter.deleted
                 self._batches += deleter.batches
-                self._queued += deleter.queued
+                self._queued += deleter.queued + drops.queued
+                self._partitions += drops.dropped
         self._queued += self._queue_excepted(cleared)
-        return self._judge(deleter)
+        return self._judge(deleter, drops.stuck)
 
     def _worker(self, selection: Selection, context: Context) -> Deleter | Archiver:
         if self._policy.archive is None:
@@ -220,13 +228,16 @@ class Purge(PolicyRun):
             residue = self._survey(cleared.selection)
         self._residue = residue
 
-    def _judge(self, deleter: Deleter | Archiver) -> Ending:
+    def _judge(self, deleter: Deleter | Archiver, detached: list[str]) -> Ending:
         code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
         left = self._residue.removable - len(deleter.poison) if self._residue else 0
         if left <= 0:
             return Ending("completed", "done", code)
         if deleter.limit_reached:
             return Ending("partial", "limit_reached", code)
+        if detached:
+            message = f"{', '.join(detached)} was detached and can be neither dropped nor attached again: see the queue"
+            return Ending("partial", "partition_detached", ExitCode.STOPPED_EARLY, message)
         if deleter.locked:
             message = f"{left} due rows stayed locked by other sessions"
             return Ending("partial", "rows_locked", ExitCode.STOPPED_EARLY, message)

@@ -9,6 +9,7 @@ from psycopg import sql
 
 from scripts.lifecycle.policies import PolicySet, table_identifier
 from scripts.lifecycle.selection import Selection
+from scripts.lifecycle.survey import detached_from
 from scripts.utils.db_utils import Connection, local_settings
 from scripts.utils.errors import Misconfigured, describe_database_error
 from scripts.utils.logging_utils import get_logger
@@ -45,14 +46,16 @@ def require_resource(connection: Connection, policies: PolicySet, table: str, re
 
 def require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
     """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
-    statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s").format(
-        key=sql.Identifier(key), table=table_identifier(table)
-    )
+    statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s")
+    row = None
     try:
         with connection.transaction():
             # The gate is closed meanwhile: no job's batch goes on until this has an answer.
             connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
-            row = connection.execute(statement, (resource_id,)).fetchone()
+            # A row of a partition that a job has detached is still there, and can still be kept.
+            for place in (table, *detached_from(connection, table)):
+                names = {"key": sql.Identifier(key), "table": table_identifier(place)}
+                row = row or connection.execute(statement.format(**names), (resource_id,)).fetchone()
     except psycopg.DataError:
         row = None  # such as letters where the key is a number
     except _CANNOT_LOOK as error:

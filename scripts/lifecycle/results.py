@@ -27,6 +27,8 @@ class PolicyResult:
     """None: could not be counted."""
     oldest_overdue_seconds: float | None = None
     batches: int = 0
+    partitions: tuple[str, ...] = ()
+    """Partitions that were dropped whole, or in a dry run would be."""
     pauses: dict[str, dict[str, float]] = field(default_factory=dict)
     """What the run paused for: reason, count and seconds."""
     by_rule: dict[str, int] = field(default_factory=dict)

@@ -73,7 +73,7 @@ def _surprise(expected: PolicyResult, step: PolicyResult, pace: float, usual: fl
     """Return what did not go as predicted."""
     if step.stop_reason not in ("done", "limit_reached"):
         return f"the step ended with {step.stop_reason}: {step.error}"
-    for name in ("records_deleted", "records_queued", "records_held", "records_remaining"):
+    for name in ("records_deleted", "records_queued", "records_held", "records_remaining", "partitions"):
         predicted, found = getattr(expected, name), getattr(step, name)
         if predicted != found:
             return f"{name} should have been {predicted} and was {found}"
@@ -90,6 +90,7 @@ def added(total: PolicyResult, step: PolicyResult) -> PolicyResult:
         records_deleted=total.records_deleted + step.records_deleted,
         records_queued=queued,
         batches=total.batches + step.batches,
+        partitions=(*total.partitions, *step.partitions),
         pauses=total_pauses([total, step]),
         exit_code=ExitCode.NEEDS_A_PERSON if queued and step.exit_code is ExitCode.DONE else step.exit_code,
     )

@@ -7,6 +7,7 @@ every value is a parameter.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -78,6 +79,7 @@ class Selection:
         column_types: Type of each column that the policy names, as ``format_type`` writes it.
         reaches: Declared dependants that are deleted or set to null.
         refusing: Constraints whose referring rows keep a row from being deleted.
+        partitioned: Whether the table is partitioned: a ctid then names a row in each of its partitions.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class Selection:
         column_types: dict[str, str],
         reaches: Iterable[Reach] = (),
         refusing: Iterable[ForeignKey] = (),
+        *,
+        partitioned: bool = False,
     ) -> None:
         self.policy = policy
         self.table = table_identifier(policy.table)
@@ -94,6 +98,7 @@ class Selection:
         self.key_type = sql.SQL(column_types[policy.key])
         self.reaches = tuple(reaches)
         self.refusing = tuple(refusing)
+        self.partitioned = partitioned
         self._types = column_types
         # blob_store is the store's id: a URL and a pathname may name the same blob.
         self.parameters: dict[str, Any] = {"table_name": policy.table, "blob_store": ""}
@@ -109,6 +114,13 @@ class Selection:
             if exception.queue:
                 # forever: no row is older than the beginning of time
                 self.parameters[f"queue_{name}"] = exception.queue.after.before(cutoff) or "-infinity"
+
+    def at(self, table: str) -> Selection:
+        """Return the same selection on another table of the same columns: a partition that was detached."""
+        other = copy(self)
+        other.table = table_identifier(table)
+        other.partitioned = False
+        return other
 
     @property
     def reason_prefix(self) -> str:

@@ -5,7 +5,9 @@ The same query serves the dry run's prediction, the caps and the residue after a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from psycopg import sql
 
@@ -34,9 +36,42 @@ class Survey:
 
 
 def survey(connection: Connection, selection: Selection) -> Survey:
-    """Count what is past its date: one pass over the table."""
+    """Count what is past its date: one pass over the table, and over what a run left detached from it."""
     if not selection.due_before:
         return Survey()
+    rows = _rules(connection, selection)
+    if selection.policy.removes_rows and selection.partitioned:
+        for name in detached_from(connection, selection.policy.table):
+            rows += _rules(connection, selection.at(name))
+    by_rule: Counter[str] = Counter()
+    for row in rows:
+        by_rule[row[0]] += row[2]
+    return Survey(
+        due=sum(row[1] for row in rows),
+        removable=sum(row[2] for row in rows),
+        held=sum(row[3] for row in rows),
+        referenced=sum(row[4] for row in rows),
+        unnameable=sum(row[5] for row in rows),
+        by_rule={rule: count for rule, count in sorted(by_rule.items()) if count},
+        oldest_overdue_seconds=max((float(row[6] or 0) for row in rows), default=0.0),
+    )
+
+
+def detached_from(connection: Connection, table: str) -> list[str]:
+    """Return the partitions that a run has detached from a table and that are not gone yet, by name."""
+    # One that somebody attached again by hand is part of its table.
+    rows = connection.execute(
+        "SELECT n.nspname || '.' || c.relname FROM ops.detached_partitions d"
+        " JOIN pg_class c ON c.oid = d.partition_oid AND c.relkind = 'r' AND NOT c.relispartition"
+        " JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE d.state = 'detached' AND d.table_name = %s ORDER BY d.ends_at",
+        (table,),
+    ).fetchall()
+    return [name for (name,) in rows]
+
+
+def _rules(connection: Connection, selection: Selection) -> list[tuple[Any, ...]]:
+    """Return one row a rule of what is past its date in one table."""
     overdue = sql.SQL(" ").join(
         sql.SQL("WHEN {rule} AND isfinite({anchor}) THEN {due}::timestamptz - {instant}").format(
             rule=selection.rule(name),
@@ -62,13 +97,4 @@ def survey(connection: Connection, selection: Selection) -> Survey:
         table=selection.table,
         due=selection.due,
     )
-    rows = connection.execute(statement, selection.parameters).fetchall()
-    return Survey(
-        due=sum(row[1] for row in rows),
-        removable=sum(row[2] for row in rows),
-        held=sum(row[3] for row in rows),
-        referenced=sum(row[4] for row in rows),
-        unnameable=sum(row[5] for row in rows),
-        by_rule={row[0]: row[2] for row in rows if row[2]},
-        oldest_overdue_seconds=max((float(row[6] or 0) for row in rows), default=0.0),
-    )
+    return connection.execute(statement, selection.parameters).fetchall()

@@ -102,6 +102,10 @@ class IndexWalk:
         self._until = sql.SQL(
             "(t.{anchor}, t.{key}) <= (%(until_anchor)s::{anchor_type}, %(until_key)s::{key_type})"
         ).format(**names)
+        if selection.partitioned:
+            # Says nothing new, but PostgreSQL leaves out partitions by one column only, never by a pair.
+            self._after += sql.SQL(" AND t.{anchor} >= %(after_anchor)s::{anchor_type}").format(**names)
+            self._until += sql.SQL(" AND t.{anchor} <= %(until_anchor)s::{anchor_type}").format(**names)
         self._names = names
 
     def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]]:

@@ -73,7 +73,10 @@ def test_the_promises_of_the_product_stand_in_the_default_file():
     assert policies["quiz_responses"].rules["abandoned"].ceiling.text == "7 days"
 
 
-PROOF = ["ops.audit_batches", "ops.audit_head", "ops.policy_versions", "ops.schema_migrations"]
+PROOF = [
+    *("ops.audit_batches", "ops.audit_head", "ops.policy_versions", "ops.schema_migrations"),
+    *("ops.detached_partitions", "ops.partition_rights"),
+]
 
 
 @pytest.mark.parametrize("table", PROOF)
