@@ -70,8 +70,8 @@ class What(TypedDict, total=False):
     """A normalized e-mail address."""
     expires_at: datetime | None
     """When the hold ends by itself."""
-    key: str | None
-    """The table's key column, by which the row is looked for; None: not looked for."""
+    key: tuple[str, ...] | None
+    """The table's key columns, by which the row is looked for; None: not looked for."""
 
 
 def place(database: Database, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:

@@ -163,11 +163,13 @@ def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple
     removable = selection.removable
     row = connection.execute(
         sql.SQL(
-            "SELECT count(*), coalesce(sum(hashtextextended(t.{key}::text, 0)::numeric), 0)::text,"
+            "SELECT count(*), coalesce(sum(hashtextextended({id}, 0)::numeric), 0)::text,"
             " (SELECT coalesce(array_agg(s.key ORDER BY s.key), '{{}}') FROM"
-            " (SELECT t.{key}::text AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
+            " (SELECT {id} AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
             " FROM {table} t WHERE {removable}"
-        ).format(key=selection.key, table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)),
+        ).format(
+            id=selection.record.id("t"), table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)
+        ),
         selection.parameters,
     ).fetchone()
     return (row[0], row[1], tuple(row[2])) if row else (0, "0", ())

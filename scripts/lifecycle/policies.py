@@ -157,6 +157,22 @@ def _cron(value: str) -> str:
 Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
 Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as public.quiz_responses")]
 Column = Annotated[str, Field(min_length=1)]
+
+
+def _columns(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _each_once(columns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(columns)) < len(columns):
+        raise ValueError("names a column twice")
+    return columns
+
+
+Columns = Annotated[
+    tuple[Column, ...], Field(min_length=1, max_length=8), BeforeValidator(_columns), AfterValidator(_each_once)
+]
+"""One column, or a list of several."""
 PeriodField = Annotated[Period, BeforeValidator(_period)]
 ConditionField = Annotated[Condition, BeforeValidator(_condition)]
 TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
@@ -223,9 +239,10 @@ class Dependant(_Model):
     """A foreign key that points at the policy's table, and what becomes of its rows."""
 
     table: Table
-    column: Column
+    column: Columns
+    """The foreign key's columns; of several the first is enough where no other foreign key of the table has it."""
     action: Literal["delete", "set_null", "refuse"]
-    key: Column = "id"
+    key: Columns = ("id",)
 
 
 class Batch(_Model):
@@ -329,7 +346,8 @@ class Policy(_Model):
     name: Name = Field(validation_alias=_NAME_KEY)
     description: str = Field(min_length=1)
     table: Table
-    key: Column
+    key: Columns
+    """What tells one row from every other: a column, or a list of them."""
     person: Column | None
     action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
     soft_delete: SoftDelete | None = None
@@ -371,7 +389,7 @@ class Policy(_Model):
             raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
         if any(remedy.delete for remedy in self.remedies) and self.action not in ("delete", "soft_delete"):
             raise ValueError(f"decisions cannot delete rows where the action is {self.action}")
-        if self.anonymize and {self.key, self.anonymize.marker} & self.anonymize.columns.keys():
+        if self.anonymize and {*self.key, self.anonymize.marker} & self.anonymize.columns.keys():
             raise ValueError("anonymize.columns must name neither the key, which is audited, nor the marker")
         if self.archive:
             self._says_what_its_archive_needs(self.archive)
@@ -386,7 +404,7 @@ class Policy(_Model):
             raise ValueError("archive.personal must name the person column: it is the first thing that is personal")
         if archive.personal and not self.person:
             raise ValueError("archive.personal needs the person column: whose key would they be under?")
-        if self.key in archive.personal:
+        if set(self.key) & set(archive.personal):
             raise ValueError("archive.personal must not name the key: it stands in the audit")
 
     @model_validator(mode="after")

@@ -53,11 +53,11 @@ class RowDecision:
             dependant.model_copy(update={"action": "delete"}) if dependant.action == "refuse" else dependant
             for dependant in policy.dependants
         )
-        known = {(dependant.table, dependant.column) for dependant in declared}
+        known = [(dependant.table, dependant.column) for dependant in declared]
         undeclared = tuple(
-            Dependant(table=foreign_key.table, column=foreign_key.columns[0], action="delete", key=key)
+            Dependant(table=foreign_key.table, column=foreign_key.columns, action="delete", key=key)
             for foreign_key, key in self._database.read(lambda connection: referring(connection, policy))
-            if key and (foreign_key.table, foreign_key.columns[0]) not in known
+            if key and not any(foreign_key.is_named(table, columns) for table, columns in known)
         )
         selection = self._matter.selection(policy.model_copy(update={"dependants": declared + undeclared}))
 
@@ -76,25 +76,22 @@ class RowDecision:
             table = reach.foreign_key.table
             person = owners.get(table)
             whose = (
-                sql.SQL(
-                    "EXISTS (SELECT FROM {} c JOIN {} t ON {} WHERE t.{} = %s::{} AND c.{}::text = h.person)"
-                ).format(
+                sql.SQL("EXISTS (SELECT FROM {} c JOIN {} t ON {} WHERE {} AND c.{}::text = h.person)").format(
                     table_identifier(table),
                     selection.table,
                     reach.foreign_key.joins("c"),
-                    selection.key,
-                    selection.key_type,
+                    selection.record.is_("t", sql.Placeholder("row_key")),
                     sql.Identifier(person),
                 )
                 if person
-                else sql.SQL("%s::text IS NOT NULL")
+                else sql.SQL("%(row_key)s::text IS NOT NULL")
             )
             held = connection.execute(
                 sql.SQL(
                     "SELECT FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
                     " AND (h.expires_at IS NULL OR h.expires_at > now()) AND {} LIMIT 1"
                 ).format(whose),
-                (self._key,),
+                {"row_key": self._key},
             ).fetchone()
             if held is not None:
                 why = "is about a person" if person else "may be about a person (no policy tells) that is"

@@ -73,9 +73,9 @@ def test_a_key_of_another_type_or_spelling_is_refused(things, db):
     things.execute("GRANT SELECT ON cases, things TO lifecycle_jobs")
 
     with pytest.raises(Misconfigured, match="there is no row"):
-        holds.place(db, table="public.things", resource_id="not a number", key="id", **BY)
+        holds.place(db, table="public.things", resource_id="not a number", key=("id",), **BY)
     with pytest.raises(Misconfigured, match=f"write it exactly so: {key_of('a')}"):
-        holds.place(db, table="public.cases", resource_id=key_of("a").upper(), key="id", **BY)
+        holds.place(db, table="public.cases", resource_id=key_of("a").upper(), key=("id",), **BY)
 
     assert holds.active(db) == []
 
@@ -106,7 +106,7 @@ def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
     """It is looked for once the gate is closed."""
     batch = database.superuser()
     batch.execute("BEGIN; SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
-    placed = in_background(holds.place, db, table=TABLE, resource_id=key_of("ben 1"), key="id", **BY)
+    placed = in_background(holds.place, db, table=TABLE, resource_id=key_of("ben 1"), key=("id",), **BY)
     wait_until(
         lambda: answers.execute(
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -124,8 +124,8 @@ def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
 def test_a_table_that_a_policy_reaches_is_known_by_the_dependant_s_key():
     policies = parse_policies(POLICY_TEXT, "here")
 
-    assert resources.key_of(policies, "public.things") == "id"
-    assert resources.key_of(policies, "public.notes") == "id"
+    assert resources.key_of(policies, "public.things") == ("id",)
+    assert resources.key_of(policies, "public.notes") == ("id",)
     assert resources.key_of(policies, "public.other") is None
 
 
