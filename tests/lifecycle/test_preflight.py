@@ -84,9 +84,11 @@ WRONG = {
         "share (double precision) cannot be part of a key of several columns",
     ),
     "no column to set to null": (
-        "ALTER TABLE things ADD UNIQUE (id, kind); CREATE TABLE notes (id int PRIMARY KEY, thing bigint NOT NULL,"
-        " kind text NOT NULL, FOREIGN KEY (thing, kind) REFERENCES things (id, kind));"
-        " GRANT SELECT, UPDATE ON notes TO lifecycle_jobs",
+        (
+            "ALTER TABLE things ADD UNIQUE (id, kind); CREATE TABLE notes (id int PRIMARY KEY, thing bigint NOT NULL,"
+            " kind text NOT NULL, FOREIGN KEY (thing, kind) REFERENCES things (id, kind));"
+            " GRANT SELECT, UPDATE ON notes TO lifecycle_jobs"
+        ),
         {"dependants": [{"table": "public.notes", "column": ["thing", "kind"], "action": "set_null"}]},
         "no column of foreign key notes_thing_kind_fkey on public.notes may be null",
     ),
