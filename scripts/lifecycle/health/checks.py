@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle.health import configuration, database, locks, personal_data, schedule, services, vacuum
+from scripts.lifecycle.health import (
+    configuration,
+    database,
+    legal_holds,
+    locks,
+    personal_data,
+    schedule,
+    services,
+    vacuum,
+)
 from scripts.lifecycle.health.findings import CONNECTION, Check
 
 CHECKS = (
@@ -21,6 +30,7 @@ CHECKS = (
     Check("locks", locks.zombie_locks),
     Check("blob", services.blob, needs_database=False),
     Check("archives", services.archives),
+    Check("holds", legal_holds.legal_holds),
     Check("sentry", services.sentry, needs_database=False),
     Check("schedule", schedule.schedule, needs_database=False),
 )
