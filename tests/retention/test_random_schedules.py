@@ -306,5 +306,5 @@ def test_the_sums_hold_through_a_few_schedules(schedules):
 @pytest.mark.timeout(1800)
 def test_the_sums_hold_through_any_schedule(schedules):
     run_state_machine_as_test(
-        schedules, settings=settings(**PROFILE, max_examples=60, stateful_step_count=25, print_blob=True)
+        schedules, settings=settings(**PROFILE, max_examples=30, stateful_step_count=20, print_blob=True)
     )
