@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -243,6 +244,8 @@ class Dependant(_Model):
     """The foreign key's columns; of several the first is enough where no other foreign key of the table has it."""
     action: Literal["delete", "set_null", "refuse"]
     key: Columns = ("id",)
+    person: Column | None = None
+    """Who a row there is about, for legal holds; not said: as the policy on that table says, if there is one."""
 
 
 class Batch(_Model):
@@ -584,7 +587,22 @@ def parse_policies(text: str, place: str) -> PolicySet:
         problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
         raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return PolicySet(document.policies, document.jobs, digest, text, document.kept)
+    policies = {
+        name: policy.model_copy(update={"dependants": with_people(document.policies, policy.dependants)})
+        for name, policy in document.policies.items()
+    }
+    return PolicySet(policies, document.jobs, digest, text, document.kept)
+
+
+def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant]) -> tuple[Dependant, ...]:
+    """Let each dependant that does not say whom its rows are about have the person of its own table's first policy."""
+    people = {policy.table: policy.person for policy in reversed(list(policies.values())) if policy.person}
+    return tuple(
+        dependant
+        if "person" in dependant.model_fields_set or dependant.table not in people
+        else dependant.model_copy(update={"person": people[dependant.table]})
+        for dependant in dependants
+    )
 
 
 def _problem(detail: Any, root: yaml.Node | None) -> str:

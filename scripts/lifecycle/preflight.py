@@ -314,14 +314,15 @@ class _Preflight:
                         f"no right to {right.upper()} on {key.table}: run backend/migrate.py --grants with this file"
                     )
                 columns = {row["attname"]: row for row in self._rows(_COLUMNS, {"oid": child})}
-                missing = [name for name in dependant.key if name not in columns]
+                needed = [*dependant.key, *([dependant.person] if dependant.person else [])]
+                missing = [name for name in needed if name not in columns]
                 self.problems.extend(f"column {key.table}.{name} does not exist" for name in missing)
                 if missing:
                     continue
                 self._key(key.table, dependant.key, columns, None)
                 nulled = self._nulled(key, columns) if dependant.action == "set_null" else ()
                 record = RecordKey(dependant.key, {name: row["type"] for name, row in columns.items()})
-                reaches.append(Reach(key, dependant.action, record, nulled))
+                reaches.append(Reach(key, dependant.action, record, nulled, dependant.person))
                 if dependant.action == "delete":
                     self._no_further_reach(key.table, child)
         self.problems.extend(

@@ -73,6 +73,8 @@ class Reach:
     """The key of the dependant's own table."""
     nulled: tuple[str, ...] = ()
     """The columns that ``set_null`` sets to null."""
+    person: str | None = None
+    """The column that says whom its rows are about."""
 
 
 class Selection:
@@ -219,7 +221,7 @@ class Selection:
 
     @property
     def held(self) -> sql.Composed:
-        """Rows under a legal hold: on the row, its person, the table, or a row that would go along."""
+        """Rows under a legal hold: on the row, its person, the table, or a row that would go along or its person."""
         active = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
         # IN, not EXISTS: the holds are hashed once a statement instead of being looked up for every row.
         holds = [
@@ -251,6 +253,19 @@ class Selection:
                 joins=reach.foreign_key.joins("c"),
             )
             for reach in self.reaches
+        ]
+        holds += [
+            sql.SQL(
+                "EXISTS (SELECT FROM {table} c WHERE {joins} AND (c.{person}::text IN (SELECT h.person"
+                " FROM ops.legal_holds h WHERE {active} AND h.scope = 'person')) IS TRUE)"
+            ).format(
+                active=active,
+                table=table_identifier(reach.foreign_key.table),
+                joins=reach.foreign_key.joins("c"),
+                person=sql.Identifier(reach.person),
+            )
+            for reach in self.reaches
+            if reach.person
         ]
         return sql.SQL("({})").format(sql.SQL(" OR ").join(holds))
 
