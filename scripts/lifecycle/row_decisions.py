@@ -59,6 +59,7 @@ class RowDecision:
         )
         everybody = with_people(self._matter.run.policies.policies, declared + undeclared)
         selection = self._matter.selection(policy.model_copy(update={"dependants": everybody}))
+        # Of a row whose person no policy tells, its hold would not be seen.
         unknown = [dependant.table for dependant in everybody if "person" not in dependant.model_fields_set]
 
         def delete(connection: Connection, selection: Selection) -> str:
@@ -69,14 +70,11 @@ class RowDecision:
 
     def _refuse_unknown_people(self, connection: Connection, tables: list[str]) -> None:
         """Refuse while anybody is under a legal hold, where no policy tells whom the rows that would go are about."""
-        held = (
-            tables
-            and connection.execute(
-                "SELECT FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
-                " AND (h.expires_at IS NULL OR h.expires_at > now()) LIMIT 1"
-            ).fetchone()
-        )
-        if held:
+        held = connection.execute(
+            "SELECT count(*) FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
+            " AND (h.expires_at IS NULL OR h.expires_at > now())"
+        ).fetchone()
+        if tables and held and held[0]:
             raise DecisionFailed(
                 f"rows of {', '.join(tables)} that refer to it may be about a person under a legal hold"
                 " (legal_holds.py list), and no policy tells: declare them as its dependants, with their person"
