@@ -135,7 +135,7 @@ def _details(connection: Connection, run: Run, policy: Policy, result: PolicyRes
         selection.parameters["blob_store"] = store_of(run.settings).lower()
     records, fingerprint, sample = _keys(connection, selection)
     cascade = {
-        f"{reach.foreign_key.table}.{reach.foreign_key.columns[0]} ({reach.action})": _count(
+        f"{reach.foreign_key.table}.{', '.join(reach.foreign_key.columns)} ({reach.action})": _count(
             connection,
             sql.SQL("SELECT count(*) FROM {} c WHERE EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
                 table_identifier(reach.foreign_key.table),

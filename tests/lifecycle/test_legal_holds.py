@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -159,3 +160,15 @@ def test_a_dry_run_of_releasing_says_that_the_hold_stays(command, db, monkeypatc
     assert said.event("hold_would_be_released")["level"] == "WARNING"
     assert [each.id for each in holds.active(db)] == [hold]
     assert (unknown.code, "was released already" in unknown.closing["error"]) == (1, True)
+
+
+def test_a_list_says_which_holds_end_soon(command, db):
+    now = db.now()
+    soon = holds.place(db, table=TABLE, expires_at=now + timedelta(days=13), **BY)
+    for until in (now + timedelta(days=15), None):
+        holds.place(db, table=TABLE, expires_at=until, **BY)
+
+    listed = {line["id"]: line["ends_soon"] for line in command("list").events("hold_in_force")}
+
+    assert (len(listed), [hold for hold, ends in listed.items() if ends]) == (3, [str(soon)])
+    assert holds.ending(db) == [], "another one keeps the same for longer"
