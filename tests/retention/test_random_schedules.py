@@ -290,21 +290,24 @@ def schedules(new_database, redis_url, tmp_path_factory, monkeypatch):
     os.environ |= before
 
 
-PROFILE = {"deadline": None, "suppress_health_check": list(HealthCheck), "database": None}
+# A schedule that fails is shown as it was: to make it smaller would take longer than to read it.
+PROFILE = {
+    "deadline": None,
+    "suppress_health_check": list(HealthCheck),
+    "database": None,
+    "phases": [Phase.generate],
+}
 
 
 @pytest.mark.timeout(120)
 def test_the_sums_hold_through_a_few_schedules(schedules):
     """The same ones each time: a change that breaks one is to be found where it was made."""
     run_state_machine_as_test(
-        schedules,
-        settings=settings(**PROFILE, max_examples=3, stateful_step_count=10, derandomize=True, phases=[Phase.generate]),
+        schedules, settings=settings(**PROFILE, max_examples=3, stateful_step_count=10, derandomize=True)
     )
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 def test_the_sums_hold_through_any_schedule(schedules):
-    run_state_machine_as_test(
-        schedules, settings=settings(**PROFILE, max_examples=30, stateful_step_count=20, print_blob=True)
-    )
+    run_state_machine_as_test(schedules, settings=settings(**PROFILE, max_examples=15, stateful_step_count=20))
