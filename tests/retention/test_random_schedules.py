@@ -23,6 +23,7 @@ from scripts.utils.db_utils import Database
 from scripts.utils.errors import GateBusy, Misconfigured
 from scripts.utils.settings import load_settings
 from tests.conftest import TEMPLATE
+from tests.lifecycle.support import read_lines
 from tests.retention.enforcement.conftest import KEY, LOCK, policy
 from tests.retention.forked import Child
 from tests.retention.payments import MASTER_KEY
@@ -175,6 +176,7 @@ class Schedules(RuleBasedStateMachine):
         self.child(self.stage.start(ARCHIVE, "restore", "--policy", "things", fault=fault, at=at), fault, "nothing", 0)
 
     def child(self, child, fault, meanwhile, choice):
+        before = self.removed()
         child.struck()
         if meanwhile == "insert":
             self.insert("things", 3, True)
@@ -188,6 +190,13 @@ class Schedules(RuleBasedStateMachine):
         self.stage.settled()
         allowed = {"kill": {-9, 0, 3, 4}, "cut": {0, 1, 3, 4}, None: {0, 3, 4}}[fault]
         assert code in allowed, (code, self.stage.output.read_text()[-3000:])
+        if code in (0, 3, 4):
+            said = read_lines(self.stage.output.read_text())[-1].get("records_deleted", 0)
+            assert self.removed() - before == said, "a run says that it deleted what it did not, or the other way round"
+
+    def removed(self):
+        counted = "SELECT count(*) FROM ops.audit_log WHERE action = ANY(%s)"
+        return self.stage.link.execute(counted, ([*TABLES.values()],)).fetchone()[0]
 
     # What must be true.
 
