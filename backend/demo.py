@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.rule import Rule
 from rich.table import Table
+from rich.text import Text
 
-from backend import local_stack
+from backend import local_stack, migrate
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 100_000
@@ -31,6 +33,11 @@ CLEANUP = "scripts/cleanup/cleanup_quiz_responses.py"
 PDFS = "scripts/cleanup/cleanup_pdfs.py"
 HOLDS = "scripts/retention/legal_holds.py"
 VERIFY = "scripts/retention/verify_audit.py"
+ENFORCE = "scripts/retention/enforce_retention_policies.py"
+ARCHIVES = "scripts/retention/archive_before_delete.py"
+BESIDE = "public.payments_restored"
+# The closing table's title is the last thing on standard error.
+TABLE_BEGINS = "enforce_retention_policies: "
 
 console = Console(highlight=False, width=max(100, min(Console().width, 120)))
 
@@ -38,10 +45,16 @@ console = Console(highlight=False, width=max(100, min(Console().width, 120)))
 class Demo:
     """The steps, one method each."""
 
-    def __init__(self, stack: local_stack.Stack) -> None:
+    def __init__(self, stack: local_stack.Stack, archives: Path) -> None:
         self._stack = stack
         self._step = 0
-        self._environment = {"PATH": os.environ["PATH"], **stack.exports()}  # noqa: TID251 - hands its shell's on
+        self._environment = {
+            "PATH": os.environ["PATH"],  # noqa: TID251 - hands its shell's on
+            "COLUMNS": str(console.width),
+            "ARCHIVE_URL": archives.as_uri(),
+            "ARCHIVE_MASTER_KEY": f"demo:{secrets.token_hex(32)}",
+            **stack.exports(),
+        }
 
     def run(self) -> None:
         """Show every step, and fail loudly when one does not do what it should."""
@@ -77,7 +90,52 @@ class Demo:
         self.step("The audit is verified; a superuser alters one entry, and is found out")
         self.script(VERIFY)
         self.tamper()
+        self.step("Every policy of the file by one command, as an operator sees it; payments are archived first")
+        self.orchestrate(as_of)
+        self.step("One archive comes back, into a table beside its own, and is what was deleted")
+        self.restore()
         self.finish(real)
+
+    def orchestrate(self, as_of: str) -> None:
+        """Remember the payments, and carry out every policy; the operator's table is on standard error."""
+        self.change(
+            "CREATE TABLE public.payments_before AS TABLE public.payment_transactions",
+            f"CREATE TABLE {BESIDE} (LIKE public.payment_transactions)",
+            f"GRANT SELECT, INSERT ON {BESIDE} TO {migrate.ROLE}",
+        )
+        said = self.call(ENFORCE, "--all", "--as-of", as_of, "--log-format", "console").stderr
+        console.print(Text(said[said.index(TABLE_BEGINS) :].rstrip()) if TABLE_BEGINS in said else said)
+        require("payment_transactions" in said, "the table does not show the payments")
+
+    def restore(self) -> None:
+        """Bring the oldest archive back, and compare its rows with those remembered, both ways."""
+        archive, rows = self.rows(
+            "SELECT id::text, row_count FROM ops.archives WHERE status = 'sealed' ORDER BY created_at LIMIT 1"
+        )[0]
+        self.script(ARCHIVES, "restore", "--policy", "payment_transactions", "--archive", archive, "--into", BESIDE)
+        deleted = (
+            "SELECT b.* FROM public.payments_before b JOIN ops.audit_log a ON a.resource_id = b.id::text"
+            " WHERE a.action = 'archive_then_delete' AND a.metadata ->> 'archive' ="
+            " (SELECT id::text FROM ops.archives WHERE status = 'sealed' ORDER BY created_at LIMIT 1)"
+        )
+        counts = [
+            self.value(f"SELECT count(*) FROM ({query}) q")  # noqa: S608 - constants
+            for query in (
+                deleted,
+                f"TABLE {BESIDE}",
+                f"({deleted}) EXCEPT ALL TABLE {BESIDE}",
+                f"TABLE {BESIDE} EXCEPT ALL ({deleted})",
+            )
+        ]
+        still_live = self.value(f"SELECT count(*) FROM public.payment_transactions JOIN {BESIDE} USING (id)")  # noqa: S608
+        table = Table()
+        for heading in ("deleted and audited", "restored beside it", "only deleted", "only restored", "still live"):
+            table.add_column(heading, justify="right")
+        table.add_row(*(f"{count:,}" for count in (*counts, still_live)))
+        console.print(table)
+        require(rows > 0 and counts == [rows, rows, 0, 0], "the restored rows are not those that were deleted")
+        require(still_live == 0, "an archived row is still in its table")
+        self.script(VERIFY)
 
     def step(self, text: str) -> None:
         """Name the step."""
@@ -87,6 +145,17 @@ class Demo:
 
     def script(self, path: str, *arguments: str, expected: int = 0, stdin: str = "") -> list[dict[str, Any]]:
         """Run a script as an operator does, and return its log lines."""
+        done = self.call(path, *arguments, expected=expected, stdin=stdin)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in lines:
+            if line["event"] != "run_figures":
+                facts = {k: v for k, v in line.items() if k in _SHOWN and v is not None}
+                said = "  ".join(f"{name}={value}" for name, value in facts.items())
+                console.print(f"    [dim]{line['timestamp'][11:19]}[/dim] [bold]{line['event']}[/bold]  {said}")
+        return lines
+
+    def call(self, path: str, *arguments: str, expected: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run a script."""
         console.print(f"  [cyan]$ python {path} {shlex.join(arguments)}[/cyan]")
         done = subprocess.run(
             [sys.executable, str(ROOT / path), *arguments],
@@ -96,14 +165,14 @@ class Demo:
             text=True,
             check=False,
         )
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        for line in lines:
-            if line["event"] != "run_figures":
-                facts = {k: v for k, v in line.items() if k in _SHOWN and v is not None}
-                said = "  ".join(f"{name}={value}" for name, value in facts.items())
-                console.print(f"    [dim]{line['timestamp'][11:19]}[/dim] [bold]{line['event']}[/bold]  {said}")
-        require(done.returncode == expected, f"{path} ended with {done.returncode}: {done.stderr}")
-        return lines
+        require(done.returncode == expected, f"{path} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return done
+
+    def change(self, *statements: str) -> None:
+        """Change something as the database's superuser."""
+        with psycopg.connect(self._stack.superuser_url("app")) as connection:  # noqa: TID251 - what is not the jobs'
+            for statement in statements:
+                connection.execute(statement)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Ask the database as its superuser."""
@@ -199,7 +268,7 @@ class Demo:
 
 _SHOWN = (
     "policy", "path", "records_to_delete", "records_deleted", "records_held", "records_queued", "records_remaining",
-    "duration_seconds", "stop_reason", "entries", "finding", "exit_code", "hold",
+    "duration_seconds", "stop_reason", "entries", "records_restored", "finding", "exit_code", "hold",
 )  # fmt: skip
 
 
@@ -216,7 +285,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as directory:
         console.print("  starting PostgreSQL, Valkey and a local Blob store on 127.0.0.1 …")
         with local_stack.running(Path(directory), blob=True) as stack:
-            Demo(stack).run()
+            archives = Path(directory) / "archives"
+            archives.mkdir()
+            Demo(stack, archives).run()
     return 0
 
 

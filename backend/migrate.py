@@ -208,7 +208,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
     wanted: list[tuple[str, str, str]] = []
     for policy in policy_set.policies.values():
         # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
-        for column in (policy.key, *policy.written):
+        for column in (policy.key[0], *policy.written):
             wanted += _rights(policy.action, policy.table, column)
         for remedy in policy.remedies:
             wanted += [("update", policy.table, column) for column in remedy.set]
@@ -217,7 +217,8 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
                     wanted.append(("usage", value.from_table.split(".")[0], ""))
                     wanted += [("look_up", value.from_table, column) for column in (value.take, value.same)]
         for dependant in policy.dependants:
-            wanted += _rights(dependant.action, dependant.table, dependant.column)
+            for column in dependant.column:
+                wanted += _rights(dependant.action, dependant.table, column)
     for step in policy_set.erasure.values():
         suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
         # Who is on the list by her pseudonym already needs no second entry.

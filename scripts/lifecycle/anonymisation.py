@@ -14,6 +14,7 @@ from typing import Any
 from psycopg import sql
 
 from scripts.lifecycle.policies import Anonymize, Treatment
+from scripts.lifecycle.record_keys import RecordKey
 
 _TEXTS = ("text", "character varying", "character")
 _ADDRESSES = (*_TEXTS, "inet")
@@ -24,7 +25,7 @@ _PSEUDONYM_LENGTH = 81
 
 # What was read and has changed since is left alone: its pseudonym would be that of a former value.
 FRESH = sql.SQL("fresh AS (SELECT * FROM unnest({arrays}) AS f ({names}))")
-STILL_FRESH = sql.SQL(" AND (t.{key}::text, t.xmin::text) IN (SELECT key, version FROM fresh)")
+STILL_FRESH = sql.SQL(" AND ({id}, t.xmin::text) IN (SELECT key, version FROM fresh)")
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,11 @@ def fresh(section: Anonymize) -> sql.Composed:
     )
 
 
-def read(section: Anonymize, table: sql.Composable, key: sql.Identifier, where: sql.Composable) -> sql.Composed:
+def read(section: Anonymize, table: sql.Composable, record: RecordKey, where: sql.Composable) -> sql.Composed:
     """Return the query for the values that become pseudonyms, with each row's key and version."""
     columns = [sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in section.pseudonymised]
-    return sql.SQL("SELECT t.{key}::text, t.xmin::text, {columns} FROM {table} t WHERE {where}").format(
-        key=key, columns=sql.SQL(", ").join(columns), table=table, where=where
+    return sql.SQL("SELECT {id}, t.xmin::text, {columns} FROM {table} t WHERE {where}").format(
+        id=record.id("t"), columns=sql.SQL(", ").join(columns), table=table, where=where
     )
 
 

@@ -22,16 +22,24 @@ def archive_what_is_due(run: Run) -> None:
         ArchiveStoreFailed: The store fails before the first policy.
         StoppedEarly: The run must stop.
     """
+    for name in [name for name, policy in run.policies.policies.items() if policy.action == ACTION]:
+        archive_policy(run, name)
+
+
+def archive_policy(run: Run, name: str) -> None:
+    """Carry out one policy that archives before it deletes: under its job's lock, by whatever job.
+
+    Raises:
+        As :func:`archive_what_is_due` does.
+    """
     store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
     keys.check()
     if not run.options.dry_run:
         remove_leftovers(run, Catalogue(run.database, store, keys))
-    for name, policy in run.policies.policies.items():
-        if policy.action == ACTION:
-            purge(run, policy=name)
-            # A period that became shorter fails the policy until somebody confirms it: the archive's own too.
-            if run.results[-1].exit_code is not ExitCode.FAILED:
-                expire(run, policy, store, keys)
+    purge(run, policy=name)
+    # A period that became shorter fails the policy until somebody confirms it: the archive's own too.
+    if run.results[-1].exit_code is not ExitCode.FAILED:
+        expire(run, run.policies.policies[name], store, keys)
 
 
 def remove_leftovers(run: Run, catalogue: Catalogue) -> None:

@@ -64,7 +64,7 @@ exported AS MATERIALIZED (
 """)
 # The window too: without its bounds every archive would look through all that is due, and the last one cost what all
 # before it did.
-_SAME = sql.SQL("{window} AND t.ctid = e.tid AND t.xmin = e.xmin AND t.{key}::text = e.key AND {removable}")
+_SAME = sql.SQL("{window} AND t.ctid = e.tid AND t.xmin = e.xmin AND {id} = e.key AND {removable}")
 
 # As in every batch: a child that is being added while its parent goes would be deleted or cut off unseen.
 _LOCK = sql.SQL("WITH {exported} SELECT count(*) FROM (SELECT FROM {table} t, exported e WHERE {same} FOR UPDATE) l")
@@ -442,7 +442,9 @@ class Archiver:
         return [delete]
 
     def _same(self, window: Window) -> sql.Composed:
-        return _SAME.format(window=window.clause, key=self._selection.key, removable=self._selection.removable)
+        return _SAME.format(
+            window=window.clause, id=self._selection.record.id("t"), removable=self._selection.removable
+        )
 
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(

@@ -51,8 +51,8 @@ SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
 """
 _COPY = sql.SQL("""
-COPY (SELECT t.{key}::text, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
-       WHERE {rows} AND {removable} AND t.{key}::text <> ALL(%(excluded)s::text[])) TO STDOUT (ENCODING 'UTF8')
+COPY (SELECT {id}, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
+       WHERE {rows} AND {removable} AND {id} <> ALL(%(excluded)s::text[])) TO STDOUT (ENCODING 'UTF8')
 """)
 _ESCAPES = {
     b"b": b"\b",
@@ -63,6 +63,7 @@ _ESCAPES = {
     b"v": b"\v",
 }
 _ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
+_ESCAPED_KEY = re.compile(r"\\(.)")
 _NULL = b"\\N"
 _BROKEN = -2  # of PQgetCopyData
 
@@ -89,7 +90,9 @@ class Exported:
 
     def key_list(self) -> list[str]:
         """Return the keys of its rows."""
-        return self.keys[2:-2].split('","')
+        # A quotation mark within a key has a backslash before it.
+        keys = self.keys[2:-2].split('","')
+        return [_ESCAPED_KEY.sub(r"\1", key) for key in keys] if "\\" in self.keys else keys
 
 
 def unescaped(field: bytes) -> bytes:
@@ -169,7 +172,7 @@ class Exporter:
         personal = [column for column in columns if column.name in self._archive.personal]
         rest = [column for column in columns if column.name not in self._archive.personal]
         return _COPY.format(
-            key=selection.key,
+            id=selection.record.id("t"),
             anchors=sql.SQL(" ").join(
                 sql.SQL("WHEN {} THEN {}").format(
                     selection.rule(name), selection.instant(self._policy.rules[name].anchor)
@@ -195,7 +198,7 @@ class Exporter:
             "archive": str(begun.id),
             "policy": self._policy.name,
             "table": self._policy.table,
-            "key": self._policy.key,
+            "key": self._policy.key[0] if len(self._policy.key) == 1 else self._policy.key,
             "personal": personal,
             "columns": [[column.name, column.type] for column in columns],
             **self._about,
@@ -233,7 +236,7 @@ class Exporter:
         return Exported(
             begun,
             written,
-            _array(contents.keys),
+            _array(_quoted(contents.keys)),
             _array(contents.tids),
             _array(contents.xmins),
             contents.calls,
@@ -306,7 +309,7 @@ def columns_of(connection: Connection, policy: Policy) -> list[Column]:
     personal = archive_of(policy).personal
     name = sql.SQL(".").join(map(sql.Identifier, policy.table.split("."))).as_string(connection)
     types = dict(connection.execute(_COLUMNS, (name,)).fetchall())
-    order = dict.fromkeys([*(each for each in personal if each in types), policy.key, *types])
+    order = dict.fromkeys([*(each for each in personal if each in types), *policy.key, *types])
     return [Column(each, types[each]) for each in order]
 
 
@@ -372,6 +375,13 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
         yield block
 
 
+def _quoted(keys: list[bytes]) -> list[bytes]:
+    """Return keys as COPY wrote them for :func:`_array`: those of several columns hold quotation marks."""
+    if not keys[0].startswith(b"["):
+        return keys
+    return [unescaped(key).replace(b"\\", b"\\\\").replace(b'"', b'\\"') for key in keys]
+
+
 def _array(values: list[bytes]) -> str:
-    """Write an array as PostgreSQL does; of numbers and places in a table only."""
+    """Write an array as PostgreSQL does, of what holds no quotation marks and backslashes or has them escaped."""
     return '{"' + b'","'.join(values).decode() + '"}'

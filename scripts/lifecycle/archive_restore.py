@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -17,7 +18,7 @@ from psycopg import sql
 
 from scripts.lifecycle import audit
 from scripts.lifecycle.archive_catalogue import Entry
-from scripts.lifecycle.archive_export import TEXT_SETTINGS, Column
+from scripts.lifecycle.archive_export import TEXT_SETTINGS, Column, unescaped
 from scripts.lifecycle.archive_format import (
     NOBODY,
     ArchiveBroken,
@@ -28,6 +29,7 @@ from scripts.lifecycle.archive_format import (
 )
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.policies import table_identifier
+from scripts.lifecycle.record_keys import RecordKey
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import OpsError, describe_database_error
@@ -122,7 +124,9 @@ def restore(
             connection.execute(TEXT_SETTINGS)
             assignments = _assignments(connection, columns, wish)
             _create_stage(connection, columns)
-            rows = _Rows(connection, keys, entry, wish, len(reader.header["personal"]))
+            key = _key_of(reader.header)
+            wanted = _wanted(connection, wish, key, columns)
+            rows = _Rows(connection, keys, entry, wish, wanted, len(reader.header["personal"]), len(key))
             for part in reader.blocks(object_key):
                 between()
                 if isinstance(part, Block):
@@ -130,7 +134,7 @@ def restore(
                 elif part.rows != entry.row_count or reader.sha256 != entry.sha256:
                     raise ArchiveBroken(f"archive {entry.object} is broken: it is not the one of the catalogue")
             _refuse_lossy(connection, assignments)
-            put_back, present = _insert(connection, wish, str(reader.header["key"]), assignments, entry, operator)
+            put_back, present = _insert(connection, wish, key, assignments, entry, operator)
             if dry_run:
                 raise psycopg.Rollback  # everything was tried, nothing is to stay
     except psycopg.Error as error:
@@ -140,15 +144,47 @@ def restore(
     return Restored(put_back, present, rows.erased)
 
 
+def _key_of(header: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the key's columns: a text where there is one, a list where there are several."""
+    key = header["key"]
+    return (key,) if isinstance(key, str) else tuple(key)
+
+
+def _wanted(
+    connection: Connection, wish: Wish, key: tuple[str, ...], columns: list[Column]
+) -> frozenset[tuple[bytes, ...]]:
+    """Return the keys of the rows that are asked for, as they are in the archive; none: all rows are."""
+    if len(key) == 1 or not wish.ids:
+        return frozenset((each.encode(),) for each in wish.ids)
+    types = {column.name: column.type for column in columns}
+    texts = sql.SQL(", ").join(
+        sql.SQL("((e.id::jsonb ->> {})::{})::text").format(sql.Literal(place), sql.SQL(types[name]))
+        for place, name in enumerate(key)
+    )
+    statement = sql.SQL("SELECT {} FROM unnest(%s::text[]) AS e (id)").format(texts)
+    rows = connection.execute(statement, (sorted(wish.ids),)).fetchall()
+    return frozenset(tuple((value or "").encode() for value in row) for row in rows)
+
+
 class _Rows:
     """Puts the rows of blocks together again, as lines for COPY."""
 
-    def __init__(self, connection: Connection, keys: ArchiveKeys, entry: Entry, wish: Wish, personal: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        keys: ArchiveKeys,
+        entry: Entry,
+        wish: Wish,
+        wanted: frozenset[tuple[bytes, ...]],
+        personal: int,
+        key_columns: int,
+    ) -> None:
         self._connection = connection
         self._keys = keys
         self._entry = entry
         self._wish = wish
-        self._ids = {each.encode() for each in wish.ids}
+        self._wanted = wanted
+        self._key_columns = key_columns
         self._personal = personal
         self._nothing = b"\t".join([b"\\N"] * personal)
         self.erased = 0
@@ -156,15 +192,16 @@ class _Rows:
     def of(self, block: Block) -> list[bytes]:
         """Return the lines that are wanted."""
         rest = lines_of(block.rest)
-        if self._ids and not any(line.split(b"\t", 1)[0] in self._ids for line in rest):
+        wanted = [self._is_wanted(line) for line in rest]
+        if not any(wanted):
             return []
         lots = self._opened(block)
         own = iter(lines_of(block.own))
         lines = []
-        for line, owner in zip(rest, block.owners, strict=True):
+        for line, owner, is_wanted in zip(rest, block.owners, wanted, strict=True):
             lot = own if owner == NOBODY else lots[owner]
             mine = None if lot is None else next(lot)
-            if self._ids and line.split(b"\t", 1)[0] not in self._ids:
+            if not is_wanted:
                 continue
             if mine is None:
                 self.erased += 1
@@ -173,6 +210,10 @@ class _Rows:
                 mine = self._nothing
             lines.append((mine + b"\t" if self._personal else b"") + line + b"\n")
         return lines
+
+    def _is_wanted(self, line: bytes) -> bool:
+        fields = line.split(b"\t", self._key_columns)[: self._key_columns] if self._wanted else ()
+        return not self._wanted or tuple(map(unescaped, fields)) in self._wanted
 
     def _opened(self, block: Block) -> list[Iterator[bytes] | None]:
         # Kept until the transaction is over: nobody is erased between this look and the rows' return.
@@ -266,24 +307,35 @@ def _refuse_lossy(connection: Connection, assignments: list[_Assignment]) -> Non
 
 
 def _insert(
-    connection: Connection, wish: Wish, key: str, assignments: list[_Assignment], entry: Entry, operator: str
+    connection: Connection,
+    wish: Wish,
+    key: tuple[str, ...],
+    assignments: list[_Assignment],
+    entry: Entry,
+    operator: str,
 ) -> tuple[int, int]:
     """Put in what is not there; return how many rows went in and how many were there."""
     by_name = {each.column.name: each for each in assignments}
-    if key not in by_name:
-        raise RestoreRefused(f"the key {key} must not be left out: without it nothing tells what is there already")
+    if missing := [name for name in key if name not in by_name]:
+        raise RestoreRefused(
+            f"the key {', '.join(missing)} must not be left out: without it nothing tells what is there already"
+        )
+    targets = [by_name[name] for name in key]
+    record = RecordKey([each.target for each in targets], {each.target: each.base_type for each in targets})
     names = {
         "table": table_identifier(wish.into),
         "stage": _STAGE,
-        "key": sql.Identifier(by_name[key].target),
-        "value": by_name[key].value,
+        "id": record.id("t"),
+        "there": sql.SQL(" AND ").join(
+            sql.SQL("x.{} = {}").format(sql.Identifier(each.target), each.value) for each in targets
+        ),
         "columns": sql.SQL(", ").join(sql.Identifier(each.target) for each in assignments),
         "values": sql.SQL(", ").join(each.value for each in assignments),
     }
     row = connection.execute(
         sql.SQL(
             "WITH put AS (INSERT INTO {table} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} s"
-            " WHERE NOT EXISTS (SELECT FROM {table} x WHERE x.{key} = {value}) RETURNING t.{key}::text AS key)"
+            " WHERE NOT EXISTS (SELECT FROM {table} x WHERE {there}) RETURNING {id} AS key)"
             " SELECT (SELECT array_agg(key) FROM put), (SELECT count(*) FROM {stage})"
         ).format(**names)
     ).fetchone()

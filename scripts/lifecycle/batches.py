@@ -28,25 +28,25 @@ from scripts.utils.db_utils import Connection, Database, connection_lost
 _DELETE = sql.SQL("""gone AS (
     DELETE FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING t.{key}::text AS key, {rule} AS rule
+    RETURNING {id} AS key, {rule} AS rule
 )""")
 
 # The rule is worked out before the row changes: it may look at the very columns that mark it.
 _SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
-    SELECT t.{key} AS id, t.{key}::text AS key, {rule} AS rule FROM {table} t
+    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
-    UPDATE {table} t SET {marks} FROM chosen c WHERE t.{key} = c.id RETURNING c.key, c.rule
+    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.key, c.rule
 )""")
 
 # As above; a row that changed since its values were read is left for the closing pass.
 _ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
-    SELECT t.{key} AS id, t.{key}::text AS key, {rule} AS rule FROM {table} t
+    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
      WHERE {rows} AND {removable}{still_fresh} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
-    UPDATE {table} t SET {marks} FROM chosen c JOIN fresh f ON f.key = c.key WHERE t.{key} = c.id
+    UPDATE {table} t SET {marks} FROM chosen c JOIN fresh f ON f.key = c.key WHERE {same}
     RETURNING c.key, c.rule
 )""")
 
@@ -70,7 +70,7 @@ _FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
 _INTEND = sql.SQL("""
 WITH {may_run}, written AS (
     INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, run_id)
-    SELECT %(policy)s, {rule}, %(table_name)s, t.{key}::text, t.{blob}, {person}, %(run_id)s
+    SELECT %(policy)s, {rule}, %(table_name)s, {id}, t.{blob}, {person}, %(run_id)s
       FROM {table} t WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
         ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
     RETURNING id
@@ -90,7 +90,7 @@ WITH {may_run}, parents AS MATERIALIZED (
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE {skip_locked}
 ), reached AS (
-    {change} RETURNING c.{child_key}::text AS key
+    {change} RETURNING {child_id} AS key
 )
 SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
                         %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
@@ -225,7 +225,7 @@ class BatchWriter:
         if self._pseudonym is None:
             raise ValueError("a policy with pseudonyms is carried out by who has their key")
         where = sql.SQL("{} AND {}").format(window.clause, self._removable)
-        query = anonymisation.read(section, self._selection.table, self._selection.key, where)
+        query = anonymisation.read(section, self._selection.table, self._selection.record, where)
         with self._gated.reading(connection):
             rows = connection.execute(query, parameters).fetchall()
         return dict(anonymisation.parameters_of(section, rows, self._pseudonym))
@@ -278,7 +278,9 @@ class BatchWriter:
             "table": selection.table,
             "rows": rows,
             "removable": removable,
-            "key": selection.key,
+            "id": selection.record.id("t"),
+            "named": selection.record.named("t"),
+            "same": selection.record.same("t", "c"),
             "rule": selection.rule_name,
         }
         policy = selection.policy
@@ -298,13 +300,13 @@ class BatchWriter:
         marks = anonymisation.marks(section, selection.column_type, selection.now)
         if not section.pseudonymised:
             return _SOFT_DELETE.format(marks=marks, **names)
-        still_fresh = anonymisation.STILL_FRESH.format(key=selection.key)
+        still_fresh = anonymisation.STILL_FRESH.format(id=selection.record.id("t"))
         return _ANONYMIZE.format(fresh=anonymisation.fresh(section), still_fresh=still_fresh, marks=marks, **names)
 
     @property
     def _removable(self) -> sql.Composed:
         selection = self._selection
-        return sql.SQL("{} AND t.{}::text <> ALL(%(excluded)s::text[])").format(selection.removable, selection.key)
+        return sql.SQL("{} AND {} <> ALL(%(excluded)s::text[])").format(selection.removable, selection.record.id("t"))
 
     def _lock(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
         return _LOCK.format(
@@ -321,7 +323,7 @@ class BatchWriter:
         if reach.action == "delete":
             change = sql.SQL("DELETE FROM {} c USING parents t WHERE {}").format(child, joins)
         else:
-            nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in foreign_key.columns)
+            nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in reach.nulled)
             change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
         return _DEPENDANTS.format(
             may_run=MAY_RUN,
@@ -331,7 +333,7 @@ class BatchWriter:
             removable=self._removable,
             skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
             change=change,
-            child_key=sql.Identifier(reach.key),
+            child_id=reach.record.id("c"),
             child_name=sql.Literal(foreign_key.table),
             action=sql.Literal(reach.action),
             number=sql.SQL(str(number)),

@@ -25,6 +25,10 @@ from scripts.utils.retry_utils import retry
 
 ORPHANED = "orphaned"
 
+# The name of an orphan's intent is no row's.
+_OPEN_ROWS = sql.SQL("ARRAY(SELECT resource_id FROM open WHERE rule <> %(orphaned)s)")
+_ROW_OF = sql.SQL("(CASE WHEN {0}.rule <> %(orphaned)s THEN {0}.resource_id END)")
+
 _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
     SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
@@ -32,23 +36,23 @@ WITH {may_run}, open AS MATERIALIZED (
        AND (%(only)s::text[] IS NULL OR d.resource_id = ANY(%(only)s)) AND (SELECT owned AND NOT stopped FROM may_run)
      ORDER BY d.id LIMIT %(rows)s FOR UPDATE
 ), free AS MATERIALIZED (
-    SELECT t.{key} AS key FROM {table} t
-     WHERE t.{key} = ANY(ARRAY(SELECT resource_id::{key_type} FROM open WHERE rule <> %(orphaned)s))
+    SELECT {named} FROM {table} t
+     WHERE {among_open}
        FOR UPDATE SKIP LOCKED
 ), judged AS MATERIALIZED (
     SELECT o.id, o.blob, o.resource_id,
-           t.{key} IS NOT NULL AND t.{key} NOT IN (SELECT key FROM free) AS locked,
+           {there} AND NOT EXISTS (SELECT FROM free f WHERE {is_free}) AS locked,
            CASE WHEN EXISTS (SELECT FROM {table} r WHERE r.{blob} = ANY(ops.blob_names(o.blob, %(blob_store)s))
-                                AND r.{key}::text <> o.resource_id
+                                AND {other_id} <> o.resource_id
                                 AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
-                                                   AND d.resource_id = r.{key}::text AND d.closed_at IS NULL))
+                                                   AND d.resource_id = {other_id} AND d.closed_at IS NULL))
                      THEN 'named_by_a_row'
                 WHEN o.rule = %(orphaned)s THEN NULL
-                WHEN t.{key} IS NULL THEN 'row_changed'
+                WHEN NOT {there} THEN 'row_changed'
                 WHEN {held} THEN 'held'
                 WHEN NOT ({due}) THEN 'not_due' END AS kept
       FROM open o LEFT JOIN {table} t
-        ON t.{blob} = o.blob AND t.{key} = CASE WHEN o.rule <> %(orphaned)s THEN o.resource_id::{key_type} END
+        ON t.{blob} = o.blob AND {is_opened}
 ), claimed AS (
     UPDATE ops.blob_deletions d
        SET status = CASE WHEN j.kept IS NULL THEN 'sending' ELSE 'cancelled' END, reason = j.kept, run_id = %(run_id)s,
@@ -73,7 +77,7 @@ WITH sent AS MATERIALIZED (
       FROM sent s WHERE d.id = s.id
 ), cleared AS (
     UPDATE {table} t SET {changes} FROM sent s
-     WHERE t.{blob} = s.blob AND t.{key} = CASE WHEN s.rule <> %(orphaned)s THEN s.resource_id::{key_type} END
+     WHERE t.{blob} = s.blob AND {is_sent}
 ), audited AS (
     SELECT count(*) AS rows,
            ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
@@ -176,12 +180,24 @@ class Intents:
         }
         names = {
             "table": selection.table,
-            "key": selection.key,
-            "key_type": selection.key_type,
             "blob": sql.Identifier(policy.blob.column),
         }
-        self._claim = _CLAIM.format(may_run=MAY_RUN, held=selection.held, due=selection.due, **names)
-        self._confirm = _CONFIRM.format(changes=changes(selection, policy.blob), **names)
+        record = selection.record
+        self._claim = _CLAIM.format(
+            may_run=MAY_RUN,
+            held=selection.held,
+            due=selection.due,
+            named=record.named("t"),
+            among_open=record.among("t", _OPEN_ROWS),
+            there=sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(record.names[0])),
+            is_free=record.same("t", "f"),
+            other_id=record.id("r"),
+            is_opened=record.is_("t", _ROW_OF.format(sql.SQL("o"))),
+            **names,
+        )
+        self._confirm = _CONFIRM.format(
+            changes=changes(selection, policy.blob), is_sent=record.is_("t", _ROW_OF.format(sql.SQL("s"))), **names
+        )
 
     def claim(self, after: int, rows: int, heartbeat: Statement | None = None) -> Claim:
         """Take up what is open beyond an id: what may go is ``sending`` from now on.

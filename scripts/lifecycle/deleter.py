@@ -270,8 +270,8 @@ class Deleter:
         )
 
     def _keys(self, window: Window) -> list[str]:
-        statement = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
-            self._selection.key, self._selection.table, window.clause, self._selection.removable
+        statement = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+            self._selection.record.id("t"), self._selection.table, window.clause, self._selection.removable
         )
         parameters = self._selection.parameters | window.parameters
         rows = self._read(lambda connection: connection.execute(statement, parameters).fetchall())

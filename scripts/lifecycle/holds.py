@@ -8,7 +8,7 @@ for blobs that the store had been asked for before: those are named.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypedDict, Unpack
 from uuid import UUID
 
@@ -21,6 +21,9 @@ from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
 
 _BY_DECISION = "queue item %"
+WARNING = timedelta(days=14)
+"""So long before a hold ends by itself it is said that it will: enough for a lawyer to answer."""
+_COLUMNS = "h.id, h.scope, h.table_name, h.resource_id, h.reason, h.placed_by, h.placed_at, h.expires_at"
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class Hold:
     placed_by: str
     placed_at: datetime
     expires_at: datetime | None
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Tell whether it ends by itself within :data:`WARNING`."""
+        return self.expires_at is not None and self.expires_at <= now + WARNING
+
+    @property
+    def subject(self) -> str:
+        """What is held, without who or which."""
+        if self.scope == "person":
+            return "on a person"
+        return f"on {'a row' if self.scope == 'row' else 'all'} of {self.table_name}"
 
 
 class HeldByOthers(OpsError):
@@ -70,8 +84,8 @@ class What(TypedDict, total=False):
     """A normalized e-mail address."""
     expires_at: datetime | None
     """When the hold ends by itself."""
-    key: str | None
-    """The table's key column, by which the row is looked for; None: not looked for."""
+    key: tuple[str, ...] | None
+    """The table's key columns, by which the row is looked for; None: not looked for."""
 
 
 def place(database: Database, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
@@ -164,8 +178,25 @@ def active(database: Database) -> list[Hold]:
     """Return the holds in force, oldest first."""
     with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
-            "SELECT id, scope, table_name, resource_id, reason, placed_by, placed_at, expires_at FROM ops.legal_holds"
-            " WHERE released_at IS NULL AND (expires_at IS NULL OR expires_at > now()) ORDER BY placed_at, id"
+            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
+            " WHERE h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()) ORDER BY h.placed_at, h.id"
+        ).fetchall()
+
+
+def ending(database: Database) -> list[Hold]:
+    """Return the holds that end by themselves within :data:`WARNING`, the next one first.
+
+    What another hold keeps for longer does not become free, so nobody need be told.
+    """
+    with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
+        return cursor.execute(
+            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
+            " WHERE h.released_at IS NULL AND h.expires_at > now() AND h.expires_at <= now() + %s"
+            " AND NOT EXISTS (SELECT FROM ops.legal_holds o WHERE o.released_at IS NULL AND o.scope = h.scope"
+            " AND (o.expires_at IS NULL OR o.expires_at > h.expires_at)"
+            " AND (o.table_name, o.resource_id, o.person) IS NOT DISTINCT FROM (h.table_name, h.resource_id, h.person))"
+            " ORDER BY h.expires_at, h.id",
+            (WARNING,),
         ).fetchall()
 
 

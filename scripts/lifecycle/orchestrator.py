@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import psycopg
 
@@ -106,7 +107,7 @@ class _Orchestra:
         failure: OpsError | None = None
         try:
             with self._its_lock(name) as lock, run.work_of(self._job_of(name), lock, seconds):
-                purge(run, policy=name)
+                self._work(name)
         except NotRun as error:
             self._not_begun(name, error.stop_reason, str(error), ExitCode.STOPPED_EARLY)
         except StoppedEarly as stop:
@@ -139,6 +140,14 @@ class _Orchestra:
         )
         return result.stop_reason == "time_share"
 
+    def _work(self, name: str) -> None:
+        if self._run.policies.policies[name].action != "archive_then_delete":
+            purge(self._run, policy=name)
+            return
+        from scripts.lifecycle.archive import archive_policy  # a tenth of a second that others need not wait
+
+        archive_policy(self._run, name)
+
     def _join(self, name: str, before: list[PolicyResult], failure: OpsError | None) -> None:
         """Make one result of what an earlier share and this one came to; one that broke off early has none yet."""
         run = self._run
@@ -146,6 +155,13 @@ class _Orchestra:
         if failure is not None and not new:
             run.fail(name, failure)
             new = run.results[len(before) :]
+        elif failure is not None and new[-1].exit_code is ExitCode.DONE:
+            # The rows are done, and what comes after them is not: archives past their own period.
+            run.fail(name, failure)
+            reason, code = failure.stop_reason, failure.exit_code
+            status = "partial" if isinstance(failure, StoppedEarly) else "failed"
+            new = [replace(new[-1], status=status, stop_reason=reason, exit_code=code, error=str(failure))]
+            run.results[:] = [*before, *new]
         former = [result for result in before if result.policy == name]
         if former and new:
             run.results[:] = [result for result in before if result.policy != name] + [added(former[0], new[-1])]

@@ -139,7 +139,7 @@ def _details(connection: Connection, run: Run, policy: Policy, result: PolicyRes
         selection.parameters["blob_store"] = store_of(run.settings).lower()
     records, fingerprint, sample = _keys(connection, selection)
     cascade = {
-        f"{reach.foreign_key.table}.{reach.foreign_key.columns[0]} ({reach.action})": _count(
+        f"{reach.foreign_key.table}.{', '.join(reach.foreign_key.columns)} ({reach.action})": _count(
             connection,
             sql.SQL("SELECT count(*) FROM {} c WHERE EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
                 table_identifier(reach.foreign_key.table),
@@ -177,11 +177,13 @@ def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tu
     removable = selection.removable
     row = connection.execute(
         sql.SQL(
-            "SELECT count(*), coalesce(sum(hashtextextended(t.{key}::text, 0)::numeric), 0)::text,"
+            "SELECT count(*), coalesce(sum(hashtextextended({id}, 0)::numeric), 0)::text,"
             " (SELECT coalesce(array_agg(s.key ORDER BY s.key), '{{}}') FROM"
-            " (SELECT t.{key}::text AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
+            " (SELECT {id} AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
             " FROM {table} t WHERE {removable}"
-        ).format(key=selection.key, table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)),
+        ).format(
+            id=selection.record.id("t"), table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)
+        ),
         selection.parameters,
     ).fetchone()
     return (row[0], row[1], tuple(row[2])) if row else (0, "0", ())

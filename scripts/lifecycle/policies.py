@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -164,6 +165,22 @@ def _cron(value: str) -> str:
 Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
 Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as public.quiz_responses")]
 Column = Annotated[str, Field(min_length=1)]
+
+
+def _columns(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _each_once(columns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(columns)) < len(columns):
+        raise ValueError("names a column twice")
+    return columns
+
+
+Columns = Annotated[
+    tuple[Column, ...], Field(min_length=1, max_length=8), BeforeValidator(_columns), AfterValidator(_each_once)
+]
+"""One column, or a list of several."""
 PeriodField = Annotated[Period, BeforeValidator(_period)]
 ConditionField = Annotated[Condition, BeforeValidator(_condition)]
 TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
@@ -231,9 +248,12 @@ class Dependant(_Model):
     """A foreign key that points at the policy's table, and what becomes of its rows."""
 
     table: Table
-    column: Column
+    column: Columns
+    """The foreign key's columns; of several the first is enough where no other foreign key of the table has it."""
     action: Literal["delete", "set_null", "refuse"]
-    key: Column = "id"
+    key: Columns = ("id",)
+    person: Column | None = None
+    """Who a row there is about, for legal holds; not said: as the policy on that table says, if there is one."""
 
 
 class Batch(_Model):
@@ -365,7 +385,8 @@ class Policy(_Model):
     name: Name = Field(validation_alias=_NAME_KEY)
     description: str = Field(min_length=1)
     table: Table
-    key: Column
+    key: Columns
+    """What tells one row from every other: a column, or a list of them."""
     person: Column | None
     action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
     soft_delete: SoftDelete | None = None
@@ -409,7 +430,7 @@ class Policy(_Model):
             raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
         if any(remedy.delete for remedy in self.remedies) and self.action not in ("delete", "soft_delete"):
             raise ValueError(f"decisions cannot delete rows where the action is {self.action}")
-        if self.anonymize and {self.key, self.anonymize.marker} & self.anonymize.columns.keys():
+        if self.anonymize and {*self.key, self.anonymize.marker} & self.anonymize.columns.keys():
             raise ValueError("anonymize.columns must name neither the key, which is audited, nor the marker")
         if self.archive:
             self._says_what_its_archive_needs(self.archive)
@@ -424,7 +445,7 @@ class Policy(_Model):
             raise ValueError("archive.personal must name the person column: it is the first thing that is personal")
         if archive.personal and not self.person:
             raise ValueError("archive.personal needs the person column: whose key would they be under?")
-        if self.key in archive.personal:
+        if set(self.key) & set(archive.personal):
             raise ValueError("archive.personal must not name the key: it stands in the audit")
 
     @model_validator(mode="after")
@@ -627,7 +648,22 @@ def parse_policies(text: str, place: str) -> PolicySet:
         problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
         raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return PolicySet(document.policies, document.jobs, digest, text, document.kept, document.erasure)
+    policies = {
+        name: policy.model_copy(update={"dependants": with_people(document.policies, policy.dependants)})
+        for name, policy in document.policies.items()
+    }
+    return PolicySet(policies, document.jobs, digest, text, document.kept, document.erasure)
+
+
+def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant]) -> tuple[Dependant, ...]:
+    """Let each dependant that does not say whom its rows are about have the person of its own table's first policy."""
+    people = {policy.table: policy.person for policy in reversed(list(policies.values())) if policy.person}
+    return tuple(
+        dependant
+        if "person" in dependant.model_fields_set or dependant.table not in people
+        else dependant.model_copy(update={"person": people[dependant.table]})
+        for dependant in dependants
+    )
 
 
 def _problem(detail: Any, root: yaml.Node | None) -> str:

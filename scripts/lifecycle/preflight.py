@@ -18,6 +18,7 @@ from psycopg.rows import dict_row
 from scripts.lifecycle import anonymisation
 from scripts.lifecycle.anonymisation import Described
 from scripts.lifecycle.policies import Policy
+from scripts.lifecycle.record_keys import RecordKey, problem_of
 from scripts.lifecycle.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.windows import Path
 from scripts.utils.db_utils import Connection
@@ -60,9 +61,16 @@ _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, -1) AS type, a.attnotnull,
        CASE WHEN a.atttypid IN ('varchar'::regtype, 'bpchar'::regtype) AND a.atttypmod > 4
             THEN a.atttypmod - 4 END AS length,
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum
-                  AND (NOT %(unique)s OR i.indisunique AND i.indnkeyatts = 1 AND i.indpred IS NULL)) AS indexed
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = a.attrelid AND i.indisvalid AND i.indkey[0] = a.attnum)
+           AS indexed
   FROM pg_attribute a WHERE a.attrelid = %(oid)s AND a.attnum > 0 AND NOT a.attisdropped
+"""
+
+_UNIQUE = """
+SELECT (SELECT array_agg(a.attname::text) FROM unnest(i.indkey[0:i.indnkeyatts - 1]) AS p (attnum)
+          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = p.attnum) AS columns
+  FROM pg_index i
+ WHERE i.indrelid = %(oid)s AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
 """
 
 # A partitioned table can have no unique index without the columns that it is partitioned by. Such a one will do where
@@ -94,7 +102,11 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.confkey) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = p.attnum) AS referenced,
        EXISTS (SELECT FROM pg_index i WHERE i.indrelid = k.conrelid AND i.indisvalid AND i.indkey[0] = k.conkey[1])
-           AS indexed
+           AS indexed,
+       -- By way of JSON: before PostgreSQL 15 there is no such column.
+       (SELECT coalesce(array_agg(a.attname::text), '{{}}')
+          FROM jsonb_array_elements_text(coalesce(nullif(to_jsonb(k) -> 'confdelsetcols', 'null'), '[]')) AS p (attnum)
+          JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum::int) AS set_columns
   FROM doer, pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE k.contype = 'f' AND k.confrelid = %(oid)s
        -- A partition's share of a constraint repeats it; but a key on the table above the policy's own points here too.
@@ -103,8 +115,10 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
 """  # noqa: S608 - constants
 
 _PRIMARY_KEY = """
-SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
- WHERE i.indrelid = %(oid)s AND i.indisprimary AND i.indnkeyatts = 1
+SELECT a.attname FROM pg_index i
+  CROSS JOIN unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, place)
+  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = p.attnum
+ WHERE i.indrelid = %(oid)s AND i.indisprimary ORDER BY p.place
 """
 
 
@@ -167,8 +181,8 @@ def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[l
     return check.problems, check.warnings
 
 
-def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, str | None]]:
-    """Return every constraint that points at the policy's table, each with its own table's key if that is one column.
+def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, tuple[str, ...]]]:
+    """Return every constraint that points at the policy's table, each with its own table's primary key, if it has one.
 
     Raises:
         PolicyFailed: The policy's table does not exist.
@@ -209,12 +223,15 @@ class _Preflight:
         selection = Selection(self._policy, cutoff, types, reaches, refusing, partitioned=table["relkind"] == "p")
         return Cleared(selection, TableFacts.of(table))
 
-    def referring(self) -> list[tuple[ForeignKey, str | None]]:
+    def referring(self) -> list[tuple[ForeignKey, tuple[str, ...]]]:
         """As the function of this name."""
         table = self._table(self._policy.table)
         found = self._rows(_FOREIGN_KEYS, {"oid": table["oid"]})
         keys = [self._rows(_PRIMARY_KEY, {"oid": row["oid"]}) for row in found]
-        return [(_foreign_key(row), key[0]["attname"] if key else None) for row, key in zip(found, keys, strict=True)]
+        return [
+            (_foreign_key(row), tuple(column["attname"] for column in key))
+            for row, key in zip(found, keys, strict=True)
+        ]
 
     def _failure(self) -> PolicyFailed:
         return PolicyFailed(
@@ -256,13 +273,10 @@ class _Preflight:
 
     def _columns(self, table: dict[str, Any]) -> dict[str, str]:
         policy = self._policy
-        found = {row["attname"]: row for row in self._rows(_COLUMNS, {"oid": table["oid"], "unique": False})}
-        unique = {
-            row["attname"] for row in self._rows(_COLUMNS, {"oid": table["oid"], "unique": True}) if row["indexed"]
-        }
+        found = {row["attname"]: row for row in self._rows(_COLUMNS, {"oid": table["oid"]})}
         anchors = {rule.anchor for rule in policy.rules.values()}
         anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
-        named = {policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
+        named = {*policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
         named |= set(policy.archive.personal) if policy.archive else set()
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
@@ -273,13 +287,37 @@ class _Preflight:
                 self.problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
             if not found[column]["indexed"] and policy.action != "retain":
                 self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
-        if table["relkind"] == "p" and policy.action not in _CHANGES_BY_KEY:
-            row = self._rows(_PARTITIONED_KEY, {"oid": table["oid"], "column": policy.key})
-            unique |= {policy.key} if row and row[0]["unique"] else set()
-        if policy.key in found and (policy.key not in unique or not found[policy.key]["attnotnull"]):
-            self.problems.append(f"{policy.table}.{policy.key} is not a unique, non-null key")
+        types = {name: row["type"] for name, row in found.items()}
+        self._key(policy.table, policy.key, found, table["oid"], accepted=self._unique_by_partition(table))
         self._written(table, found)
-        return {name: row["type"] for name, row in found.items()}
+        return types
+
+    def _unique_by_partition(self, table: dict[str, Any]) -> bool:
+        policy = self._policy
+        if table["relkind"] != "p" or policy.action in _CHANGES_BY_KEY or len(policy.key) > 1:
+            return False
+        row = self._rows(_PARTITIONED_KEY, {"oid": table["oid"], "column": policy.key[0]})
+        return bool(row and row[0]["unique"])
+
+    def _key(
+        self,
+        table: str,
+        key: tuple[str, ...],
+        found: dict[str, dict[str, Any]],
+        oid: int | None,
+        *,
+        accepted: bool = False,
+    ) -> None:
+        """Check that a key names one row, and has one text; ``oid`` None: whether it is unique is not asked."""
+        name = key[0] if len(key) == 1 else f"({', '.join(key)})"
+        problem = problem_of(key, {column: row["type"] for column, row in found.items()})
+        if problem:
+            self.problems.append(f"{table}: {problem}")
+        if oid is None or not found.keys() >= set(key):
+            return
+        unique = accepted or any(set(row["columns"]) <= set(key) for row in self._rows(_UNIQUE, {"oid": oid}))
+        if not unique or not all(found[column]["attnotnull"] for column in key):
+            self.problems.append(f"{table}.{name} is not a unique, non-null key")
 
     def _written(self, table: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
         """Check the columns that the action changes."""
@@ -312,7 +350,7 @@ class _Preflight:
             self._slow(table["bytes"], f"{policy.table}.{policy.blob.column} has no index, and {what}")
 
     def _foreign_keys(self, oid: int) -> tuple[list[Reach], list[ForeignKey]]:
-        declared = {(d.table, d.column): d for d in self._policy.dependants}
+        declared = list(self._policy.dependants)
         reaches: list[Reach] = []
         refusing: list[ForeignKey] = []
         table = self._policy.table
@@ -320,7 +358,11 @@ class _Preflight:
             child = row["oid"]
             may = {right: row[f"may_{right}"] for right in ("select", "delete", "update")}
             key = _foreign_key(row)
-            dependant = declared.pop((key.table, key.columns[0]), None)
+            # All the columns before the first alone: two foreign keys may begin with the same one.
+            meant = [each for each in declared if key.is_named(each.table, each.column)]
+            dependant = max(meant, key=lambda each: len(each.column), default=None)
+            if dependant is not None:
+                declared.remove(dependant)
             if not may["select"]:
                 self.problems.append(f"no right to SELECT on {key.table}, which refers to {table}")
             if not key.indexed:
@@ -339,18 +381,32 @@ class _Preflight:
                     self.problems.append(
                         f"no right to {right.upper()} on {key.table}: run backend/migrate.py --grants with this file"
                     )
-                columns = {c["attname"]: c["type"] for c in self._rows(_COLUMNS, {"oid": child, "unique": False})}
-                if dependant.key not in columns:
-                    self.problems.append(f"column {key.table}.{dependant.key} does not exist")
+                columns = {row["attname"]: row for row in self._rows(_COLUMNS, {"oid": child})}
+                needed = [*dependant.key, *([dependant.person] if dependant.person else [])]
+                missing = [name for name in needed if name not in columns]
+                self.problems.extend(f"column {key.table}.{name} does not exist" for name in missing)
+                if missing:
                     continue
-                reaches.append(Reach(key, dependant.action, dependant.key, columns[dependant.key]))
+                self._key(key.table, dependant.key, columns, None)
+                nulled = self._nulled(key, columns) if dependant.action == "set_null" else ()
+                record = RecordKey(dependant.key, {name: row["type"] for name, row in columns.items()})
+                reaches.append(Reach(key, dependant.action, record, nulled, dependant.person))
                 if dependant.action == "delete":
                     self._no_further_reach(key.table, child)
         self.problems.extend(
-            f"dependant {name}.{column} is declared, but no foreign key there points at {table}"
-            for name, column in declared
+            f"dependant {each.table}.{', '.join(each.column)} is declared, but no foreign key there points at {table}"
+            for each in declared
         )
         return reaches, refusing
+
+    def _nulled(self, key: ForeignKey, columns: dict[str, dict[str, Any]]) -> tuple[str, ...]:
+        """Return the columns that are set to null: one is enough to cut a row off, and some may not be null."""
+        nulled = tuple(name for name in key.set_columns or key.columns if not columns[name]["attnotnull"])
+        if not nulled:
+            self.problems.append(
+                f"no column of foreign key {key.name} on {key.table} may be null: set_null cannot be done there"
+            )
+        return nulled
 
     def _no_further_reach(self, table: str, oid: int) -> None:
         deeper = self._rows(_FOREIGN_KEYS, {"oid": oid})
@@ -369,7 +425,7 @@ class _Preflight:
 
 def _foreign_key(row: dict[str, Any]) -> ForeignKey:
     facts = {name: value for name, value in row.items() if name != "oid" and not name.startswith("may_")}
-    return ForeignKey(**facts | {"columns": tuple(row["columns"]), "referenced": tuple(row["referenced"])})
+    return ForeignKey(**facts | {name: tuple(row[name]) for name in ("columns", "referenced", "set_columns")})
 
 
 def check_access_path(connection: Connection, selection: Selection, path: Path, rows: int) -> None:

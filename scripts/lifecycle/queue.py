@@ -201,8 +201,8 @@ def raise_excepted(
             window = path.following(window, answer, _WINDOW_ROWS)
             if window is None:
                 return new
-            rows = sql.SQL("(SELECT t.{}::text AS resource_id FROM {} t WHERE {} AND {})").format(
-                selection.key, selection.table, window.clause, overdue
+            rows = sql.SQL("(SELECT {} AS resource_id FROM {} t WHERE {} AND {})").format(
+                selection.record.id("t"), selection.table, window.clause, overdue
             )
             raised = connection.execute(
                 _RAISE.format(rows=rows), item.parameters(settings) | selection.parameters | window.parameters
@@ -234,8 +234,8 @@ def count_new(connection: Connection, selection: Selection, exception: str) -> i
         sql.SQL(
             "SELECT count(*) FROM {} t WHERE {} AND NOT EXISTS (SELECT FROM ops.manual_resolution_queue q"
             " WHERE q.status <> 'resolved' AND q.item_type = %(item_type)s AND q.resource_type = %(table_name)s"
-            " AND q.resource_id = t.{}::text)"
-        ).format(selection.table, overdue_exception(selection, exception), selection.key),
+            " AND q.resource_id = {})"
+        ).format(selection.table, overdue_exception(selection, exception), selection.record.id("t")),
         selection.parameters | {"item_type": queue_rule(selection, exception).item_type},
     ).fetchone()
     return int(row[0]) if row else 0

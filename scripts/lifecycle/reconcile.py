@@ -39,8 +39,8 @@ _PAGE = 1000
 _GONE_MINIMUM, _GONE_SHARE = 100, 0.05
 
 _ROWS = sql.SQL("""
-COPY (SELECT t.{key}::text, t.{blob} FROM {table} t WHERE {names}
-       ORDER BY ops.blob_pathname(t.{blob}) COLLATE "C", t.{key}) TO STDOUT
+COPY (SELECT {id}, t.{blob} FROM {table} t WHERE {names}
+       ORDER BY ops.blob_pathname(t.{blob}) COLLATE "C", {key}) TO STDOUT
 """)
 
 _INTEND = sql.SQL("""
@@ -56,7 +56,7 @@ SELECT %(policy)s, %(rule)s, %(table_name)s, o.id, o.blob, %(run_id)s
 _FINALISE = sql.SQL("""
 WITH {may_run}, gone AS (
     UPDATE {table} t SET {changes} FROM unnest(%(ids)s::text[], %(blobs)s::text[]) AS g (id, blob)
-     WHERE t.{key} = g.id::{key_type} AND t.{blob} = g.blob AND NOT {held} AND {nameable}
+     WHERE {is_it} AND t.{blob} = g.blob AND NOT {held} AND {nameable}
        AND (SELECT owned AND NOT stopped FROM may_run)
     RETURNING g.id
 )
@@ -190,8 +190,7 @@ class _Act:
             may_run=MAY_RUN,
             table=selection.table,
             changes=changes(selection, blob),
-            key=selection.key,
-            key_type=selection.key_type,
+            is_it=selection.record.is_("t", sql.Identifier("g", "id")),
             blob=sql.Identifier(blob.column),
             held=selection.held,
             nameable=selection.nameable,
@@ -234,7 +233,8 @@ def _file() -> IO[str]:
 
 def _copy_rows(run: Run, selection: Selection, client: BlobClient, blob: Blob, found: Comparison) -> None:
     statement = _ROWS.format(
-        key=selection.key,
+        id=selection.record.id("t"),
+        key=selection.record.columns("t"),
         blob=sql.Identifier(blob.column),
         table=selection.table,
         names=selection.names_blob("t"),

@@ -38,11 +38,10 @@ def change(connection: Connection, selection: Selection, key: str, values: Mappi
             # As PostgreSQL writes it: a boolean of YAML is true or false there too.
             parameters[name] = str(value).lower() if isinstance(value, bool) else value
     taken = [column for column, value in values.items() if isinstance(value, Lookup)]
-    statement = sql.SQL("UPDATE {} t SET {} WHERE t.{} = %(row_key)s::{} RETURNING {}").format(
+    statement = sql.SQL("UPDATE {} t SET {} WHERE {} RETURNING {}").format(
         selection.table,
         sql.SQL(", ").join(sql.SQL("{} = {}").format(sql.Identifier(column), term) for column, term in new.items()),
-        selection.key,
-        selection.key_type,
+        selection.record.is_("t", sql.Placeholder("row_key")),
         sql.SQL(" AND ").join(
             [sql.SQL("true"), *(sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(column)) for column in taken)]
         ),

@@ -8,6 +8,7 @@ import psycopg
 from psycopg import sql
 
 from scripts.lifecycle.policies import PolicySet, table_identifier
+from scripts.lifecycle.record_keys import RecordKey
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.survey import detached_from
 from scripts.utils.db_utils import Connection, local_settings
@@ -15,6 +16,11 @@ from scripts.utils.errors import Misconfigured, describe_database_error
 from scripts.utils.logging_utils import get_logger
 
 _LOOK_SECONDS = 5.0
+# With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
+_TYPES = """
+SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
+ WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
+"""
 _CANNOT_LOOK = (
     psycopg.errors.InsufficientPrivilege,
     psycopg.errors.UndefinedColumn,
@@ -23,13 +29,19 @@ _CANNOT_LOOK = (
 )
 
 
-def key_of(policies: PolicySet, table: str) -> str | None:
-    """Return the key column of a table that some policy deletes from or reaches, by the policy file; None: no such."""
+def key_of(policies: PolicySet, table: str) -> tuple[str, ...] | None:
+    """Return the key columns of a table that some policy deletes from or reaches, by the policy file; None: no such."""
     for policy in policies.policies.values():
         if policy.table == table:
             return policy.key
     reached = (dependant for policy in policies.policies.values() for dependant in policy.dependants)
     return next((dependant.key for dependant in reached if dependant.table == table), None)
+
+
+def column_types(connection: Connection, table: str) -> dict[str, str]:
+    """Return the type of each column of a table, as ``format_type`` writes it; empty: there is no such table."""
+    name = sql.SQL(".").join(map(sql.Identifier, table.split("."))).as_string(connection)
+    return dict(connection.execute(_TYPES, (name,)).fetchall())
 
 
 def require_resource(connection: Connection, policies: PolicySet, table: str, resource_id: str) -> None:
@@ -44,9 +56,13 @@ def require_resource(connection: Connection, policies: PolicySet, table: str, re
         require_row(connection, table, key, resource_id)
 
 
-def require_row(connection: Connection, table: str, key: str, resource_id: str) -> None:
+def require_row(connection: Connection, table: str, key: tuple[str, ...], resource_id: str) -> None:
     """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
-    statement = sql.SQL("SELECT t.{key}::text FROM {table} t WHERE t.{key} = %s")
+    types = column_types(connection, table)
+    if not types.keys() >= set(key):
+        get_logger().warning("row_not_checked", table=table, error=f"the table has no column {' and '.join(key)}")
+        return
+    record = RecordKey(key, types)
     row = None
     try:
         with connection.transaction():
@@ -54,15 +70,18 @@ def require_row(connection: Connection, table: str, key: str, resource_id: str) 
             connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
             # A row of a partition that a job has detached is still there, and can still be kept.
             for place in (table, *detached_from(connection, table)):
-                names = {"key": sql.Identifier(key), "table": table_identifier(place)}
-                row = row or connection.execute(statement.format(**names), (resource_id,)).fetchone()
+                statement = sql.SQL("SELECT {id} FROM {table} t WHERE {is_it}").format(
+                    id=record.id("t"), table=table_identifier(place), is_it=record.is_("t", sql.Placeholder("row_key"))
+                )
+                row = row or connection.execute(statement, {"row_key": resource_id}).fetchone()
     except psycopg.DataError:
         row = None  # such as letters where the key is a number
     except _CANNOT_LOOK as error:
         get_logger().warning("row_not_checked", table=table, error=describe_database_error(error))
         return
     if row is None:
-        raise Misconfigured(f"there is no row in {table} whose {key} is the given id")
+        names = key[0] if len(key) == 1 else f"({', '.join(key)})"
+        raise Misconfigured(f"there is no row in {table} whose {names} is the given id")
     # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
     if row[0] != resource_id:
         raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
@@ -96,7 +115,7 @@ def row_state(connection: Connection, selection: Selection, key: str) -> RowStat
     """Return what is true of a row; None: it is not there."""
     statement = sql.SQL(
         "SELECT {due}, {held}, {referenced}, {nameable}, {names_blob}, jsonb_build_object({moments})"
-        " FROM {table} t WHERE t.{key} = %(row_key)s::{key_type}"
+        " FROM {table} t WHERE {is_it}"
     ).format(
         due=selection.due,
         held=selection.held,
@@ -108,8 +127,7 @@ def row_state(connection: Connection, selection: Selection, key: str) -> RowStat
             for name in selection.moments
         ),
         table=selection.table,
-        key=selection.key,
-        key_type=selection.key_type,
+        is_it=selection.record.is_("t", sql.Placeholder("row_key")),
     )
     try:
         with connection.transaction():
@@ -124,14 +142,13 @@ def blob_named_by(connection: Connection, selection: Selection, key: str) -> str
     if selection.policy.blob is None:
         return None
     row = connection.execute(
-        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE t.{} = %s::{}").format(
+        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE {}").format(
             selection.names_blob("t"),
             sql.Identifier(selection.policy.blob.column),
             selection.table,
-            selection.key,
-            selection.key_type,
+            selection.record.is_("t", sql.Placeholder("row_key")),
         ),
-        (key,),
+        {"row_key": key},
     ).fetchone()
     return row[0] if row else None
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from psycopg import sql
-
 from scripts.lifecycle import audit, holds, remedies
 from scripts.lifecycle.batches import BatchWriter
 from scripts.lifecycle.gated import require_may_run
 from scripts.lifecycle.matter import ROW_GONE, DecisionFailed, Matter
-from scripts.lifecycle.policies import Dependant, table_identifier
+from scripts.lifecycle.policies import Dependant, with_people
 from scripts.lifecycle.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.preflight import referring
 from scripts.lifecycle.resources import row_state
@@ -53,54 +51,34 @@ class RowDecision:
             dependant.model_copy(update={"action": "delete"}) if dependant.action == "refuse" else dependant
             for dependant in policy.dependants
         )
-        known = {(dependant.table, dependant.column) for dependant in declared}
+        known = [(dependant.table, dependant.column) for dependant in declared]
         undeclared = tuple(
-            Dependant(table=foreign_key.table, column=foreign_key.columns[0], action="delete", key=key)
+            Dependant(table=foreign_key.table, column=foreign_key.columns, action="delete", key=key)
             for foreign_key, key in self._database.read(lambda connection: referring(connection, policy))
-            if key and (foreign_key.table, foreign_key.columns[0]) not in known
+            if key and not any(foreign_key.is_named(table, columns) for table, columns in known)
         )
-        selection = self._matter.selection(policy.model_copy(update={"dependants": declared + undeclared}))
+        everybody = with_people(self._matter.run.policies.policies, declared + undeclared)
+        selection = self._matter.selection(policy.model_copy(update={"dependants": everybody}))
+        # Of a row whose person no policy tells, its hold would not be seen.
+        unknown = [dependant.table for dependant in everybody if "person" not in dependant.model_fields_set]
 
         def delete(connection: Connection, selection: Selection) -> str:
-            self._refuse_held_people(connection, selection)
+            self._refuse_unknown_people(connection, unknown)
             return f"{self._delete(connection, selection)}, with what referred to it"
 
         return self._and_close(delete, selection)
 
-    def _refuse_held_people(self, connection: Connection, selection: Selection) -> None:
-        """Refuse if a row that would go along is, or could be, about a person under a legal hold."""
-        owners = {
-            policy.table: policy.person for policy in self._matter.run.policies.policies.values() if policy.person
-        }
-        for reach in selection.reaches:
-            table = reach.foreign_key.table
-            person = owners.get(table)
-            whose = (
-                sql.SQL(
-                    "EXISTS (SELECT FROM {} c JOIN {} t ON {} WHERE t.{} = %s::{} AND c.{}::text = h.person)"
-                ).format(
-                    table_identifier(table),
-                    selection.table,
-                    reach.foreign_key.joins("c"),
-                    selection.key,
-                    selection.key_type,
-                    sql.Identifier(person),
-                )
-                if person
-                else sql.SQL("%s::text IS NOT NULL")
+    def _refuse_unknown_people(self, connection: Connection, tables: list[str]) -> None:
+        """Refuse while anybody is under a legal hold, where no policy tells whom the rows that would go are about."""
+        held = connection.execute(
+            "SELECT count(*) FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
+            " AND (h.expires_at IS NULL OR h.expires_at > now())"
+        ).fetchone()
+        if tables and held and held[0]:
+            raise DecisionFailed(
+                f"rows of {', '.join(tables)} that refer to it may be about a person under a legal hold"
+                " (legal_holds.py list), and no policy tells: declare them as its dependants, with their person"
             )
-            held = connection.execute(
-                sql.SQL(
-                    "SELECT FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
-                    " AND (h.expires_at IS NULL OR h.expires_at > now()) AND {} LIMIT 1"
-                ).format(whose),
-                (self._key,),
-            ).fetchone()
-            if held is not None:
-                why = "is about a person" if person else "may be about a person (no policy tells) that is"
-                raise DecisionFailed(
-                    f"a row of {table} that refers to it {why} under a legal hold (legal_holds.py list)"
-                )
 
     def count_again(self) -> str:
         """Close the item of a whole policy if nothing is in its way any more."""

@@ -91,17 +91,16 @@ class IndexWalk:
         names = {
             "table": selection.table,
             "anchor": sql.Identifier(anchor),
-            "key": selection.key,
+            "key": selection.record.columns("t"),
             "anchor_type": selection.column_type(anchor),
-            "key_type": selection.key_type,
+            "after_key": selection.record.values(sql.Placeholder("after_key")),
+            "until_key": selection.record.values(sql.Placeholder("until_key")),
         }
         self._parameters = selection.parameters
-        self._after = sql.SQL(
-            "(t.{anchor}, t.{key}) > (%(after_anchor)s::{anchor_type}, %(after_key)s::{key_type})"
-        ).format(**names)
-        self._until = sql.SQL(
-            "(t.{anchor}, t.{key}) <= (%(until_anchor)s::{anchor_type}, %(until_key)s::{key_type})"
-        ).format(**names)
+        self._record = selection.record
+        self._edge = selection.record.numbered
+        self._after = sql.SQL("(t.{anchor}, {key}) > (%(after_anchor)s::{anchor_type}, {after_key})").format(**names)
+        self._until = sql.SQL("(t.{anchor}, {key}) <= (%(until_anchor)s::{anchor_type}, {until_key})").format(**names)
         if selection.partitioned:
             # Says nothing new, but PostgreSQL leaves out partitions by one column only, never by a pair.
             self._after += sql.SQL(" AND t.{anchor} >= %(after_anchor)s::{anchor_type}").format(**names)
@@ -112,9 +111,16 @@ class IndexWalk:
         """Ask for the entry that ends the next window."""
         bound, parameters = self._lower(window)
         edge = sql.SQL(
-            "SELECT e.anchor::text, e.key::text FROM (SELECT t.{anchor} AS anchor, t.{key} AS key FROM {table} t"
-            " WHERE {bound} ORDER BY t.{anchor}, t.{key} LIMIT {rows}) e ORDER BY e.anchor DESC, e.key DESC LIMIT 1"
-        ).format(bound=sql.SQL(" AND ").join([self._bound, *bound]), rows=sql.Literal(rows), **self._names)
+            "SELECT e.anchor::text, {id} FROM (SELECT t.{anchor} AS anchor, {named} FROM {table} t"
+            " WHERE {bound} ORDER BY t.{anchor}, {key} LIMIT {rows}) e ORDER BY e.anchor DESC, {backwards} LIMIT 1"
+        ).format(
+            bound=sql.SQL(" AND ").join([self._bound, *bound]),
+            rows=sql.Literal(rows),
+            named=self._record.named("t"),
+            id=self._edge.id("e"),
+            backwards=self._edge.ordered("e", "DESC"),
+            **self._names,
+        )
         return edge, self._parameters | parameters
 
     def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
@@ -134,5 +140,4 @@ class IndexWalk:
 
 def chosen_keys(selection: Selection, keys: list[str]) -> Window:
     """Return a window of exactly these keys."""
-    clause = sql.SQL("t.{} = ANY(%(chosen_keys)s::{}[])").format(selection.key, selection.key_type)
-    return Window(clause, {"chosen_keys": keys})
+    return Window(selection.record.among("t", sql.Placeholder("chosen_keys")), {"chosen_keys": keys})

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import holds, resources
+from scripts.lifecycle import hold_levels, holds, resources
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
@@ -75,15 +75,16 @@ def _place(run: Run) -> None:
 
 
 def _list(run: Run) -> None:
-    found = holds.active(run.database)
+    found, now = holds.active(run.database), run.database.now()
     if not run.display.enabled:
         for hold in found:
-            get_logger().info("hold_in_force", **asdict(hold))
+            get_logger().info("hold_in_force", **asdict(hold), ends_soon=hold.ends_soon(now))
         return
     table = Table(title="legal holds in force")
     for heading in ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)"):
         table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "row"))
     for hold in found:
+        soon = f" (in {hold_levels.days(hold, now)})" if hold.ends_soon(now) else ""
         placed, until = (f"{at:%Y-%m-%d %H:%M}" if at else "released" for at in (hold.placed_at, hold.expires_at))
         table.add_row(
             str(hold.id),
@@ -93,7 +94,7 @@ def _list(run: Run) -> None:
             hold.reason,
             hold.placed_by,
             placed,
-            until if hold.expires_at else "released by hand",
+            f"{until}{soon}" if hold.expires_at else "released by hand",
         )
     run.display.show(table)
 

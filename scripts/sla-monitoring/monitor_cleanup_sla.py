@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import erasure_levels, observations, runs, sla_page
+from scripts.lifecycle import erasure_levels, hold_levels, holds, observations, runs, sla_page
 from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.job_levels import SCOPE, budget_percent
 from scripts.lifecycle.sla_watch import Picture, look
@@ -34,10 +34,13 @@ def work(run: Run) -> None:
     _say(run, picture)
     if not run.options.dry_run:
         run.database.write(lambda connection: _keep(connection, run, picture))
-    alerts = Alerts(run.database, run.settings, run.script)
-    settled = alerts.settle(SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now)
+    told = Alerts(run.database, run.settings, run.script)
+    settled = told.settle(SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now)
+    ending = hold_levels.hold_alerts(holds.ending(run.database), picture.now)
+    of_holds = told.settle(hold_levels.SCOPE, ending, measured_at=picture.now)
     erasures = run.database.read(lambda connection: erasure_levels.look(connection, run.settings))
-    late = alerts.settle(erasure_levels.SCOPE, [*erasure_levels.erasure_alerts(erasures)], measured_at=picture.now)
+    late = [*erasure_levels.erasure_alerts(erasures)]
+    of_erasures = told.settle(erasure_levels.SCOPE, late, measured_at=picture.now)
     if output:
         pages.write(output, sla_page.page(run, picture))
         get_logger().info("status_page_written", output=str(output))
@@ -46,11 +49,11 @@ def work(run: Run) -> None:
         jobs=len(picture.jobs),
         policies=len(picture.policies),
         not_counted=sum(view.residue is None for view in picture.policies),
-        alerts=len(picture.alerts) + bool(erasures.near),
+        alerts=len(picture.alerts) + len(ending) + len(late),
         erasures_open=erasures.open,
         erasures_late=erasures.late,
-        raised=[*settled.raised, *late.raised],
-        recovered=[*settled.recovered, *late.recovered],
+        raised=[*settled.raised, *of_holds.raised, *of_erasures.raised],
+        recovered=[*settled.recovered, *of_holds.recovered, *of_erasures.recovered],
     )
 
 

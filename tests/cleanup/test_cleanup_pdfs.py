@@ -3,6 +3,9 @@
 import json
 
 import pytest
+import yaml
+
+from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 
 DUE = range(250)
 
@@ -151,3 +154,34 @@ def test_a_url_of_the_other_kind_of_store_names_the_same_blob(run_pdfs, plans, b
     assert run_pdfs().code == 0
     assert plans.there([1, 2]) == set()
     plans.balance()
+
+
+def test_rows_whose_key_has_several_columns(run_pdfs, plans, tmp_path):
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    document["policies"]["meal_plan_pdfs"]["key"] = ["created_at", "id"]
+    path = tmp_path / "policies.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    plans.add(range(6))
+    plans.add([100], age="1 day", put=False)
+    plans.link.execute(
+        "CREATE UNIQUE INDEX ON meal_plans (id, created_at); ALTER TABLE meal_plans ALTER created_at SET NOT NULL"
+    )
+    ids = "SELECT jsonb_build_array(created_at, id)::text FROM meal_plans WHERE id = ANY(%s) ORDER BY id"
+    keys = [key for (key,) in plans.link.execute(ids, ([plans.id(n) for n in range(6)],))]
+    plans.link.execute(
+        "INSERT INTO ops.legal_holds (scope, table_name, resource_id, reason, placed_by)"
+        " VALUES ('row', 'public.meal_plans', %s, 'r', 'me')",
+        (keys[2],),
+    )
+
+    done = run_pdfs("--policy-file", str(path))
+
+    assert (done.code, done.closing["records_deleted"], done.closing["records_held"]) == (0, 5, 1)
+    assert plans.there(range(6)) == {2}
+    assert plans.audited() == [key for key in keys if key != keys[2]]
+    assert plans.finalised() == {plans.id(n) for n in (0, 1, 3, 4, 5)}
+
+    pseudonyms = {"AUDIT_PSEUDONYM_KEY": "k1:" + "ab" * 32}
+    assert run_pdfs("--policy-file", str(path), "--reconcile", **pseudonyms).code == 0
+    assert plans.id(100) in plans.finalised()
+    assert run_pdfs("--policy-file", str(path)).closing["records_deleted"] == 0

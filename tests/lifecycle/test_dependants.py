@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.lifecycle import holds
-from tests.lifecycle.support import add_things, audited, left, policy, queue_items
+from tests.lifecycle.support import ANNA, BEN, add_things, audited, left, policy, queue_items
 
 UUID = "00000000-0000-4000-8000-000000000001"
 
@@ -93,6 +93,37 @@ def test_a_held_dependant_keeps_its_parent_and_its_siblings(apply, family, db, a
     holds.release(db, placed, operator="olga")
     assert apply({"things": declared(action)}).closing["records_deleted"] == len(kept)
     assert left(family) == [99]
+
+
+@pytest.mark.parametrize("said", ["at the dependant", "by the policy on its table"])
+@pytest.mark.parametrize("action", ["delete", "set_null"])
+def test_a_dependant_about_a_person_under_a_hold_keeps_its_parent(apply, family, db, said, action):
+    family.execute(
+        f"ALTER TABLE notes ADD who text; UPDATE notes SET who = CASE id WHEN 12 THEN '{ANNA}' ELSE '{BEN}' END"
+    )
+    placed = holds.place(db, operator="olga", reason="lawsuit", person=ANNA)
+    policies = {"things": declared(action, person="who")}
+    if said == "by the policy on its table":
+        kept = {"action": "retain", "table": "public.notes", "person": "who", "rules": {}}
+        policies = {"things": declared(action), "notes": policy(**kept)}
+
+    dry, run = apply(policies, "--dry-run"), apply(policies)
+
+    assert (dry.closing["records_to_delete"], run.closing["records_deleted"]) == (3, 3)
+    assert (left(family), set(notes_left(family)) >= {(11, 1), (12, 1)}) == ([1, 99], True)
+    assert audited(family) == ["2", "3", "4"]
+    assert run.code == 0
+
+    holds.release(db, placed, operator="olga")
+    apply(policies)
+    assert left(family) == [99]
+
+
+def test_a_dependant_s_person_that_is_no_column_stops_the_policy(apply, family):
+    run = apply({"things": declared("delete", person="who")})
+
+    assert (run.code, left(family)) == (1, [1, 2, 3, 4, 99])
+    assert "column public.notes.who does not exist" in run.closing["error"]
 
 
 def test_a_held_parent_keeps_its_dependants(apply, family, db):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import uuid4
 
 import pytest
@@ -73,9 +74,9 @@ def test_a_key_of_another_type_or_spelling_is_refused(things, db):
     things.execute("GRANT SELECT ON cases, things TO lifecycle_jobs")
 
     with pytest.raises(Misconfigured, match="there is no row"):
-        holds.place(db, table="public.things", resource_id="not a number", key="id", **BY)
+        holds.place(db, table="public.things", resource_id="not a number", key=("id",), **BY)
     with pytest.raises(Misconfigured, match=f"write it exactly so: {key_of('a')}"):
-        holds.place(db, table="public.cases", resource_id=key_of("a").upper(), key="id", **BY)
+        holds.place(db, table="public.cases", resource_id=key_of("a").upper(), key=("id",), **BY)
 
     assert holds.active(db) == []
 
@@ -106,7 +107,7 @@ def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
     """It is looked for once the gate is closed."""
     batch = database.superuser()
     batch.execute("BEGIN; SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
-    placed = in_background(holds.place, db, table=TABLE, resource_id=key_of("ben 1"), key="id", **BY)
+    placed = in_background(holds.place, db, table=TABLE, resource_id=key_of("ben 1"), key=("id",), **BY)
     wait_until(
         lambda: answers.execute(
             "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
@@ -124,8 +125,8 @@ def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
 def test_a_table_that_a_policy_reaches_is_known_by_the_dependant_s_key():
     policies = parse_policies(POLICY_TEXT, "here")
 
-    assert resources.key_of(policies, "public.things") == "id"
-    assert resources.key_of(policies, "public.notes") == "id"
+    assert resources.key_of(policies, "public.things") == ("id",)
+    assert resources.key_of(policies, "public.notes") == ("id",)
     assert resources.key_of(policies, "public.other") is None
 
 
@@ -159,3 +160,15 @@ def test_a_dry_run_of_releasing_says_that_the_hold_stays(command, db, monkeypatc
     assert said.event("hold_would_be_released")["level"] == "WARNING"
     assert [each.id for each in holds.active(db)] == [hold]
     assert (unknown.code, "was released already" in unknown.closing["error"]) == (1, True)
+
+
+def test_a_list_says_which_holds_end_soon(command, db):
+    now = db.now()
+    soon = holds.place(db, table=TABLE, expires_at=now + timedelta(days=13), **BY)
+    for until in (now + timedelta(days=15), None):
+        holds.place(db, table=TABLE, expires_at=until, **BY)
+
+    listed = {line["id"]: line["ends_soon"] for line in command("list").events("hold_in_force")}
+
+    assert (len(listed), [hold for hold, ends in listed.items() if ends]) == (3, [str(soon)])
+    assert holds.ending(db) == [], "another one keeps the same for longer"

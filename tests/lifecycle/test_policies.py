@@ -53,7 +53,7 @@ def test_a_right_file_is_read_as_it_is_written():
     )
     assert things.rules["old"].keep.before(AS_OF) == AS_OF - timedelta(days=30)
     assert things.rules["old"].when["kind"].values == ("red",)
-    assert (things.dependants[0].key, things.batch.statement_timeout) == ("id", timedelta(minutes=1))
+    assert (things.dependants[0].key, things.batch.statement_timeout) == (("id",), timedelta(minutes=1))
     assert loaded.jobs["cleanup_things"].lock == "lock:cleanup:things"
 
 

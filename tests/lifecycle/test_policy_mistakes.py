@@ -71,6 +71,8 @@ MISTAKES = [
     ("    legal_basis: none\n", "", "legal_basis", "is missing"),
     ("owner: me", "owner: ''", "owner", "at least 1 character"),
     ("description: Things", "descripton: Things", "descripton", "is not a known key"),
+    ("    key: id\n", "    key: []\n", "key", "Tuple should have at least 1 item"),
+    ("    key: id\n", "    key: [id, id]\n", "key", "names a column twice"),
     ("description: Things", "name: other", "name", "is not a known key"),
     ("max_rows: 10", "max_rows: 0", "max_rows", "greater than or equal to 1"),
     ("max_rows: 10", "max_rows: many", "max_rows", "should be a valid integer"),

@@ -72,6 +72,26 @@ WRONG = {
         {"key": "kind"},
         "kind is not a unique, non-null key",
     ),
+    "keys not unique": ("", {"key": ["person", "kind"]}, "public.things.(person, kind) is not a unique, non-null key"),
+    "keys unique but null": (
+        "ALTER TABLE things ADD UNIQUE (kind, person)",
+        {"key": ["person", "kind"]},
+        "(person, kind) is not a unique, non-null key",
+    ),
+    "a key with no one text": (
+        "ALTER TABLE things ADD share float NOT NULL DEFAULT 0",
+        {"key": ["id", "share"]},
+        "share (double precision) cannot be part of a key of several columns",
+    ),
+    "no column to set to null": (
+        (
+            "ALTER TABLE things ADD UNIQUE (id, kind); CREATE TABLE notes (id int PRIMARY KEY, thing bigint NOT NULL,"
+            " kind text NOT NULL, FOREIGN KEY (thing, kind) REFERENCES things (id, kind));"
+            " GRANT SELECT, UPDATE ON notes TO lifecycle_jobs"
+        ),
+        {"dependants": [{"table": "public.notes", "column": ["thing", "kind"], "action": "set_null"}]},
+        "no column of foreign key notes_thing_kind_fkey on public.notes may be null",
+    ),
     "a view": ("CREATE VIEW seen AS SELECT * FROM things", {"table": "public.seen"}, "public.seen is not a table"),
     "a materialized view": (
         "CREATE MATERIALIZED VIEW seen AS SELECT * FROM things",

@@ -464,6 +464,23 @@ def test_what_refers_to_a_row_is_kept_while_it_may_be_about_somebody_under_a_hol
     assert item(link, key)[0] == "pending"
 
 
+def test_what_refers_to_a_row_and_is_about_somebody_under_a_hold_keeps_it(process, link, item_of, notes):
+    link.execute("GRANT DELETE, UPDATE ON notes TO lifecycle_jobs; ALTER TABLE notes ADD who text")
+    document = yaml.safe_load(notes.read_text())
+    kept = {"action": "retain", "table": "public.notes", "person": "who", "rules": {}}
+    document["policies"]["notes"] = document["policies"]["things"] | kept
+    notes.write_text(yaml.safe_dump(document))
+    link.execute("UPDATE notes SET who = CASE id WHEN 11 THEN %s ELSE 'ben@example.com' END", (PERSON,))
+    link.execute(
+        "INSERT INTO ops.legal_holds (scope, person, reason, placed_by) VALUES ('person', %s, 'a case', 'x')", (PERSON,)
+    )
+    kept, gone = (item_of("foreign_key_violation", "public.things", thing) for thing in ("1", "2"))
+    said = resolve(process, kept, "delete_dependants", "--policy-file", notes)
+    assert (said.code, "a legal hold keeps it" in said.error) == (1, True)
+    assert resolve(process, gone, "delete_dependants", "--policy-file", notes).code == 0
+    assert link.execute("SELECT array_agg(id ORDER BY id) FROM notes").fetchone() == ([10, 11],)
+
+
 def test_a_decision_ends_no_hold_that_somebody_else_placed(call, process, link, quiz, item_of):
     quiz()
     place = ("place", "--table", "public.quiz_responses", "--id", ROW, "--reason", "litigation 4711")

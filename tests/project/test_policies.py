@@ -75,13 +75,15 @@ def test_every_policy_that_a_script_carries_out_is_named_under_its_job(script):
 @each_policy
 def test_every_table_and_column_exists(name, database):
     policy = POLICIES.policies[name]
-    wanted = {(policy.table, policy.key)} | {(policy.table, policy.person)} - {(policy.table, None)}
+    wanted = {(policy.table, column) for column in policy.key} | {(policy.table, policy.person)} - {
+        (policy.table, None)
+    }
     for rule in (*policy.rules.values(), *policy.exceptions.values()):
         wanted |= {(policy.table, column) for column in rule.when}
     wanted |= {(policy.table, rule.anchor) for rule in policy.rules.values()}
     wanted |= {(policy.table, exception.queue.anchor) for exception in policy.exceptions.values() if exception.queue}
     for dependant in policy.dependants:
-        wanted |= {(dependant.table, dependant.column), (dependant.table, dependant.key)}
+        wanted |= {(dependant.table, column) for column in (*dependant.column, *dependant.key)}
     columns = database.superuser().execute(
         "SELECT table_schema || '.' || table_name, column_name FROM information_schema.columns"
     )

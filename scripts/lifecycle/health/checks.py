@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle.health import configuration, database, erasure, locks, personal_data, schedule, services, vacuum
+from scripts.lifecycle.health import (
+    configuration,
+    database,
+    erasure,
+    legal_holds,
+    locks,
+    personal_data,
+    schedule,
+    services,
+    vacuum,
+)
 from scripts.lifecycle.health.findings import CONNECTION, Check
 
 CHECKS = (
@@ -22,6 +32,7 @@ CHECKS = (
     Check("locks", locks.zombie_locks),
     Check("blob", services.blob, needs_database=False),
     Check("archives", services.archives),
+    Check("holds", legal_holds.legal_holds),
     Check("sentry", services.sentry, needs_database=False),
     Check("schedule", schedule.schedule, needs_database=False),
 )

@@ -52,3 +52,45 @@ def test_without_a_place_for_archives_the_others_are_done(ten_payments, enforce,
     assert run.code == 2
     assert dict(done(run)) == {"payment_transactions": "misconfigured", "meal_plans": "done"}
     assert len(ten_payments.rows()) == 15
+
+
+def test_archives_past_their_own_period_expire_here_too(ten_payments, enforce, folder, admin):
+    assert enforce(DEFAULT_POLICY_FILE, *ONLY, as_of=None).code == 0
+    admin.execute("UPDATE ops.archives SET sealed_at = sealed_at - interval '3 years 1 day'")
+    (archived,) = folder.rglob("*.archive")
+    assert enforce(DEFAULT_POLICY_FILE, *ONLY, "--dry-run", as_of=None).event("archives_would_expire")["archives"] == 1
+
+    # A store that does not do it is an error of this policy, although its rows are done; the other goes on.
+    archived.rename(folder / "aside")
+    archived.mkdir()
+    (archived / "in the way").touch()
+    failed = enforce(DEFAULT_POLICY_FILE, *ONLY, as_of=None)
+    assert failed.code == 1, failed.closing
+    assert [name for name, _ in done(failed)] == ["payment_transactions", "meal_plans"]
+    assert dict(done(failed))["payment_transactions"] != "done"
+    assert ten_payments.statuses() == ["expiring"]
+
+    (archived / "in the way").unlink()
+    archived.rmdir()
+    (folder / "aside").rename(archived)
+    run = enforce(DEFAULT_POLICY_FILE, *ONLY, as_of=None)
+    assert (run.code, run.event("archives_expired")["archives"]) == (0, 1), run.closing
+    assert (ten_payments.statuses(), list(folder.rglob("*.archive"))) == (["expired"], [])
+    actors = admin.execute("SELECT actor FROM ops.audit_log WHERE action = 'archive_expired'").fetchall()
+    assert actors == [("system:enforce_retention_policies",)]
+
+
+def test_what_a_killed_run_left_half_written_is_removed_here_too(ten_payments, enforce, folder, admin):
+    half = folder / "payment_transactions" / "half.archive"
+    half.parent.mkdir()
+    half.touch()
+    admin.execute(
+        "INSERT INTO ops.archives (id, policy, table_name, object, run_id) VALUES (gen_random_uuid(),"
+        " 'payment_transactions', 'public.payment_transactions', 'payment_transactions/half.archive', gen_random_uuid())"
+    )
+
+    run = enforce(DEFAULT_POLICY_FILE, *ONLY, as_of=None)
+
+    assert (run.code, len(run.events("unfinished_archive_removed"))) == (0, 1)
+    assert not half.exists()
+    assert ten_payments.statuses() == ["sealed"]

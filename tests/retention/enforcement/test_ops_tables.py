@@ -11,6 +11,7 @@ OPS = (
     "job_runs",
     "sla_observations",
     "alerts",
+    "alert_silences",
     "blob_deletions",
     "legal_holds",
     "erasure_requests",
@@ -42,6 +43,12 @@ def old(admin):
         SELECT n::text, 'info', 'w', 'h', 'd', 'r', 'x', now() - interval '900 days',
                CASE WHEN n < 3 THEN 'recovered' ELSE 'raised' END,
                CASE WHEN n < 3 THEN now() - make_interval(days => 398 + n, hours => n) END FROM generate_series(1, 3) n;
+        INSERT INTO ops.alert_silences (scope, reason, silenced_by, silenced_at, until, ended_by, ended_at)
+        VALUES ('1', 'ended long ago', 'x', now() - interval '900 days', now() - interval '890 days', 'x', now() - interval '401 days'),
+               ('2', 'ended lately', 'x', now() - interval '900 days', now() - interval '890 days', 'x', now() - interval '399 days'),
+               ('3', 'ran out long ago', 'x', now() - interval '900 days', now() - interval '401 days', NULL, NULL),
+               ('4', 'ran out lately', 'x', now() - interval '900 days', now() - interval '399 days', NULL, NULL),
+               ('5', 'in force', 'x', now() - interval '900 days', now() + interval '1 day', NULL, NULL);
         INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, status, run_id, created_at, closed_at)
         SELECT 'p', 'r', 't', n::text, CASE n WHEN 3 THEN 'meal-plans/x.pdf' END,
                CASE n WHEN 3 THEN 'pending' ELSE 'confirmed' END, gen_random_uuid(), now() - interval '900 days',
@@ -70,6 +77,7 @@ def test_what_has_ended_goes_and_what_is_open_or_young_stays(old, enforce):
         "job_runs": ("SELECT policy FROM ops.job_runs WHERE script = 'x'", {"p2", "p3"}),
         "sla_observations": ("SELECT subject FROM ops.sla_observations", {"0"}),
         "alerts": ("SELECT key FROM ops.alerts", {"1", "3"}),
+        "alert_silences": ("SELECT reason FROM ops.alert_silences", {"ended lately", "ran out lately", "in force"}),
         "blob_deletions": ("SELECT resource_id FROM ops.blob_deletions", {"1", "3"}),
         "legal_holds": ("SELECT reason FROM ops.legal_holds", {"released lately", "ran out lately", "in force"}),
         "erasure_requests": ("SELECT channel FROM ops.erasure_requests", {"1", "3"}),
@@ -79,8 +87,8 @@ def test_what_has_ended_goes_and_what_is_open_or_young_stays(old, enforce):
     by_reason = dict(old.execute("SELECT reason, count(*) FROM ops.audit_log GROUP BY 1").fetchall())
     assert by_reason["retention_policy:legal_holds/released"] == 1
     assert by_reason["retention_policy:legal_holds/ran_out"] == 1
-    assert sum(by_reason.values()) == 8
-    assert run.closing["records_deleted"] == 8
+    assert sum(by_reason.values()) == 10
+    assert run.closing["records_deleted"] == 10
 
 
 def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
@@ -96,6 +104,7 @@ def test_a_hold_in_force_is_not_deleted_by_anybody(old, database):
         "ops.manual_resolution_queue",
         "ops.job_runs",
         "ops.alerts",
+        "ops.alert_silences",
         "ops.blob_deletions",
         "ops.erasure_requests",
     ],
