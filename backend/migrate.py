@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from scripts.lifecycle.policies import Lookup, PolicySet, load_policies
+from scripts.lifecycle.policies import ErasureStep, Lookup, PolicySet, load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 
@@ -220,11 +220,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
             for column in dependant.column:
                 wanted += _rights(dependant.action, dependant.table, column)
     for step in policy_set.erasure.values():
-        suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
-        # Who is on the list by her pseudonym already needs no second entry.
-        for action in dict.fromkeys([step.action, *(["delete"] if suppressed else [])]):
-            for column in (step.key, *step.columns):
-                wanted += _rights(action, step.table, column)
+        wanted += _rights_of_step(step)
     return [
         _GRANTS[right].format(
             name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(role)
@@ -278,6 +274,14 @@ def partition_statements(connection: Connection, policy_set: PolicySet) -> list[
             ).format(sql.Identifier(ROLE))
         )
     return rights
+
+
+def _rights_of_step(step: ErasureStep) -> list[tuple[str, str, str]]:
+    suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
+    # Who is on the list by her pseudonym already needs no second entry.
+    actions = dict.fromkeys([step.action, *(["delete"] if suppressed else [])])
+    columns = (*step.key, *step.columns)
+    return [right for action in actions for column in columns for right in _rights(action, step.table, column)]
 
 
 def _rights(action: str, table: str, column: str) -> list[tuple[str, str, str]]:

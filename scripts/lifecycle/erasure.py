@@ -166,8 +166,8 @@ class Eraser:
         def read(connection: Connection) -> list[str]:
             keys: list[str] = []
             for target in (self.plan.targets[table] for table in tables):
-                query = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
-                    sql.Identifier(target.key), sql.Identifier(*target.table.split(".")), target.left, target.unnameable
+                query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+                    target.record.id("t"), sql.Identifier(*target.table.split(".")), target.left, target.unnameable
                 )
                 keys += [key for (key,) in connection.execute(query, parameters)]
             return keys

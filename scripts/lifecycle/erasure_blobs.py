@@ -16,7 +16,8 @@ from scripts.lifecycle.policies import Policy, table_identifier
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import chosen_keys
-from scripts.utils.blob_client import BlobCallFailed, BlobClient, store_of
+from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import connection_lost, is_deadlock
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
@@ -117,8 +118,8 @@ class BlobsOfPeople:
 
     def _keys(self, target: Target, parameters: dict[str, Any]) -> list[str]:
         """Return which of her rows name a blob that may go."""
-        query = sql.SQL("SELECT t.{}::text FROM {} t WHERE {} AND {}").format(
-            sql.Identifier(target.key), table_identifier(target.table), target.free, target.names_blob
+        query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+            target.record.id("t"), table_identifier(target.table), target.free, target.names_blob
         )
         return [key for (key,) in self._run.database.read(lambda c: c.execute(query, parameters).fetchall())]
 

@@ -19,7 +19,8 @@ from scripts.lifecycle.gated import MAY_RUN
 from scripts.lifecycle.policies import Anonymize, Blob, ErasureStep, PolicySet, Treatment, table_identifier
 from scripts.lifecycle.policy_order import foreign_keys, in_order
 from scripts.lifecycle.preflight import LARGE_TABLE_BYTES, catalogue_of, pointing_at
-from scripts.lifecycle.selection import IMPERSONAL_TYPES, ForeignKey, met, nameable
+from scripts.lifecycle.record_keys import RecordKey, problem_of
+from scripts.lifecycle.selection import ForeignKey, met
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
@@ -28,7 +29,7 @@ BLOB, HELD, REFERENCED, LOCKED = "names_a_blob", "held", "referenced", "being_wr
 _ACTIVE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
 _HELD = sql.SQL(
     "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'table' AND h.table_name = {name}"
-    " OR h.scope = 'row' AND h.table_name = {name} AND h.resource_id = t.{key}::text"
+    " OR h.scope = 'row' AND h.table_name = {name} AND h.resource_id = {key}"
     " OR h.scope = 'person' AND h.person IN (%(person)s, {person})))"
 )
 
@@ -37,8 +38,8 @@ _ROWS = sql.SQL(
     "t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {which} LIMIT %(rows)s)) AND {which}"
     " AND (SELECT owned AND NOT stopped FROM may_run)"
 )
-_DELETE = sql.SQL("DELETE FROM {table} t WHERE {rows} RETURNING t.{key}::text AS key, {named} AS named")
-_ANONYMIZE = sql.SQL("UPDATE {table} t SET {changes} WHERE {rows} RETURNING t.{key}::text AS key, {named} AS named")
+_DELETE = sql.SQL("DELETE FROM {table} t WHERE {rows} RETURNING {key} AS key, {named} AS named")
+_ANONYMIZE = sql.SQL("UPDATE {table} t SET {changes} WHERE {rows} RETURNING {key} AS key, {named} AS named")
 
 # Free words and what was on the item's context go; its type and its times stay. Of a row that is gone there is nothing
 # to decide any more.
@@ -117,8 +118,7 @@ class Target:
     """One table, and everything that happens to a person's rows in it."""
 
     table: str
-    key: str
-    key_type: str
+    record: RecordKey
     whose: sql.Composed
     """Her rows, whatever was done to them."""
     left: sql.Composed
@@ -147,7 +147,7 @@ class Target:
     @property
     def unnameable(self) -> sql.Composed:
         """Rows whose key could itself be personal."""
-        return sql.SQL("NOT {}").format(nameable("t", self.key, self.key_type))
+        return sql.SQL("NOT ({})").format(self.record.nameable("t"))
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class ErasurePlan:
     def _target(self, table: str) -> Target:
         steps = [step for step in self.steps.values() if step.table == table]
         first = steps[0]
-        key_type = self._columns[table][first.key]["type"]
+        record = RecordKey(first.key, {name: facts["type"] for name, facts in self._columns[table].items()})
         whose = self._whose(table, "t", (table,))
         done = [
             sql.SQL("({} AND NOT {})").format(self._when(name), self._not_done(name))
@@ -284,14 +284,13 @@ class ErasurePlan:
         ]
         return Target(
             table=table,
-            key=first.key,
-            key_type=key_type,
+            record=record,
             whose=whose,
             left=left,
             held=_HELD.format(
                 active=_ACTIVE,
                 name=sql.Literal(table),
-                key=sql.Identifier(first.key),
+                key=record.id("t"),
                 person=sql.SQL("t.{}::text").format(sql.Identifier(first.person)) if first.person else sql.SQL("NULL"),
             ),
             blocked=blocked,
@@ -346,9 +345,9 @@ class ErasurePlan:
         step = self.steps[name]
         target = self.targets[step.table]
         which = sql.SQL("{} AND {}").format(target.free, self._when(name))
-        if target.key_type not in IMPERSONAL_TYPES:
-            which = sql.SQL("{} AND (NOT {} OR %(names)s::jsonb ? t.{}::text)").format(
-                which, target.unnameable, sql.Identifier(target.key)
+        if not target.record.impersonal:
+            which = sql.SQL("{} AND (NOT {} OR %(names)s::jsonb ? {})").format(
+                which, target.unnameable, target.record.id("t")
             )
         if step.action == "anonymize":
             for column, treatment in step.columns.items():
@@ -366,10 +365,10 @@ class ErasurePlan:
     def _composed(self, name: str, template: sql.SQL, which: sql.Composable, *, settle: bool) -> sql.Composed:
         step = self.steps[name]
         target = self.targets[step.table]
-        table, key = table_identifier(step.table), sql.Identifier(target.key)
-        named = sql.SQL("t.{}::text").format(key)
-        if target.key_type not in IMPERSONAL_TYPES:
-            named = sql.SQL("CASE WHEN {} THEN %(names)s::jsonb ->> t.{}::text ELSE t.{}::text END").format(
+        table, key = table_identifier(step.table), target.record.id("t")
+        named = key
+        if not target.record.impersonal:
+            named = sql.SQL("CASE WHEN {} THEN %(names)s::jsonb ->> ({}) ELSE {} END").format(
                 target.unnameable, key, key
             )
         change = template.format(
@@ -409,9 +408,11 @@ class ErasurePlan:
 def _problems(step: ErasureStep, facts: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Name what keeps a step from being carried out."""
     blocked = [column for conditions in step.blocked_by.values() for column in conditions]
-    named = {step.key, *([step.person] if step.person else []), *step.when, *step.columns, *blocked}
+    named = {*step.key, *([step.person] if step.person else []), *step.when, *step.columns, *blocked}
     for column in sorted(named - columns.keys()):
         yield f"column {step.table}.{column} does not exist"
+    if problem := problem_of(step.key, {name: row["type"] for name, row in columns.items()}):
+        yield f"{step.table}: {problem}"
     if facts["row_security"]:
         yield f"row-level security on {step.table} hides rows from this role"
     rights = {"select": facts["may_select"], "delete": step.action != "delete" or facts["may_delete"]}

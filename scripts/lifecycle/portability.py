@@ -75,13 +75,13 @@ def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile) ->
 
 
 def _table(connection: Connection, target: Target, parameters: dict[str, Any], file: Any, blobs: list[str]) -> int:
-    query = sql.SQL("SELECT to_jsonb(t)::text, {} FROM {} t WHERE {} ORDER BY t.{}").format(
+    query = sql.SQL("SELECT to_jsonb(t)::text, {} FROM {} t WHERE {} ORDER BY {}").format(
         sql.SQL("CASE WHEN {} THEN t.{} END").format(target.names_blob, sql.Identifier(target.blob.column))
         if target.blob
         else sql.SQL("NULL::text"),
         table_identifier(target.table),
         target.whose,
-        sql.Identifier(target.key),
+        target.record.columns("t"),
     )
     rows = 0
     file.write(b"[")
