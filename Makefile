@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
+.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ bench-queue: $(READY)  ## measure the manual-resolution queue: fifty operators a
 
 bench-archive: $(READY)  ## measure archive-then-delete against fetch, JSON, gzip, delete by id
 	$(BIN)/python benchmarks/archive.py
+
+bench-audit: $(READY)  ## measure how fast the audit is verified, on one core
+	$(BIN)/python benchmarks/audit.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -170,7 +170,7 @@ class Intents:
             "orphaned": ORPHANED,
             "item_type": policy.blob.item_type,
             "reason_prefix": policy.reason(""),
-            "facts": Jsonb(selection.facts),
+            "facts": Jsonb(context.noted(selection.facts)),
             "only": only,
             "operator": context.operator,
         }

@@ -145,7 +145,14 @@ class Purge(PolicyRun):
         if found.referenced:
             self._queued += self._queue_referenced(cleared.selection, found)
         lock = self._run.lock
-        context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
+        context = Context(
+            lock.name,
+            lock.fencing_token,
+            self._run.script,
+            run_id,
+            job=self._run.job,
+            policy_hash=self._run.policies.hash,
+        )
         with closing(self._worker(cleared.selection, context)) as deleter:
             try:
                 self._delete(deleter, cleared, found)

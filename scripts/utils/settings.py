@@ -263,6 +263,12 @@ class Settings(BaseSettings):
         description="key for what the audit must name without saying it: id, colon, 64 hexadecimal digits",
     )
 
+    audit_anchor_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
+        None,
+        alias="AUDIT_ANCHOR_URL",
+        description="where each run keeps the audit's head: file:///folder or s3://bucket/prefix; unset: nowhere",
+    )
+
     archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
         None, alias="ARCHIVE_URL", description="where archives go: file:///folder or s3://bucket/prefix"
     )

@@ -62,6 +62,7 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "blob_concurrency": 4,
         "blob_timeout_seconds": 20,
         "audit_pseudonym_key": None,
+        "audit_anchor_url": None,
         "archive_url": None,
         "archive_master_key": None,
         "archive_previous_master_keys": None,
