@@ -53,8 +53,7 @@ def test_a_period_is_walked_from_the_seal_before_it_to_the_batch_after_it(db, ch
     assert result.entries == 2 * audit.verify(db).entries / LENGTH
 
     for altered, found in ((2, []), (3, ["batch 3"]), (4, ["batch 4"]), (6, [])):
-        chain.execute("BEGIN; UPDATE ops.audit_batches SET actor = 'operator:eve' WHERE seq = %s" % altered)
-        chain.execute("COMMIT")
+        chain.execute("UPDATE ops.audit_batches SET actor = 'operator:eve' WHERE seq = %s", (altered,))
         assert said(db, period=(day(3), day(5))) == found, altered
         chain.execute("UPDATE ops.audit_batches SET actor = 'system:tests' WHERE seq = %s", (altered,))
     # The last batch of the period with a seal of its own making: the batch after it tells.
