@@ -36,14 +36,14 @@ def require_mail_settings(settings: Settings) -> None:
         raise Misconfigured("set SMTP_USER and SMTP_PASSWORD both, or neither")
 
 
-def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, str]) -> int:
-    """Send a text with one HTML page attached.
+def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, str | bytes]) -> int:
+    """Send a text with one HTML page or PDF attached.
 
     Args:
         settings: The server, sender and recipients.
         subject: The mail's subject.
         text: Its body.
-        attachment: The page's file name and content.
+        attachment: The file's name and content: a text is a page, bytes are a PDF.
 
     Returns:
         How many recipients the server took it for.
@@ -56,7 +56,11 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
     message = EmailMessage()
     message["Subject"], message["From"], message["To"] = subject, settings.smtp_from, ", ".join(recipients)
     message.set_content(text)
-    message.add_attachment(attachment[1], subtype="html", filename=attachment[0])
+    name, content = attachment
+    if isinstance(content, str):
+        message.add_attachment(content, subtype="html", filename=name)
+    else:
+        message.add_attachment(content, maintype="application", subtype="pdf", filename=name)
     where = f"mail server {settings.smtp_host}:{settings.smtp_port}"
     try:
         refused = _deliver(settings, message)

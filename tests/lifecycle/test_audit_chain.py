@@ -9,7 +9,7 @@ import pytest
 from scripts.lifecycle import audit
 from scripts.lifecycle.audit_chain import span_of
 from scripts.utils.errors import Misconfigured
-from tests.lifecycle.support import append_batches
+from tests.lifecycle.support import append_batches, seal_anew
 
 LENGTH = 6
 DAY_ONE = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,17 +24,10 @@ def chain(admin, db):
     """Six batches, one a day from 1 January; nothing hinders this connection."""
     admin.execute("SET session_replication_role = replica")
     append_batches(db, LENGTH)
-    # Sealed anew with the days that the test needs, as ops.append_audit seals.
-    admin.execute("""
-        DO $$ DECLARE b record; s bytea := ''; BEGIN
-          FOR b IN SELECT * FROM ops.audit_batches ORDER BY seq LOOP
-            b.occurred_at := timestamptz '2026-01-01 12:00Z' + (b.seq - 1) * interval '1 day';
-            s := sha256(s || record_send(ROW(b.seq, b.id, b.occurred_at, b.actor, b.action, b.resource_type, b.reason,
-                                             b.run_id, b.resource_ids, b.metadata)));
-            UPDATE ops.audit_batches SET occurred_at = b.occurred_at, seal = s WHERE seq = b.seq;
-          END LOOP;
-          UPDATE ops.audit_head SET seal = s;
-        END $$""")
+    admin.execute(
+        "UPDATE ops.audit_batches SET occurred_at = '2026-01-01 12:00Z'::timestamptz + (seq - 1) * '1 day'::interval"
+    )
+    seal_anew(admin)
     return admin
 
 
