@@ -59,9 +59,9 @@ def fill(scope: Scope, section: Section) -> None:
     )
     figures = (
         Column("records", "records", "number", weight=0.8),
-        Column("batches", "batches", "number", weight=0.7),
-        Column("first_at", "first (UTC)", "moment", weight=1.1),
-        Column("last_at", "last (UTC)", "moment", weight=1.1),
+        Column("batches", "batches", "number", weight=0.85),
+        Column("first_at", "first (UTC)", "moment", weight=1.45),
+        Column("last_at", "last (UTC)", "moment", weight=1.45),
     )
     section.tables += [
         Table(

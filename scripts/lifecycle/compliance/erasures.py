@@ -27,7 +27,7 @@ SELECT channel, count(*) FILTER (WHERE requested_at >= %(since)s AND requested_a
 def fill(scope: Scope, section: Section) -> None:
     """Count the requests by the channel that they came in by."""
     if not scope.rows("SELECT to_regclass(%(table)s) IS NOT NULL AS there", table=TABLE)[0]["there"]:
-        section.uncounted.append(f"erasure requests: not counted, no such table ({TABLE})")
+        section.uncounted.append(f"erasure requests: no such table ({TABLE})")
         return
     rows = scope.rows(_FIGURES, open=list(OPEN))
     keys = ("requested", "fulfilled", "in_time", "open", "blocked", "overdue", "median_seconds", "longest_seconds")
@@ -54,8 +54,8 @@ def fill(scope: Scope, section: Section) -> None:
     overdue = sum(row["overdue"] for row in rows)
     late = sum(row["fulfilled"] - row["in_time"] for row in rows)
     if overdue:
-        section.statements.append(Statement("finding", f"{overdue:,} erasure requests are past their deadline"))
+        section.statements.append(Statement("finding", f"erasure requests open past their deadline: {overdue:,}"))
     if late:
         section.statements.append(
-            Statement("finding", f"{late:,} erasure requests of the period were fulfilled after their deadline")
+            Statement("finding", f"erasure requests fulfilled after their deadline in the period: {late:,}")
         )

@@ -77,7 +77,7 @@ def exceptions_and_holds(scope: Scope, section: Section) -> None:
             "holds_in_force",
             "Holds in force",
             (
-                Column("id", "hold", weight=2.4),
+                Column("id", "hold", weight=2.9),
                 Column("scope", "on"),
                 Column("table", "table", weight=1.6),
                 Column("placed_at", "placed (UTC)", "moment", weight=1.3),
@@ -147,7 +147,7 @@ def queue(scope: Scope, section: Section) -> None:
     late = figures["deadlines_missed_open_count"]
     if late:
         section.statements.append(
-            Statement("finding", f"{late:,} items of the manual-resolution queue are open past their deadline")
+            Statement("finding", f"items of the manual-resolution queue open past their deadline: {late:,}")
         )
 
 

@@ -33,12 +33,12 @@ def fill(scope: Scope, section: Section) -> None:
             "data",
             "Data, purpose and period",
             (
-                Column("policy", "policy", weight=1.5),
+                Column("policy", "policy", weight=1.9),
                 Column("what", "what", weight=1.9),
                 Column("where", "where", weight=1.7),
                 Column("kept", "kept, then", weight=2.2),
                 Column("legal_basis", "legal basis", weight=2.3),
-                Column("owner", "owner", weight=1.0),
+                Column("owner", "owner", weight=1.35),
                 Column("rows", "rows now", "number", weight=0.9),
             ),
             [

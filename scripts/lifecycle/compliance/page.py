@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
+from markupsafe import Markup, escape
+
 from scripts.lifecycle.compliance.document import Bars, Report, Shares, shown
 from scripts.utils.pages import environment
 
 BOX_WIDTH = 600.0
-VERDICTS = {"broken": "Broken", "findings": "Findings", "incomplete": "Incomplete", "in_order": "In order"}
+VERDICTS = {"broken": "Proof broken", "findings": "Findings", "incomplete": "Incomplete", "in_order": "In order"}
 
 
 def page(report: Report) -> str:
     """Return the page."""
     made = environment()
+    made.filters["breakable"] = _breakable
     made.filters["utc"] = lambda moment: f"{moment:%Y-%m-%d %H:%M}"
     return made.get_template("compliance_report.html.jinja").render(
         report=report, verdict=VERDICTS[report.verdict], shown=shown, bars=_bars, shares=_shares, kind=_kind
     )
+
+
+def _breakable(text: str) -> Markup:
+    """Let a long name be broken where a reader would: after a dot or an underscore."""
+    return Markup(re.sub(r"([._])(?=\w)", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped right here
 
 
 def _kind(chart: Bars | Shares) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
@@ -21,6 +22,7 @@ from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import (
     BaseDocTemplate,
+    CondPageBreak,
     Flowable,
     Frame,
     KeepTogether,
@@ -55,6 +57,13 @@ PARTS = [HexColor(each) for each in ("#1b6b30", "#7fb88f", "#c8dccd", "#e0a030",
 BARS_HEIGHT, SHARE_HEIGHT, LABEL_WIDTH = 34 * mm, 6 * mm, 46 * mm
 # A line of the difference of two files that is longer is broken; the font's characters are all this wide.
 LINE_CHARACTERS = 108
+CELL_PADDING = 10
+HOW_TO_CHECK = (
+    "The audit: verify_audit.py --head with the head of section 8, today or in years, tells whether it still is what"
+    " was written. A single record: explain_deletion.py, with the policy as it was written then. The archives:"
+    " archive_before_delete.py verify. The report itself: generate_compliance_report.py for the same period; what is so"
+    " now is so at the moment named above. It holds no personal data. All times are UTC."
+)
 
 
 @cache
@@ -70,8 +79,27 @@ def _fonts() -> frozenset[int]:
 
 def _plain(text: str) -> str:
     """Return the text with what the font cannot show replaced, ready for a paragraph."""
+    return escape(_known(text))
+
+
+def _known(text: str) -> str:
     known = _fonts()
-    return escape("".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in text))
+    return "".join(letter if letter == "\n" or ord(letter) in known else "?" for letter in text)
+
+
+def _broken(text: str, width: float) -> str:
+    """Break a name that is too long for its column where a reader would: after a dot, an underscore, a hyphen."""
+    room = width - CELL_PADDING
+    words = []
+    for word in _known(text).split(" "):
+        line, lines = "", []
+        for piece in re.split(r"(?<=[._/-])", word):
+            if line and pdfmetrics.stringWidth(line + piece, REGULAR, CELL.fontSize) > room:
+                lines.append(line)
+                line = ""
+            line += piece
+        words.append("<br/>".join(escape(each) for each in [*lines, line]))
+    return " ".join(words)
 
 
 def _style(
@@ -92,6 +120,7 @@ def _style(
 HEAD = _style("head", 17, bold=True, after=6)
 SECTION = _style("section", 12.5, bold=True, after=4, spaceBefore=10, keepWithNext=1)
 SUBTITLE = _style("subtitle", 9.5, bold=True, after=3, spaceBefore=8, keepWithNext=1)
+TABLE_TITLE = _style("table title", 9.5, bold=True, after=3, spaceBefore=8)
 BODY = _style("body", 8.5, after=3)
 NOTE = _style("note", 7.5, color=GREY, after=3)
 CELL = _style("cell", 7, after=0)
@@ -102,18 +131,19 @@ DIFFERENCE = ParagraphStyle("difference", fontName="Courier", fontSize=6.8, lead
 
 
 def pdf(report: Report) -> bytes:
-    """Return the file; laid out twice, as the foot of the first page says how many there are."""
+    """Return the file; laid out twice, as the first page says where what is, and of how many pages it is one."""
     _fonts()
-    _, pages = _laid_out(report, 0)
-    return _laid_out(report, pages)[0]
+    _, first = _laid_out(report, None)
+    return _laid_out(report, first)[0]
 
 
-def _laid_out(report: Report, pages: int) -> tuple[bytes, int]:
+def _laid_out(report: Report, before: _Document | None) -> tuple[bytes, _Document]:
     made = io.BytesIO()
-    document = _Document(made, report, pages)
+    document = _Document(made, report, before.page if before else 0)
     sections = [_section(number, section) for number, section in enumerate(report.sections, start=1)]
-    document.build([*_cover(report), *(flowable for section in sections for flowable in section)])
-    return made.getvalue(), document.page
+    cover = _cover(report, before.begins if before else {})
+    document.build([*cover, *(flowable for section in sections for flowable in section)])
+    return made.getvalue(), document
 
 
 class _Document(BaseDocTemplate):
@@ -130,6 +160,8 @@ class _Document(BaseDocTemplate):
             lang="en",
         )
         self._pages = pages
+        self.begins: dict[str, int] = {}
+        """The page on which a section begins, by its heading."""
         self._foot = _plain(f"{TITLE} · {report.source} · {period}")
         frame = Frame(MARGIN, MARGIN + FOOT, WIDTH, A4[1] - 2 * MARGIN - FOOT, 0, 0, 0, 0)
         self.addPageTemplates(PageTemplate(frames=[frame], onPage=self._feet))
@@ -150,9 +182,10 @@ class _Document(BaseDocTemplate):
             key = f"section-{self.page}-{id(flowable)}"
             self.canv.bookmarkPage(key)
             self.canv.addOutlineEntry(flowable.getPlainText(), key, 0)
+            self.begins[flowable.getPlainText()] = self.page
 
 
-def _cover(report: Report) -> list[Flowable]:
+def _cover(report: Report, begins: dict[str, int]) -> list[Flowable]:
     color = LEVELS[report.verdict]
     facts = [
         ("System", report.source),
@@ -196,8 +229,39 @@ def _cover(report: Report) -> list[Flowable]:
     made += [_point(each, LEVELS["incomplete"]) for each in report.uncounted]
     if not report.uncounted:
         made.append(Paragraph("Everything was counted.", BODY))
-    made += [Spacer(1, 3 * mm), _tiles(report.figures), PageBreak()]
+    made += [Spacer(1, 3 * mm), _tiles(report.figures), Paragraph("Contents", SUBTITLE), _contents(report, begins)]
+    made += [Paragraph("How to check it", SUBTITLE), Paragraph(HOW_TO_CHECK, NOTE)]
+    made += [_signatures(), PageBreak()]
     return made
+
+
+def _contents(report: Report, begins: dict[str, int]) -> Table:
+    headings = [_heading(number, section) for number, section in enumerate(report.sections, start=1)]
+    return Table(
+        [[Paragraph(_plain(each), BODY), Paragraph(str(begins.get(each, "")), NUMBER)] for each in headings],
+        colWidths=[WIDTH - 15 * mm, 15 * mm],
+        style=TableStyle([("LEFTPADDING", (0, 0), (0, -1), 0), *_tight()]),
+    )
+
+
+def _signatures() -> KeepTogether:
+    lines = Table(
+        [["Reviewed by", "", "Date", ""]],
+        colWidths=[22 * mm, WIDTH - 82 * mm, 14 * mm, 46 * mm],
+        style=TableStyle(
+            [
+                ("FONT", (0, 0), (-1, -1), REGULAR, 8),
+                ("LINEBELOW", (1, 0), (1, 0), 0.6, INK),
+                ("LINEBELOW", (3, 0), (3, 0), 0.6, INK),
+                ("LEFTPADDING", (0, 0), (0, 0), 0),
+            ]
+        ),
+    )
+    return KeepTogether([Spacer(1, 10 * mm), lines])
+
+
+def _heading(number: int, section: Section) -> str:
+    return f"{number}. {section.title}"
 
 
 def _point(text: str, color: Color, *, bold: bool = False) -> Paragraph:
@@ -220,7 +284,7 @@ def _tiles(figures: Sequence[tuple[str, str]]) -> Table:
 
 
 def _section(number: int, section: Section) -> list[Flowable]:
-    made: list[Flowable] = [Paragraph(_plain(f"{number}. {section.title}"), SECTION)]
+    made: list[Flowable] = [CondPageBreak(60 * mm), Paragraph(_plain(_heading(number, section)), SECTION)]
     made += [Paragraph(_plain(text), NOTE) for text in section.lead]
     made += [_point(f"Not counted: {what}", LEVELS["incomplete"]) for what in section.uncounted]
     made += [_point(each.text, LEVELS[each.level], bold=each.level == "broken") for each in section.statements]
@@ -236,24 +300,25 @@ def _section(number: int, section: Section) -> list[Flowable]:
 
 
 def _table(table: Figures) -> list[Flowable]:
-    title = Paragraph(_plain(table.title), SUBTITLE)
+    title = Paragraph(_plain(table.title), TABLE_TITLE)
     notes = [Paragraph(_plain(table.note), NOTE)] if table.note else []
     if not table.rows:
         return [KeepTogether([title, Paragraph("None.", BODY), *notes])]
     heads = [
         Paragraph(_plain(column.heading), NUMBER_HEAD if column.is_number else CELL_HEAD) for column in table.columns
     ]
+    whole = sum(column.weight for column in table.columns)
+    widths = [WIDTH * column.weight / whole for column in table.columns]
     rows = [
         [
-            Paragraph(_plain(shown(column, value)), NUMBER if column.is_number else CELL)
-            for column, value in zip(table.columns, row, strict=True)
+            Paragraph(_broken(shown(column, value), width), NUMBER if column.is_number else CELL)
+            for column, value, width in zip(table.columns, row, widths, strict=True)
         ]
         for row in table.rows
     ]
-    weight = sum(column.weight for column in table.columns)
     laid_out = LongTable(
         [heads, *rows],
-        colWidths=[WIDTH * column.weight / weight for column in table.columns],
+        colWidths=widths,
         repeatRows=1,
         style=TableStyle(
             [
@@ -266,7 +331,8 @@ def _table(table: Figures) -> list[Flowable]:
             ]
         ),
     )
-    return [title, laid_out, *notes]
+    # Not kept together: a long table begins on this page, if there is room for its first rows.
+    return [CondPageBreak(30 * mm), title, laid_out, *notes]
 
 
 def _tight() -> list[tuple[str, tuple[int, int], tuple[int, int], int]]:
@@ -279,7 +345,7 @@ def _tight() -> list[tuple[str, tuple[int, int], tuple[int, int], int]]:
 
 def _code(line: str) -> str:
     """Return a line for the built-in font with fixed width, which knows Latin-1 only; long ones are broken."""
-    known = line.encode("latin-1", "replace").decode("latin-1") or " "
+    known = line.replace("…", "...").encode("latin-1", "replace").decode("latin-1") or " "
     pieces = [known[at : at + LINE_CHARACTERS] for at in range(0, len(known), LINE_CHARACTERS)]
     return "\n".join(escape(piece) for piece in pieces)
 
@@ -320,9 +386,7 @@ def _shares(chart: Shares) -> Drawing:
 
 
 def _label(left: float, bottom: float, text: str, *, anchor: Literal["start", "end"] = "start") -> String:
-    known = _fonts()
-    told = "".join(letter if ord(letter) in known else "?" for letter in text)
-    return String(left, bottom, told, fontName=REGULAR, fontSize=6.5, fillColor=GREY, textAnchor=anchor)
+    return String(left, bottom, _known(text), fontName=REGULAR, fontSize=6.5, fillColor=GREY, textAnchor=anchor)
 
 
 def _rect(left: float, bottom: float, width: float, height: float, color: Color) -> Rect:

@@ -107,7 +107,7 @@ def _changes(before: str, after: str) -> list[str]:
         elif place not in new:
             changed.append(f"{place}: gone (was {old[place]})")
         else:
-            changed.append(f"{place}: {old[place]} → {new[place]}")
+            changed.append(f"{place}: {old[place]}, now {new[place]}")
     whole = [each for each in changed if not each.endswith("(new)")]
     # A policy that is new as a whole is named once.
     fresh = dict.fromkeys(

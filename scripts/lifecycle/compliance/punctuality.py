@@ -93,7 +93,7 @@ def _worst(names: list[str], looks: dict[str, dict[str, Any]]) -> Table:
                 row["looks"] if row else 0,
                 row["median"] if row else None,
                 row["worst"] if row else None,
-                row["worst_at"] if row and known else None,
+                row["worst_at"] if row and row["worst"] else None,
                 row["gap"] if row else None,
                 row["worst"] + row["gap"] if row and known else None,
             )
