@@ -58,10 +58,10 @@ def fill(scope: Scope, section: Section) -> None:
         f" policies carried out, {total - went:,} of everything else."
     )
     figures = (
-        Column("records", "records", "number", weight=0.8),
+        Column("records", "records", "number", weight=0.9),
         Column("batches", "batches", "number", weight=0.85),
-        Column("first_at", "first (UTC)", "moment", weight=1.45),
-        Column("last_at", "last (UTC)", "moment", weight=1.45),
+        Column("first_at", "first (UTC)", "moment", weight=1.6),
+        Column("last_at", "last (UTC)", "moment", weight=1.6),
     )
     section.tables += [
         Table(
@@ -83,7 +83,7 @@ def fill(scope: Scope, section: Section) -> None:
                 Column("action", "action", weight=1.3),
                 Column("resource_type", "about", weight=1.9),
                 Column("reason", "reason", weight=2.2),
-                Column("actor", "by", weight=0.8),
+                Column("actor", "by", weight=1.0),
                 *figures,
             ),
             _rows(others),

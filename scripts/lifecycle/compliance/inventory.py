@@ -21,11 +21,10 @@ def fill(scope: Scope, section: Section) -> None:
     policies = scope.run.policies
     section.lead.append(
         "From the policy file in use now, with the rows counted when the report was made. A period is counted from the"
-        " named moment; a record goes in the first run of its job after that. Whose the data is: people who took the"
-        " quiz, ordered or signed in, unless the line says otherwise."
+        " named moment; a record goes in the first run of its job after that."
     )
     section.lead.append(
-        "The controller's name, recipients outside these systems and transfers to third countries are not in the policy"
+        "The controller's name, the categories of people, recipients outside these systems and transfers to third countries are not in the policy"
         " file: they belong to the controller's own record."
     )
     section.tables.append(
