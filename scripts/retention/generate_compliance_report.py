@@ -123,7 +123,7 @@ def _send(run: Run, report: Report) -> None:
         return
     recipients = mail.send(
         run.settings,
-        subject=f"Data retention compliance report, {report.source}, {report.since:%Y-%m-%d}: {report.verdict}",
+        subject=f"Compliance report, {report.source}, {report.since:%Y-%m-%d}: {report.verdict}",
         text=summary(report),
         attachment=(f"compliance-{report.since:%Y-%m-%d}.pdf", pdf(report)),
     )

@@ -6,30 +6,39 @@ from scripts.lifecycle.compliance.document import Column, Section, Statement, Ta
 from scripts.lifecycle.compliance.scope import Scope
 
 TABLE = "ops.erasure_requests"
-OPEN = ("received", "verified", "running", "blocked")
+CLOSED = ("fulfilled", "cancelled", "rejected", "merged")
+_SHAPE = """
+SELECT to_regclass(%(table)s) IS NOT NULL AS there,
+       EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attname = 'fulfilled_at') AS dated
+"""
 _FIGURES = """
+WITH requests AS (
+    SELECT channel, status, requested_at, deadline_at, NOT status = ANY(%(closed)s) AS open,
+           CASE WHEN status = 'fulfilled' THEN {} END AS done_at FROM ops.erasure_requests
+), counted AS (
+    SELECT *, done_at >= %(since)s AND done_at < %(until)s AS done FROM requests
+)
 SELECT channel, count(*) FILTER (WHERE requested_at >= %(since)s AND requested_at < %(until)s) AS requested,
-       count(*) FILTER (WHERE fulfilled_at >= %(since)s AND fulfilled_at < %(until)s) AS fulfilled,
-       count(*) FILTER (WHERE fulfilled_at >= %(since)s AND fulfilled_at < %(until)s AND fulfilled_at <= deadline_at)
-           AS in_time,
-       count(*) FILTER (WHERE status = ANY(%(open)s)) AS open,
+       count(*) FILTER (WHERE done) AS fulfilled,
+       count(*) FILTER (WHERE done AND done_at <= deadline_at) AS in_time,
+       count(*) FILTER (WHERE open) AS open,
        count(*) FILTER (WHERE status = 'blocked') AS blocked,
-       count(*) FILTER (WHERE status = ANY(%(open)s) AND deadline_at < %(now)s) AS overdue,
-       extract(epoch FROM percentile_disc(0.5) WITHIN GROUP (ORDER BY fulfilled_at - requested_at)
-           FILTER (WHERE fulfilled_at >= %(since)s AND fulfilled_at < %(until)s))::float8 AS median_seconds,
-       extract(epoch FROM max(fulfilled_at - requested_at)
-           FILTER (WHERE fulfilled_at >= %(since)s AND fulfilled_at < %(until)s))::float8 AS longest_seconds,
-       min(deadline_at) FILTER (WHERE status = ANY(%(open)s)) AS next_deadline
-  FROM ops.erasure_requests GROUP BY channel ORDER BY channel
+       count(*) FILTER (WHERE open AND deadline_at < %(now)s) AS overdue,
+       extract(epoch FROM percentile_disc(0.5) WITHIN GROUP (ORDER BY done_at - requested_at)
+           FILTER (WHERE done))::float8 AS median_seconds,
+       extract(epoch FROM max(done_at - requested_at) FILTER (WHERE done))::float8 AS longest_seconds,
+       min(deadline_at) FILTER (WHERE open) AS next_deadline
+  FROM counted GROUP BY channel ORDER BY channel
 """
 
 
 def fill(scope: Scope, section: Section) -> None:
     """Count the requests by the channel that they came in by."""
-    if not scope.rows("SELECT to_regclass(%(table)s) IS NOT NULL AS there", table=TABLE)[0]["there"]:
+    shape = scope.rows(_SHAPE, table=TABLE)[0]
+    if not shape["there"]:
         section.uncounted.append(f"erasure requests: no such table ({TABLE})")
         return
-    rows = scope.rows(_FIGURES, open=list(OPEN))
+    rows = scope.rows(_FIGURES.format("fulfilled_at" if shape["dated"] else "closed_at"), closed=list(CLOSED))
     keys = ("requested", "fulfilled", "in_time", "open", "blocked", "overdue", "median_seconds", "longest_seconds")
     section.lead = ["What is open, blocked or overdue is so now, whatever the period; the rest is of the period."]
     section.tables.append(

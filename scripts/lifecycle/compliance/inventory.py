@@ -24,8 +24,8 @@ def fill(scope: Scope, section: Section) -> None:
         " named moment; a record goes in the first run of its job after that."
     )
     section.lead.append(
-        "The controller's name, the categories of people, recipients outside these systems and transfers to third countries are not in the policy"
-        " file: they belong to the controller's own record."
+        "The controller's name, the categories of people, recipients outside these systems and transfers to third"
+        " countries are not in the policy file: they belong to the controller's own record."
     )
     section.tables.append(
         Table(

@@ -23,7 +23,7 @@ class Asked:
     def __init__(self, done):
         assert "Traceback" not in done.stdout + done.stderr, done.stdout
         assert history.PERSON not in done.stdout + done.stderr
-        self.code = done.returncode
+        self.code, self.err = done.returncode, done.stderr
         self.lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"timestamp"')]
         self.closing = self.lines[-1] if self.lines else {}
         self.text = "\n".join(line for line in done.stdout.splitlines() if not line.startswith('{"timestamp"'))
