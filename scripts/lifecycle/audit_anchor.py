@@ -11,12 +11,15 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from scripts.lifecycle.audit_chain import Head
-from scripts.utils.archive_store import ArchiveStore, ArchiveStoreFailed, store_at
 from scripts.utils.errors import OpsError
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.settings import Settings
+
+if TYPE_CHECKING:
+    from scripts.utils.archive_store import ArchiveStore
 
 KEEPER = "the anchor"
 _NAME = re.compile(r"audit-heads/(\d{18})-([0-9a-f]{64})\.json")
@@ -32,6 +35,8 @@ def anchor_of(settings: Settings) -> ArchiveStore | None:
     """
     if settings.audit_anchor_url is None:
         return None
+    from scripts.utils.archive_store import store_at
+
     return store_at(settings.audit_anchor_url, settings, "AUDIT_ANCHOR_URL", patience=_PATIENCE)
 
 
@@ -76,6 +81,8 @@ def _write(store: ArchiveStore, head: Head, facts: dict[str, str]) -> None:
 
 
 def _is_there(store: ArchiveStore, name: str) -> bool:
+    from scripts.utils.archive_store import ArchiveStoreFailed
+
     try:
         for _ in store.read(name):
             pass

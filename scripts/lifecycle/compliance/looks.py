@@ -40,6 +40,10 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
             rows, excepted = _counted(connection, policy, now)
     except PolicyFailed as error:
         because = str(error)
+    except psycopg.errors.QueryCanceled:
+        because = (
+            f"policy {policy.name}: {policy.table} was not counted within {seconds:.0f} s: raise SLA_COUNT_SECONDS"
+        )
     except psycopg.Error as error:
         if connection_lost(error):
             raise

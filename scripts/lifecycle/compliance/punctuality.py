@@ -16,27 +16,37 @@ from scripts.utils.pages import duration
 
 MONITOR = "monitor_cleanup_sla"
 PARTS = ("nothing past its date", "by an hour at most", "up to the warning", "up to critical", "beyond", "not counted")
+# The last look before the period belongs to it: what was deleted before the first one inside is bounded by that.
 _LOOKS = """
 WITH limits AS (SELECT * FROM unnest(%(names)s::text[], %(warning)s::float8[], %(critical)s::float8[])
                     AS l (subject, warning, critical)),
-     looks AS (SELECT o.subject, o.slot, o.items, o.oldest_seconds AS oldest, l.warning, l.critical,
-                      lag(o.slot) OVER (PARTITION BY o.subject, o.items IS NULL ORDER BY o.slot) AS before
-                 FROM ops.sla_observations o JOIN limits l USING (subject)
-                WHERE o.script = %(monitor)s AND o.slot >= %(since)s AND o.slot < %(until)s)
-SELECT subject, count(*) AS looks,
-       count(*) FILTER (WHERE oldest <= 0) AS part_0,
-       count(*) FILTER (WHERE oldest > 0 AND oldest <= least(3600, warning)) AS part_1,
-       count(*) FILTER (WHERE oldest > least(3600, warning) AND oldest <= warning) AS part_2,
-       count(*) FILTER (WHERE oldest > warning AND oldest <= critical) AS part_3,
-       count(*) FILTER (WHERE oldest > critical) AS part_4,
+     seen AS (SELECT o.*, true AS inside FROM ops.sla_observations o
+               WHERE o.script = %(monitor)s AND o.slot >= %(since)s AND o.slot < %(until)s
+              UNION ALL
+              SELECT * FROM (SELECT DISTINCT ON (o.subject) o.*, false FROM ops.sla_observations o
+                              WHERE o.script = %(monitor)s AND o.items IS NOT NULL
+                                AND o.slot < %(since)s AND o.slot >= %(since)s - interval '7 days'
+                              ORDER BY o.subject, o.slot DESC) prior),
+     looks AS (SELECT subject, slot, items, inside, oldest_seconds AS oldest, warning, critical,
+                      lag(slot) OVER (PARTITION BY subject, items IS NULL ORDER BY slot) AS before
+                 FROM seen JOIN limits USING (subject))
+SELECT subject, count(*) FILTER (WHERE inside) AS looks,
+       count(*) FILTER (WHERE inside AND oldest <= 0) AS part_0,
+       count(*) FILTER (WHERE inside AND oldest > 0 AND oldest <= least(3600, warning)) AS part_1,
+       count(*) FILTER (WHERE inside AND oldest > least(3600, warning) AND oldest <= warning) AS part_2,
+       count(*) FILTER (WHERE inside AND oldest > warning AND oldest <= critical) AS part_3,
+       count(*) FILTER (WHERE inside AND oldest > critical) AS part_4,
        count(*) FILTER (WHERE items IS NULL OR oldest IS NULL) AS part_5,
-       max(oldest) AS worst, (array_agg(slot ORDER BY oldest DESC NULLS LAST))[1] AS worst_at,
-       percentile_disc(0.5) WITHIN GROUP (ORDER BY oldest) AS median,
+       max(oldest) FILTER (WHERE inside) AS worst,
+       (array_agg(slot ORDER BY oldest DESC NULLS LAST) FILTER (WHERE inside))[1] AS worst_at,
+       percentile_disc(0.5) WITHIN GROUP (ORDER BY oldest) FILTER (WHERE inside) AS median,
+       min(slot) FILTER (WHERE items IS NOT NULL) AS first_look,
+       CASE WHEN min(slot) FILTER (WHERE items IS NOT NULL) <= %(since)s THEN max(oldest) END AS worst_known,
        extract(epoch FROM greatest(
            max(slot - before) FILTER (WHERE items IS NOT NULL),
            min(slot) FILTER (WHERE items IS NOT NULL) - %(since)s,
            least(%(until)s, %(now)s) - max(slot) FILTER (WHERE items IS NOT NULL)))::float8 AS gap
-  FROM looks GROUP BY subject
+  FROM looks GROUP BY subject HAVING bool_or(inside)
 """
 _RUNS = """
 SELECT policy, count(*) FILTER (WHERE status <> 'skipped') AS runs,
@@ -64,7 +74,8 @@ def fill(scope: Scope, section: Section) -> None:
     section.lead.append(
         "Of a deleted record no due date is kept, so its own delay is not known. Measured is how far the oldest record"
         f" was past its date each time that {MONITOR} looked. No record was deleted later than the last column says:"
-        " the worst look and the longest time between two looks together. Records under a legal hold are not late."
+        " the worst look and the longest time between two looks together; but for one that was written with an old"
+        " date, or whose hold was released, and that went before the next look. What a legal hold keeps is not late."
     )
     section.tables += [_worst(names, looks), _distribution(names, looks), _runs(names, runs), _now(scope, names)]
     section.charts.append(
@@ -86,7 +97,6 @@ def _worst(names: list[str], looks: dict[str, dict[str, Any]]) -> Table:
     rows: list[Any] = []
     for name in names:
         row = looks.get(name)
-        known = row is not None and row["worst"] is not None
         rows.append(
             (
                 name,
@@ -95,7 +105,7 @@ def _worst(names: list[str], looks: dict[str, dict[str, Any]]) -> Table:
                 row["worst"] if row else None,
                 row["worst_at"] if row and row["worst"] else None,
                 row["gap"] if row else None,
-                row["worst"] + row["gap"] if row and known else None,
+                row["worst_known"] + row["gap"] if row and row["worst_known"] is not None else None,
             )
         )
     return Table(
@@ -189,6 +199,8 @@ def _judge(scope: Scope, section: Section, looks: dict[str, dict[str, Any]]) -> 
             section.uncounted.append(
                 f"punctuality of {name}: not counted in {row['part_5']:,} of {row['looks']:,} looks"
             )
+        if row and row["first_look"] and row["first_look"] > scope.since:
+            section.uncounted.append(f"punctuality of {name} before {row['first_look']:%Y-%m-%d %H:%M}: nobody looked")
         if row and row["part_4"]:
             section.statements.append(
                 Statement(

@@ -20,7 +20,7 @@ from scripts.lifecycle.compliance.looks import look
 from scripts.lifecycle.compliance.scope import Scope, part
 from scripts.lifecycle.period import month_or
 from scripts.utils.db_utils import Connection
-from scripts.utils.pages import NOT_KNOWN, duration
+from scripts.utils.pages import duration
 from scripts.utils.run import Run
 
 PARTS: tuple[tuple[str, str, Callable[[Scope, Section], None]], ...] = (
@@ -93,12 +93,13 @@ def _figures(sections: dict[str, Section], scope: Scope) -> list[tuple[str, str]
             return NOT_COUNTED
         return "BROKEN" if "BROKEN" in results else "intact"
 
-    ages = [each.residue.oldest_overdue_seconds if each.residue else None for each in scope.looks.values()]
-    counted = [age for age in ages if age is not None]
+    residues = [each.residue for each in scope.looks.values() if each.policy.action != "retain"]
+    ages = [residue.oldest_overdue_seconds for residue in residues if residue]
+    oldest = duration(max(ages, default=None)) if len(ages) == len(residues) else NOT_COUNTED
     return [
         ("records deleted, archived or anonymised by policy", total("enforcement", "by_policy", "records")),
         ("past their date now", total("punctuality", "now", "remaining")),
-        ("the oldest of these by", duration(max(counted)) if counted else NOT_KNOWN),
+        ("the oldest of these by", oldest),
         ("legal holds in force", total("exceptions", "holds", "in_force")),
         ("erasure requests fulfilled", total("erasures", "requests", "fulfilled")),
         ("archives", total("archives", "inventory", "objects")),

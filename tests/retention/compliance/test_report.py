@@ -88,6 +88,21 @@ def test_punctuality_is_the_worst_look_and_the_time_between_two(usual, month):
     assert now["oldest_seconds"] == pytest.approx(6 * 3600, abs=120)
 
 
+def test_what_went_before_the_first_look_is_bounded_by_the_last_one_before_the_period(ask, month):
+    def bound(since):
+        report = ask(period=(since, UNTIL)).report
+        rows = {row["policy"]: row for row in report["sections"]["punctuality"]["tables"]["lateness"]}
+        return rows["quiz_responses"]["bound_seconds"], report["uncounted"]
+
+    # A look every hour on the hour: the last one before 12:30 saw 12 hours, the worst inside saw 23.
+    assert bound(SINCE + timedelta(hours=12, minutes=30))[0] == 24 * 3600
+    month.execute("DELETE FROM ops.sla_observations WHERE slot < %s", (SINCE + timedelta(days=2),))
+    seconds, uncounted = bound(SINCE)
+    assert seconds is None
+    told = f"punctuality of quiz_responses before {SINCE + timedelta(days=2):%Y-%m-%d %H:%M}: nobody looked"
+    assert told in uncounted
+
+
 def test_holds_exceptions_and_the_queue_are_counted_and_nobody_is_named(usual, month):
     asked = usual
     (excepted,) = [row for row in table(asked, "exceptions", "exceptions") if row["exception"] == "undelivered"]
