@@ -55,7 +55,8 @@ def work(run: Run) -> None:
     ids = _ids(run) if run.options.flags.record else None
     found = run.database.read(lambda connection: _found(run, connection, ids), statement_timeout=run.budget_seconds)
     if not found:
-        get_logger().warning("nothing_found", effect="the audit has no entry about it: these scripts did not delete it")
+        asked = "it: these scripts did not delete it" if ids else "that run, or its record is gone: ask by its run_id"
+        get_logger().warning("nothing_found", effect=f"the audit has no entry of {asked}")
     for entry, facts, policy_file in found:
         if policy_file:
             policy_file.require_unaltered()

@@ -59,7 +59,7 @@ def fill(scope: Scope, section: Section) -> None:
     )
     figures = (
         Column("records", "records", "number", weight=0.9),
-        Column("batches", "batches", "number", weight=0.85),
+        Column("batches", "batches", "number", weight=1.0),
         Column("first_at", "first (UTC)", "moment", weight=1.6),
         Column("last_at", "last (UTC)", "moment", weight=1.6),
     )

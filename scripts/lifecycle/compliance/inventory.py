@@ -38,7 +38,7 @@ def fill(scope: Scope, section: Section) -> None:
                 Column("kept", "kept, then", weight=2.2),
                 Column("legal_basis", "legal basis", weight=2.3),
                 Column("owner", "owner", weight=1.35),
-                Column("rows", "rows now", "number", weight=0.9),
+                Column("rows", "rows now", "number", weight=1.25),
             ),
             [
                 (

@@ -58,6 +58,8 @@ BARS_HEIGHT, SHARE_HEIGHT, LABEL_WIDTH = 34 * mm, 6 * mm, 46 * mm
 # A line of the difference of two files that is longer is broken; the font's characters are all this wide.
 LINE_CHARACTERS = 108
 CELL_PADDING = 10
+# No row may be higher than a page. The other forms have the whole of it.
+CELL_CHARACTERS = 900
 HOW_TO_CHECK = (
     "The audit: verify_audit.py --head with the head of section 8, today or in years, tells whether it still is what"
     " was written. A single record: explain_deletion.py, with the policy as it was written then. The archives:"
@@ -91,7 +93,8 @@ def _broken(text: str, width: float) -> str:
     """Break a name that is too long for its column where a reader would: after a dot, an underscore, a hyphen."""
     room = width - CELL_PADDING
     words = []
-    for word in _known(text).split(" "):
+    told = text if len(text) <= CELL_CHARACTERS else f"{text[:CELL_CHARACTERS]}…"
+    for word in _known(told).split(" "):
         line, lines = "", []
         for piece in re.split(r"(?<=[._/-])", word):
             if line and pdfmetrics.stringWidth(line + piece, REGULAR, CELL.fontSize) > room:
@@ -320,6 +323,7 @@ def _table(table: Figures) -> list[Flowable]:
         [heads, *rows],
         colWidths=widths,
         repeatRows=1,
+        splitInRow=1,
         style=TableStyle(
             [
                 ("VALIGN", (0, 0), (-1, -1), "TOP"),

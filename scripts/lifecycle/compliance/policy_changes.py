@@ -11,6 +11,7 @@ from scripts.lifecycle.compliance.document import Column, Passage, Section, Tabl
 from scripts.lifecycle.compliance.scope import Scope
 
 SHOWN_LINES = 400
+SHOWN_CHANGES = 25
 SHOWN_HASH = 16
 _VERSIONS = """
 WITH inside AS (SELECT * FROM ops.policy_versions WHERE first_used_at >= %(since)s AND first_used_at < %(until)s),
@@ -96,11 +97,14 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _changes(before: str, after: str) -> list[str]:
-    """Name every key that has another value, by its place in the file."""
+    """Name every key that has another value, by its place in the file; a policy that is new or gone is named once."""
     old, new = _leaves(_read(before)), _leaves(_read(after))
-    changed = []
+    policies = [{_policy(place) for place in leaves} - {None} for leaves in (old, new)]
+    appeared, gone = policies[1] - policies[0], policies[0] - policies[1]
+    changed = [f"policy {name} (new)" for name in sorted(filter(None, appeared))]
+    changed += [f"policy {name} (gone)" for name in sorted(filter(None, gone))]
     for place in dict.fromkeys([*new, *old]):
-        if old.get(place) == new.get(place):
+        if old.get(place) == new.get(place) or _policy(place) in appeared | gone:
             continue
         if place not in old:
             changed.append(f"{place}: {new[place]} (new)")
@@ -108,19 +112,15 @@ def _changes(before: str, after: str) -> list[str]:
             changed.append(f"{place}: gone (was {old[place]})")
         else:
             changed.append(f"{place}: {old[place]}, now {new[place]}")
-    whole = [each for each in changed if not each.endswith("(new)")]
-    # A policy that is new as a whole is named once.
-    fresh = dict.fromkeys(
-        each.split(".")[1] for each in changed if each.endswith("(new)") and each.startswith("policies.")
-    )
-    known = {place.split(".")[1] for place in old if place.startswith("policies.")}
-    added = [f"policy {name} (new)" for name in fresh if name not in known]
-    rest = [
-        each
-        for each in changed
-        if each.endswith("(new)") and not (each.startswith("policies.") and each.split(".")[1] not in known)
-    ]
-    return [*whole, *added, *rest] or ["comments and spelling only"]
+    if len(changed) > SHOWN_CHANGES:
+        changed = [*changed[:SHOWN_CHANGES], f"and {len(changed) - SHOWN_CHANGES:,} more, see below"]
+    return changed or ["comments and spelling only"]
+
+
+def _policy(place: str) -> str | None:
+    """Return the policy that a place in the file is in."""
+    steps = place.split(".")
+    return steps[1] if steps[0] == "policies" and len(steps) > 1 else None
 
 
 def _read(document: str) -> Any:

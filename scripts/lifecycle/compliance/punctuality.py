@@ -189,18 +189,19 @@ def _now(scope: Scope, names: list[str]) -> Table:
 
 
 def _judge(scope: Scope, section: Section, looks: dict[str, dict[str, Any]]) -> None:
-    for name, each in scope.looks.items():
-        if each.policy.action == "retain":
-            continue
+    unseen: dict[str, list[str]] = {}
+    watched = [name for name, each in scope.looks.items() if each.policy.action != "retain"]
+    for name in watched:
+        each = scope.looks[name]
         critical, row = each.policy.overdue.critical.total_seconds(), looks.get(name)
         if row is None:
-            section.uncounted.append(f"punctuality of {name}: {MONITOR} did not look at it in the period")
+            unseen.setdefault(f": {MONITOR} did not look at it in the period", []).append(name)
         elif row["part_5"]:
             section.uncounted.append(
                 f"punctuality of {name}: not counted in {row['part_5']:,} of {row['looks']:,} looks"
             )
         if row and row["first_look"] and row["first_look"] > scope.since:
-            section.uncounted.append(f"punctuality of {name} before {row['first_look']:%Y-%m-%d %H:%M}: nobody looked")
+            unseen.setdefault(f" before {row['first_look']:%Y-%m-%d %H:%M}: nobody looked", []).append(name)
         if row and row["part_4"]:
             section.statements.append(
                 Statement(
@@ -219,6 +220,10 @@ def _judge(scope: Scope, section: Section, looks: dict[str, dict[str, Any]]) -> 
                     f" {duration(each.residue.oldest_overdue_seconds)}",
                 )
             )
+
+    for told, names in unseen.items():
+        whose = "every policy" if len(names) == len(watched) > 1 else ", ".join(names)
+        section.uncounted.append(f"punctuality of {whose}{told}")
 
 
 def _gone(policies: PolicySet, scope: Scope) -> list[str]:

@@ -79,3 +79,18 @@ def test_letters_that_the_font_lacks_and_endless_names_do_not_stop_it(read, mont
 
     assert code == 0
     assert "??_<b>&endless" in "".join(pages).replace("\n", "")
+
+
+def test_a_policy_file_with_nothing_left_and_one_with_an_endless_key_still_fit(read, month):
+    for hash_, document in (("a" * 64, "policies: {}"), ("b" * 64, "policies: {quiz: {keep: " + "x" * 5000 + "}}")):
+        month.execute(
+            "INSERT INTO ops.policy_versions (hash, document, first_used_by, first_used_at)"
+            " VALUES (%s, %s, 'tests', now() - interval '9 days')",
+            (hash_, document),
+        )
+    code, _, pages = read()
+
+    assert code == 0
+    text = "".join(pages).replace("\n", " ")
+    assert "policy quiz_responses (gone)" in text
+    assert "policy quiz (new)" in text
