@@ -8,7 +8,7 @@ POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolutio
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions
+.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-erasure: $(READY)  ## measure 10 000 erasures among a million rows
 
 bench-partitions: $(READY)  ## measure dropping thirty expired partitions against deleting the same rows by batches
 	$(BIN)/python benchmarks/partitions.py
+
+bench-audit: $(READY)  ## measure how fast the audit is verified, on one core
+	$(BIN)/python benchmarks/audit.py
 
 $(READY): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -388,7 +388,8 @@ class Archiver:
 
     def _delete(self, window: Window, exported: Exported) -> tuple[bool, bool, int]:
         archive = exported.begun.id
-        facts = {rule: fact | {"archive": str(archive)} for rule, fact in self._selection.facts.items()}
+        known = self._context.noted(self._selection.facts)
+        facts = {rule: fact | {"archive": str(archive)} for rule, fact in known.items()}
         parameters = self._parameters(window, exported) | {
             "archive": archive,
             "facts": Jsonb(facts),

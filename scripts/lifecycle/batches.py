@@ -153,7 +153,7 @@ class BatchWriter:
             "policy": policy.name,
             "action": policy.action,
             "reason_prefix": selection.reason_prefix,
-            "facts": Jsonb(selection.facts),
+            "facts": Jsonb(context.noted(selection.facts)),
         }
 
     def close(self) -> None:

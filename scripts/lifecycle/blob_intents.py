@@ -174,7 +174,7 @@ class Intents:
             "orphaned": ORPHANED,
             "item_type": policy.blob.item_type,
             "reason_prefix": selection.reason_prefix,
-            "facts": Jsonb(selection.facts),
+            "facts": Jsonb(context.noted(selection.facts)),
             "only": only,
             "operator": context.operator,
         }

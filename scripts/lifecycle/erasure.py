@@ -89,7 +89,7 @@ class Eraser:
             "pseudonym": named,
             "suppression": suppression(self._settings, person),
             "archive_pseudonym": self._keys.pseudonyms([person.encode()])[0] if self._keys else None,
-            "facts": Jsonb({"person": named}),
+            "facts": Jsonb({"person": named, "policy_hash": self._run.policies.hash}),
             "names": Jsonb({}),
             "rows": self._run.options.batch_size or _BATCH.rows,
             "run_id": request.id if request else None,
@@ -122,7 +122,13 @@ class Eraser:
         """
         person = request.person or ""
         parameters = self.parameters(person, request.email or "", request)
-        context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, request.id)
+        context = Context(
+            self._run.lock.name,
+            self._run.lock.fencing_token,
+            self._run.script,
+            request.id,
+            policy_hash=self._run.policies.hash,
+        )
         self._begin(request, parameters)
         parameters |= context.parameters()
         found = self._run.database.read(lambda connection: self.look(connection, parameters))

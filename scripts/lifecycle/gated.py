@@ -53,6 +53,8 @@ class Context:
     """Who decided, if a person did."""
     job: str | None = None
     """The job whose work is done, where another script does it: its stop switch holds as well."""
+    policy_hash: str | None = None
+    """The policy file that is carried out: run records go after a year, and the audit must still know."""
 
     def parameters(self) -> dict[str, Any]:
         """Return what :data:`MAY_RUN` and an audit entry ask for."""
@@ -64,6 +66,11 @@ class Context:
             "actor": f"operator:{self.operator}" if self.operator else f"system:{self.script}",
             "run_id": self.run_id,
         }
+
+    def noted(self, facts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+        """Return what the audit keeps of each rule, with the policy file that it stands in."""
+        known = {"policy_hash": self.policy_hash} if self.policy_hash else {}
+        return {rule: fact | known for rule, fact in facts.items()}
 
 
 def require_may_run(*, owned: bool, stopped: bool) -> None:

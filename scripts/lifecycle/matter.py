@@ -42,7 +42,7 @@ class Matter:
     @property
     def context(self) -> Context:
         """Who decided: the audit's entries name the operator, and the item in place of a run."""
-        return Context(None, 0, self.run.script, self.item.id, self.run.operator)
+        return Context(None, 0, self.run.script, self.item.id, self.run.operator, policy_hash=self.run.policies.hash)
 
     def selection(self, policy: Policy | None = None) -> Selection:
         """Check the policy against the database, and return what it selects now.

@@ -143,7 +143,14 @@ class Purge(PolicyRun):
         """Delete what has expired, along the cheaper path."""
         cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
         lock = self._run.lock
-        context = Context(lock.name, lock.fencing_token, self._run.script, run_id, job=self._run.job)
+        context = Context(
+            lock.name,
+            lock.fencing_token,
+            self._run.script,
+            run_id,
+            job=self._run.job,
+            policy_hash=self._run.policies.hash,
+        )
         with closing(self._worker(cleared.selection, context)) as deleter:
             drops = PartitionDrops(self._run, cleared, context, deleter)
             if refused:

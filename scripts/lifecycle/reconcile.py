@@ -129,7 +129,8 @@ class _Reconciliation(PolicyRun):
     def work(self, run_id: UUID) -> Ending:
         """Compare, then act on what is still true."""
         run = self._run
-        context = Context(run.lock.name, run.lock.fencing_token, run.script, run_id)
+        token, policy_hash = run.lock.fencing_token, run.policies.hash
+        context = Context(run.lock.name, token, run.script, run_id, policy_hash=policy_hash)
         with ExitStack() as stack:
             self._selection, found = _compare(run, self._policy, stack)
             self._log.info(

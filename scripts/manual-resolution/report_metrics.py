@@ -9,7 +9,6 @@ import io
 import json
 import sys
 from contextlib import suppress
-from datetime import UTC, date, datetime, time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -17,29 +16,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.console import Console
 
 from scripts.lifecycle import queue_report
+from scripts.lifecycle.period import day_or_moment
 from scripts.lifecycle.queue_metrics import measure
 from scripts.utils import mail, pages
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main, moment
+from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the period, the form and where it goes."""
-    parser.add_argument("--since", type=_moment, metavar="T", help="first day or moment, UTC; default: 30 days before")
-    parser.add_argument("--until", type=_moment, metavar="T", help="day or moment after the last, UTC; default: now")
+    parser.add_argument("--since", type=day_or_moment, metavar="T", help="first day or moment; default: 30 days before")
+    parser.add_argument("--until", type=day_or_moment, metavar="T", help="day or moment after the last; default: now")
     parser.add_argument("--format", choices=["console", "json", "html"], help="default: console on a terminal, or json")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it there, whole or not at all")
     parser.add_argument("--email", action="store_true", help="send the page to REPORT_EMAIL_TO")
-
-
-def _moment(text: str) -> datetime:
-    with suppress(ValueError):
-        return datetime.combine(date.fromisoformat(text), time(), UTC)
-    try:
-        return moment(text)
-    except OverflowError:
-        raise argparse.ArgumentTypeError(f"{text!r} lies beyond the calendar") from None
 
 
 def work(run: Run) -> None:

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Prove that the audit log is whole: recompute every seal along the chain, and name what was altered or removed.
 
+Compared with the heads that the log store has (--head, --heads) and with the anchor (AUDIT_ANCHOR_URL).
 Exit 0: intact. Exit 1: broken; every finding is a line. Runbook: scripts/retention/README.md
 """
 
@@ -10,25 +11,54 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import audit
-from scripts.utils.errors import AuditBroken
+from scripts.lifecycle import audit, audit_anchor, audit_heads
+from scripts.lifecycle.period import END, day_or_moment
+from scripts.utils.arguments import positive
+from scripts.utils.errors import AuditBroken, Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.script_template import Job, Run, main
 
+SHOWN = 100
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's own flag."""
-    parser.add_argument("--head", metavar="SEQ:SEAL", help="an audit_head from an earlier closing line: must be in it")
+    """Add the part to walk, and what to compare it with."""
+    parser.add_argument("--since", type=day_or_moment, metavar="T", help="first day or moment, UTC; default: all")
+    parser.add_argument("--until", type=day_or_moment, metavar="T", help="day or moment after the last; default: all")
+    parser.add_argument("--from", type=positive, dest="first", metavar="BATCH", help="from this batch on")
+    parser.add_argument(
+        "--head", action="append", default=[], metavar="SEQ:SEAL", help="an audit_head that must be in it; repeatable"
+    )
+    parser.add_argument(
+        "--heads", metavar="FILE", help="closing lines from the log store, or heads, one a line; -: standard input"
+    )
 
 
 def work(run: Run) -> None:
     """Walk along the chain."""
-    result = audit.verify(run.database, anchor=run.options.flags.head)
-    for finding in result.findings:
+    flags = run.options.flags
+    if flags.first and (flags.since or flags.until):
+        raise Misconfigured("--from counts batches, --since and --until tell the time: give one or the other")
+    heads = [*(audit.Head.parsed(head) for head in flags.head), *audit_heads.read(flags.heads)]
+    anchor = audit_anchor.anchor_of(run.settings)
+    if anchor:
+        heads += audit_anchor.heads(anchor)
+    span = audit.Span(flags.first) if flags.first else None
+    period = (flags.since or END[0], flags.until or END[1]) if flags.since or flags.until else None
+    result = audit.verify(run.database, *heads, span=span, period=period)
+    for finding in result.findings[:SHOWN]:
         get_logger().error("audit_finding", kind=finding.kind, seq=finding.seq, finding=str(finding))
     if not result.intact:
         raise AuditBroken(f"the audit log is broken in {len(result.findings)} places, the first: {result.findings[0]}")
-    get_logger().info("audit_intact", batches=result.batches, entries=result.entries, audit_head=result.head)
+    get_logger().info(
+        "audit_intact",
+        batches=result.batches,
+        entries=result.entries,
+        first_batch=result.span.first,
+        heads_compared=result.heads,
+        anchor_compared=anchor is not None,
+        audit_head=result.head,
+    )
 
 
 JOB = Job("verify_audit", work, "Verify the audit log.", changes_data=False, events="verify", arguments=arguments)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 READ_BYTES = 1024 * 1024
 # Below it an object is one call; above it goes up in parts of this size, so at most two lie in memory.
 PART_BYTES = 8 * 1024 * 1024
+_PATIENCE = timedelta(seconds=60)
 _HIDDEN = ".incomplete-"
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
@@ -78,19 +79,34 @@ class ArchiveStore(Protocol):
 
 
 def store_of(settings: Settings) -> ArchiveStore:
-    """Return the store that the settings name; nothing is asked of it yet.
+    """Return the archives' store; nothing is asked of it yet.
 
     Raises:
         Misconfigured: Names what is not set.
     """
     if settings.archive_url is None:
         raise Misconfigured("ARCHIVE_URL is not set: archives need a place, file:///folder or s3://bucket/prefix")
-    parts = urlsplit(settings.archive_url)
+    return store_at(settings.archive_url, settings, "ARCHIVE_URL")
+
+
+def store_at(url: str, settings: Settings, variable: str, *, patience: timedelta = _PATIENCE) -> ArchiveStore:
+    """Return the store at a place; nothing is asked of it yet.
+
+    Args:
+        url: ``file:///folder`` or ``s3://bucket/prefix``.
+        settings: The bucket's login.
+        variable: The setting that names the place, for messages.
+        patience: Longest time for one call and its repetitions; a folder knows none.
+
+    Raises:
+        Misconfigured: Names what is not set.
+    """
+    parts = urlsplit(url)
     if parts.scheme == "file":
-        return FolderStore(Path(unquote(parts.path)))
+        return FolderStore(Path(unquote(parts.path)), variable)
     missing = [name for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") if not getattr(settings, name.lower())]
     if missing or not (settings.aws_access_key_id and settings.aws_secret_access_key):
-        raise Misconfigured(f"{' and '.join(missing)} not set: ARCHIVE_URL names a bucket")
+        raise Misconfigured(f"{' and '.join(missing)} not set: {variable} names a bucket")
     place: S3Config = {
         "region": settings.aws_region,
         "access_key_id": settings.aws_access_key_id.get_secret_value(),
@@ -106,10 +122,11 @@ def store_of(settings: Settings) -> ArchiveStore:
             client_options={
                 "allow_http": (settings.aws_endpoint_url or "").startswith("http://"),
                 "connect_timeout": timedelta(seconds=5),
-                "timeout": timedelta(seconds=60),
+                "timeout": patience,
             },
-            retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
-        )
+            retry_config={"max_retries": 4, "retry_timeout": patience},
+        ),
+        variable,
     )
 
 
@@ -118,10 +135,12 @@ class FolderStore:
 
     Args:
         root: It must be there: a disk that is not mounted must not become a folder on another one.
+        variable: The setting that names it, for messages.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, variable: str = "ARCHIVE_URL") -> None:
         self._root = root
+        self._variable = variable
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Writer]:
@@ -153,7 +172,7 @@ class FolderStore:
             try:
                 file = self._path(name).open("rb")
             except FileNotFoundError:
-                raise ObjectMissing(f"{name} is not in the folder that ARCHIVE_URL names") from None
+                raise ObjectMissing(f"{name} is not in the folder that {self._variable} names") from None
             with file:
                 while piece := file.read(READ_BYTES):
                     yield piece
@@ -179,7 +198,7 @@ class FolderStore:
 
     def _require_root(self) -> None:
         if not self._root.is_dir():
-            raise ArchiveStoreFailed("the folder that ARCHIVE_URL names is not there: is its disk mounted?")
+            raise ArchiveStoreFailed(f"the folder that {self._variable} names is not there: is its disk mounted?")
 
     @contextmanager
     def _explained(self, what: str) -> Iterator[None]:
@@ -187,7 +206,7 @@ class FolderStore:
             yield
         except OSError as error:
             why = _NO_ROOM.get(error.errno or 0) or f"{type(error).__name__}, {errno.errorcode.get(error.errno or 0)}"
-            raise ArchiveStoreFailed(f"an archive could not be {what} in the folder of ARCHIVE_URL: {why}") from error
+            raise ArchiveStoreFailed(f"it could not be {what} in the folder of {self._variable}: {why}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -199,58 +218,65 @@ def _sync_folder(folder: Path) -> None:
 
 
 class BucketStore:
-    """A bucket, or a prefix in one."""
+    """A bucket, or a prefix in one.
 
-    def __init__(self, store: S3Store) -> None:
+    Args:
+        store: The client.
+        variable: The setting that names it, for messages.
+    """
+
+    def __init__(self, store: S3Store, variable: str = "ARCHIVE_URL") -> None:
         self._store = store
+        self._variable = variable
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Writer]:
         """Upload; what is small enough in one call, which is there as a whole or not at all."""
-        with _explained("written", name):
+        with _explained("written", name, self._variable):
             file = obstore.open_writer(self._store, name, buffer_size=PART_BYTES, max_concurrency=1)
         # Not closed where the block fails: closing completes the upload.
-        yield _BucketWriter(file, name)
-        with _explained("written", name):
+        yield _BucketWriter(file, name, self._variable)
+        with _explained("written", name, self._variable):
             file.close()
 
     def read(self, name: str) -> Iterator[bytes]:
         """Download in pieces."""
-        with _explained("read", name):
+        with _explained("read", name, self._variable):
             for piece in obstore.get(self._store, name).stream(min_chunk_size=READ_BYTES):
                 yield bytes(piece)
 
     def delete(self, name: str) -> None:
         """Delete an object."""
-        with suppress(ObjectMissing), _explained("deleted", name):
+        with suppress(ObjectMissing), _explained("deleted", name, self._variable):
             obstore.delete(self._store, name)
 
     def names(self) -> Iterator[str]:
         """List the objects."""
-        with _explained("listed", "the bucket"):
+        with _explained("listed", "the bucket", self._variable):
             for page in obstore.list(self._store):
                 yield from (entry["path"] for entry in page)
 
 
 class _BucketWriter:
-    def __init__(self, file: obstore.WritableFile, name: str) -> None:
+    def __init__(self, file: obstore.WritableFile, name: str, variable: str) -> None:
         self._file = file
         self._name = name
+        self._variable = variable
 
     def write(self, data: bytes, /) -> object:
-        with _explained("written", self._name):
+        with _explained("written", self._name, self._variable):
             return self._file.write(data)
 
 
 @contextmanager
-def _explained(what: str, name: str) -> Iterator[None]:
+def _explained(what: str, name: str, variable: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise ObjectMissing(f"{name} is not in the bucket that ARCHIVE_URL names, or the bucket is not there") from None
+        raise ObjectMissing(f"{name} is not in the bucket that {variable} names, or the bucket is not there") from None
     except (BaseError, OSError) as error:
         # The library's text quotes addresses and requests; its type says enough.
         raise ArchiveStoreFailed(
-            f"{name} could not be {what}: the store of ARCHIVE_URL answered {type(error).__name__}; check that it is"
+            f"{name} could not be {what}: the store of {variable} answered {type(error).__name__}; check that it is"
             " up, that the bucket exists and that the login may read, write and delete there"
         ) from error

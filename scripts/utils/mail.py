@@ -36,14 +36,14 @@ def require_mail_settings(settings: Settings) -> None:
         raise Misconfigured("set SMTP_USER and SMTP_PASSWORD both, or neither")
 
 
-def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, str]) -> int:
-    """Send a text with one HTML page attached.
+def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, str | bytes]) -> int:
+    """Send a text with one HTML page or PDF attached.
 
     Args:
         settings: The server, sender and recipients.
         subject: The mail's subject.
         text: Its body.
-        attachment: The page's file name and content.
+        attachment: The file's name and content: a text is a page, bytes are a PDF.
 
     Returns:
         How many recipients the server took it for.
@@ -54,7 +54,11 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
     require_mail_settings(settings)
     recipients = [address.strip() for address in (settings.report_email_to or "").split(",")]
     message = _message(settings, subject, text, recipients)
-    message.add_attachment(attachment[1], subtype="html", filename=attachment[0])
+    name, content = attachment
+    if isinstance(content, str):
+        message.add_attachment(content, subtype="html", filename=name)
+    else:
+        message.add_attachment(content, maintype="application", subtype="pdf", filename=name)
     return _send(settings, message, len(recipients))
 
 

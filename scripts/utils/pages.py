@@ -48,12 +48,12 @@ def duration(seconds: float | None) -> str:
     return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
-def write(path: Path, text: str, flag: str = "--output") -> None:
+def write(path: Path, content: str | bytes, flag: str = "--output") -> None:
     """Write a file as a whole or not at all.
 
     Args:
         path: Where.
-        text: What.
+        content: What; a text in UTF-8.
         flag: What named the path on the command line, for messages.
 
     Raises:
@@ -65,8 +65,8 @@ def write(path: Path, text: str, flag: str = "--output") -> None:
     fresh = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.new")
     try:
         try:
-            with fresh.open("x", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with fresh.open("xb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(target)

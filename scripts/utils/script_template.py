@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import psycopg
 
-from scripts.lifecycle import audit, runs, stop_switch
+from scripts.lifecycle import audit, audit_anchor, runs, stop_switch
 from scripts.lifecycle.job_record import recorded
 from scripts.lifecycle.policies import JobSpec, PolicySet, load_policies
 from scripts.lifecycle.results import SLA_ORDER, total_pauses
@@ -165,6 +165,9 @@ def _close(
     """Say what happened in one line: the last thing that a person or a log store reads."""
     if spec and not run.options.dry_run and code is not ExitCode.NOT_RUN:
         _emit(run, spec, code)
+    head = _audit_head(run) if job.changes_data else None
+    if job.changes_data and not run.options.dry_run and code is not ExitCode.NOT_RUN:
+        audit_anchor.keep(run.settings, head, script=run.script, correlation_id=run.correlation_id)
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"
@@ -188,7 +191,7 @@ def _close(
         "stop_reason": stop_reason,
         "records_remaining": _total(remaining),
         "oldest_overdue_seconds": _worst(overdue),
-        "audit_head": _audit_head(run),
+        "audit_head": head,
         "exit_code": int(code),
     }
     if not run.options.dry_run:

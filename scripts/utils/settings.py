@@ -286,6 +286,11 @@ class Settings(BaseSettings):
         le=365,
         description="days after which no backup of the database is left that holds a deleted row",
     )
+    audit_anchor_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
+        None,
+        alias="AUDIT_ANCHOR_URL",
+        description="where each run keeps the audit's head: file:///folder or s3://bucket/prefix; unset: nowhere",
+    )
 
     archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
         None, alias="ARCHIVE_URL", description="where archives go: file:///folder or s3://bucket/prefix"

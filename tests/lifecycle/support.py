@@ -128,6 +128,20 @@ def append_batches(db, number, ids=("1", "2")):
             audit.append(connection, **ENTRY, resource_ids=list(ids), run_id=uuid4(), metadata={"a": 1})
 
 
+def seal_anew(admin):
+    """Seal the chain as it stands, as ops.append_audit would have; for tests that set its times."""
+    admin.execute("SET session_replication_role = replica")
+    admin.execute("""
+        DO $$ DECLARE b record; s bytea := ''; BEGIN
+          FOR b IN SELECT * FROM ops.audit_batches ORDER BY seq LOOP
+            s := sha256(s || record_send(ROW(b.seq, b.id, b.occurred_at, b.actor, b.action, b.resource_type, b.reason,
+                                             b.run_id, b.resource_ids, b.metadata)));
+            UPDATE ops.audit_batches SET seal = s WHERE seq = b.seq;
+          END LOOP;
+          UPDATE ops.audit_head SET seal = s;
+        END $$""")
+
+
 def policy(**changes: Any) -> dict[str, Any]:
     """Return a policy on public.things that keeps 30 days, with changes."""
     return {

@@ -1,0 +1,216 @@
+"""A report's parts, before they become a page, a PDF, a sheet or JSON: all four say the same, because this is all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from typing import Any, Literal
+
+from scripts.utils.pages import NOT_KNOWN, duration
+
+Kind = Literal["text", "number", "bytes", "duration", "moment", "percent"]
+Value = str | int | float | datetime | date | None
+Level = Literal["broken", "finding"]
+NOT_COUNTED = "not counted"
+_KIBI = 1024
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        key: Its name in JSON.
+        heading: Its name for a person.
+        kind: What its values are; durations are in seconds.
+        weight: Its share of a page's width, next to the others.
+    """
+
+    key: str
+    heading: str
+    kind: Kind = "text"
+    weight: float = 1.0
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is set flush right."""
+        return self.kind not in ("text", "moment")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of raw values."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: Sequence[tuple[Value, ...]]
+    note: str | None = None
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows for JSON."""
+        return [{column.key: raw(value) for column, value in zip(self.columns, row, strict=True)} for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One bar a label; the figures are in a table beside it."""
+
+    title: str
+    bars: Sequence[tuple[str, int]]
+
+    @property
+    def top(self) -> int:
+        """The longest bar's value, at least 1."""
+        return max((value for _, value in self.bars), default=0) or 1
+
+
+@dataclass(frozen=True)
+class Shares:
+    """One bar a label, made of the same parts each; the figures are in a table beside it."""
+
+    title: str
+    parts: tuple[str, ...]
+    rows: Sequence[tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """Text to be shown as it is, such as the difference of two files."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Something that the first page must say."""
+
+    level: Level
+    text: str
+
+
+@dataclass
+class Section:
+    """A part of the report."""
+
+    key: str
+    title: str
+    lead: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    charts: list[Bars | Shares] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+    uncounted: list[str] = field(default_factory=list)
+    """What could not be counted, and why: it stands on the first page."""
+
+    def table(self, key: str) -> Table:
+        """Return a table by its name."""
+        return next(table for table in self.tables if table.key == key)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole of it."""
+
+    source: str
+    since: datetime
+    until: datetime
+    measured_at: datetime
+    version: str
+    policy_hash: str
+    figures: list[tuple[str, str]]
+    """What stands on the first page, beside the verdict."""
+    sections: list[Section]
+
+    @property
+    def statements(self) -> list[Statement]:
+        """What was found, the worst first."""
+        found = [statement for section in self.sections for statement in section.statements]
+        return sorted(found, key=lambda statement: statement.level != "broken")
+
+    @property
+    def uncounted(self) -> list[str]:
+        """What could not be counted."""
+        return [what for section in self.sections for what in section.uncounted]
+
+    @property
+    def verdict(self) -> Literal["broken", "findings", "incomplete", "in_order"]:
+        """The report in one word."""
+        if any(statement.level == "broken" for statement in self.statements):
+            return "broken"
+        if self.statements:
+            return "findings"
+        return "incomplete" if self.uncounted else "in_order"
+
+    @property
+    def headline(self) -> str:
+        """The verdict as a sentence."""
+        missing = len(self.uncounted)
+        incomplete = f" {missing} {'thing' if missing == 1 else 'things'} could not be counted." if missing else ""
+        told = {
+            "broken": "The proof is broken: what follows cannot be relied on before that is cleared up.",
+            "findings": "There are findings.",
+            "incomplete": "No findings in what could be counted.",
+            "in_order": "In order: no findings, the proof is whole, and everything was counted.",
+        }
+        return told[self.verdict] + incomplete
+
+    def section(self, key: str) -> Section:
+        """Return a section by its name."""
+        return next(section for section in self.sections if section.key == key)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return one object with stable keys, ready for JSON."""
+        return {
+            "source": self.source,
+            "since": raw(self.since),
+            "until": raw(self.until),
+            "measured_at": raw(self.measured_at),
+            "version": self.version,
+            "policy_hash": self.policy_hash,
+            "verdict": self.verdict,
+            "headline": self.headline,
+            "statements": [{"level": each.level, "text": each.text} for each in self.statements],
+            "uncounted": self.uncounted,
+            "sections": {
+                section.key: {
+                    "title": section.title,
+                    "tables": {table.key: table.as_dicts() for table in section.tables},
+                    "passages": {passage.title: passage.text for passage in section.passages},
+                }
+                for section in self.sections
+            },
+        }
+
+
+def raw(value: Value) -> str | int | float | None:
+    """Return a value as JSON has it."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def shown(column: Column, value: Value) -> str:
+    """Return a value as a person reads it."""
+    if value is None:
+        return {"number": NOT_COUNTED, "bytes": NOT_COUNTED, "duration": NOT_KNOWN}.get(column.kind, "-")
+    if isinstance(value, datetime):
+        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
+    if isinstance(value, str | date):
+        return str(value)
+    if column.kind == "duration":
+        return duration(value)
+    if column.kind == "percent":
+        return f"{value:.1f} %"
+    return size(value) if column.kind == "bytes" else f"{value:,}"
+
+
+def size(number: float) -> str:
+    """Return bytes as a person says them."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < _KIBI:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= _KIBI
+    return f"{number:,.1f} TiB"

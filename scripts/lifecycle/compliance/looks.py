@@ -1,0 +1,71 @@
+"""One look at what every policy is about: its rows, what is past its date, held and excepted. Parts of it may fail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.policies import Policy, table_identifier
+from scripts.lifecycle.preflight import preflight
+from scripts.lifecycle.residue import LOCK_SECONDS, Residue, measure
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import PolicyFailed, describe_database_error
+from scripts.utils.run import Run
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is there now; None where it could not be counted."""
+
+    policy: Policy
+    rows: int | None = None
+    residue: Residue | None = None
+    excepted: dict[str, int] = field(default_factory=dict)
+    """Rows that an exception keeps, by its name."""
+    because: str | None = None
+    """Why something is not known."""
+
+
+def look(run: Run, policy: Policy, now: datetime) -> Look:
+    """Count, each thing within SLA_COUNT_SECONDS, in READ ONLY transactions."""
+    seconds = float(run.settings.sla_count_seconds)
+    rows, excepted, because = None, dict[str, int](), None
+    try:
+        with run.database.transaction(
+            read_only=True, lock_timeout=LOCK_SECONDS, statement_timeout=seconds
+        ) as connection:
+            rows, excepted = _counted(connection, policy, now)
+    except PolicyFailed as error:
+        because = str(error)
+    except psycopg.errors.QueryCanceled:
+        because = (
+            f"policy {policy.name}: {policy.table} was not counted within {seconds:.0f} s: raise SLA_COUNT_SECONDS"
+        )
+    except psycopg.Error as error:
+        if connection_lost(error):
+            raise
+        because = f"policy {policy.name}: {describe_database_error(error)}"
+    if policy.action == "retain":
+        return Look(policy, rows, None, excepted, because)
+    try:
+        residue = measure(run.database, run.settings, policy, now=now, completed=None, seconds=seconds)
+    except PolicyFailed as error:
+        return Look(policy, rows, None, excepted, str(error))
+    return Look(policy, rows, residue, excepted, because)
+
+
+def _counted(connection: Connection, policy: Policy, now: datetime) -> tuple[int, dict[str, int]]:
+    selection = preflight(connection, policy, now).selection
+    counts: list[sql.Composable] = [sql.SQL("count(*)")]
+    for name, exception in policy.exceptions.items():
+        counts.append(sql.SQL("count(*) FILTER (WHERE {})").format(selection.met(exception.when, f"except_{name}")))
+    row = connection.execute(
+        sql.SQL("SELECT {} FROM {} t").format(sql.SQL(", ").join(counts), table_identifier(policy.table)),
+        selection.parameters,
+    ).fetchone()
+    if row is None:
+        raise AssertionError("a count returns a row")
+    return int(row[0]), dict(zip(policy.exceptions, row[1:], strict=True))

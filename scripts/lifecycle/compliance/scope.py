@@ -1,0 +1,69 @@
+"""What every part of the report is about: the run, the period, the snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+from psycopg.rows import dict_row
+
+from scripts.lifecycle.compliance.document import Section
+from scripts.lifecycle.compliance.looks import Look
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import Misconfigured, OpsError, StoppedEarly, describe_database_error
+from scripts.utils.run import Run
+
+
+@dataclass(frozen=True)
+class Scope:
+    """One report's subject.
+
+    Args:
+        run: The run.
+        connection: In a READ ONLY transaction of one snapshot.
+        since: The period's first moment.
+        until: The moment after its last.
+        now: The database's clock.
+        quick: Whether the long verifications are left out.
+        looks: What is there now, by policy.
+    """
+
+    run: Run
+    connection: Connection
+    since: datetime
+    until: datetime
+    now: datetime
+    quick: bool
+    looks: dict[str, Look] = field(default_factory=dict)
+
+    def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Return a query's rows by name; the period is there as ``since`` and ``until``."""
+        with self.connection.cursor(row_factory=dict_row) as cursor:
+            known = {"since": self.since, "until": self.until, "now": self.now}
+            return cursor.execute(query.encode(), known | parameters).fetchall()
+
+
+def part(scope: Scope, key: str, title: str, fill: Callable[[Scope, Section], None]) -> Section:
+    """Return a section; one that cannot be made says so, and the others are made all the same.
+
+    Raises:
+        StoppedEarly: The run must stop.
+        Misconfigured: The flags do not fit.
+        psycopg.Error: The connection is gone.
+    """
+    section = Section(key, title)
+    try:
+        with scope.connection.transaction():  # a savepoint: what fails in here spoils nothing else
+            fill(scope, section)
+    except (StoppedEarly, Misconfigured):
+        raise
+    except psycopg.Error as error:
+        if connection_lost(error):
+            raise
+        section.uncounted.append(f"{title}: {describe_database_error(error)}")
+    except OpsError as error:
+        section.uncounted.append(f"{title}: {error}")
+    return section
