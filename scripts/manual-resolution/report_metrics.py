@@ -19,9 +19,10 @@ from rich.console import Console
 from scripts.lifecycle import queue_report
 from scripts.lifecycle.queue_metrics import measure
 from scripts.utils import mail, pages
+from scripts.utils.arguments import moment
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main, moment
+from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
