@@ -9,7 +9,6 @@ import re
 import shlex
 from dataclasses import dataclass
 from itertools import pairwise
-from textwrap import dedent
 
 from backend import local_stack, migrate
 from scripts.utils.arguments import parser_of
@@ -48,9 +47,12 @@ class Command:
 
 
 def blocks(document):
-    """Each fenced block: its line, its language, its text without the indentation."""
+    """Each fenced block: its line, its language, its text without the fence's own indentation."""
     text = document.read_text()
-    return [(text.count("\n", 0, m.start()) + 1, m[2], dedent(m[3])) for m in _FENCE.finditer(text)]
+    return [
+        (text.count("\n", 0, m.start()) + 1, m[2], re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE))
+        for m in _FENCE.finditer(text)
+    ]
 
 
 def commands(document):

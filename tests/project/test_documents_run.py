@@ -4,14 +4,13 @@ In the order of the document, each in the shell that the ones before it left beh
 listed with its reason; a command that fails and is not listed fails the test.
 """
 
-import os
 import re
 import shutil
-import subprocess
 
 import pytest
 
 from tests.project import commands as documented
+from tests.project.checkout import Shell
 from tests.project.conftest import ROOT
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -53,40 +52,8 @@ AT_HAND = [
 ]  # fmt: skip
 
 
-class Shell:
-    """A shell in a copy of the checkout, as a person would have it open."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.env = {
-            "PATH": f"{folder}/.venv/bin:{os.environ['PATH']}",
-            "HOME": str(folder),
-            "LANG": "C.UTF-8",
-            "PGCONNECT_TIMEOUT": "10",
-        }
-        self.told = []
-
-    def run(self, text, wanted=frozenset({0})):
-        """Type a command; what it exports stays. The whole story is told when it ends otherwise than wanted."""
-        after = self.folder / ".env-after"
-        done = subprocess.run(
-            ["bash", "-c", f'{text}\ncode=$?; env -0 > "{after}"; exit $code'],
-            cwd=self.folder,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        if after.exists():
-            pairs = (pair.split("=", 1) for pair in after.read_text().split("\0") if pair)
-            self.env = {name: value for name, value in pairs if name not in {"_", "SHLVL", "PWD", "OLDPWD"}}
-            after.unlink()
-        self.told.append(f"$ {text}\n{done.stdout[-1500:]}{done.stderr[-1500:]}[{done.returncode}]")
-        assert done.returncode in wanted, "\n".join(self.told[-3:])
-        assert "Traceback" not in done.stdout + done.stderr, self.told[-1]
-        return done.stdout
+class Stage(Shell):
+    """A shell with everything at hand that the runbooks speak of."""
 
     def ask(self, query, url=OWNER_URL):
         """Return one value from the database."""
@@ -129,28 +96,12 @@ class Shell:
         return text
 
 
-@pytest.fixture
-def shell(tmp_path, project_files):
-    """A copy of the checkout whose virtual environment is this one's."""
-    copy = tmp_path / "copy"
-    for path in project_files:
-        target = copy / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, target)
-        os.utime(target, (0, 0))  # older than what make has installed: it must not install into a shared environment
-    (copy / ".venv").symlink_to((ROOT / ".venv").resolve())
-    shell = Shell(copy)
-    yield shell
-    subprocess.run(
-        [copy / ".venv/bin/python", "backend/local_stack.py", "stop", "--delete"],
-        cwd=copy,
-        capture_output=True,
-        check=False,
-    )
+DOCUMENTS = [path for path in documented.DOCUMENTS if path.name != "CONTRIBUTING.md"]  # test_contributing.py has it
 
 
-@pytest.mark.parametrize("document", documented.DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_of_the_document_does_what_it_says(document, shell):
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_of_the_document_does_what_it_says(document, checkout):
+    shell = Stage(checkout)
     typed = [command for command in documented.commands(document) if command.whole]
     if not typed:
         return

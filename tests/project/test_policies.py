@@ -50,7 +50,9 @@ def test_every_policy_is_some_script_s(name):
         return  # it takes what the file gives it
     if POLICIES.policies[name].action == "archive_then_delete":
         return  # archive_before_delete carries out every one of them
-    assert [path.stem for path in SCRIPTS if f'policy="{name}"' in path.read_text() or takes_what_it_is_given(path)] != []
+    assert [
+        path.stem for path in SCRIPTS if f'policy="{name}"' in path.read_text() or takes_what_it_is_given(path)
+    ] != []
 
 
 @each_policy
