@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
+.PHONY: help demo test soak lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -24,6 +24,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+picture: $(READY)  ## draw the README's picture of a real run anew
+	$(BIN)/python backend/picture.py
 
 stack: $(READY)  ## start the local PostgreSQL and Valkey with sample data, to try a script by hand
 	$(BIN)/python backend/local_stack.py start

@@ -1,5 +1,6 @@
 """What the documents tell people to type: every script, verb, flag, target and tool in them is there."""
 
+import html
 import re
 import shlex
 
@@ -87,3 +88,14 @@ def test_a_block_is_split_where_a_shell_would(tmp_path):
 def test_a_short_form_with_a_verb_or_flag_that_is_not_there(command, said):
     name, rest = documented.SHORT.fullmatch(command.strip("`")).groups()
     assert documented.unknown(name, shlex.split(rest)) == said
+
+
+def test_the_picture_is_of_a_run_and_the_readme_says_what_is_in_it():
+    text = (ROOT / "README.md").read_text()
+    picture = html.unescape((ROOT / "docs" / "run.svg").read_text()).replace("\xa0", " ")
+    assert "(docs/run.svg)" in text
+    for said in ("--dry-run", "cleanup_completed", "would delete", "audit_intact", "exit_code=4"):
+        assert said in re.sub(r"<[^>]*>", "", picture), f"docs/run.svg does not show {said}: make picture"
+    (orders,) = re.findall(r"here (\d+) orders", text)
+    assert f"records_queued={orders}" in re.sub(r"<[^>]*>", "", picture)
+    assert "http" not in re.sub(r'xmlns="[^"]*"|<!--.*?-->', "", picture), "it fetches nothing"

@@ -40,6 +40,7 @@ AT_HAND = [
     (r"process_queue\.py reopen", "THE_ID", ITEM.format("resolved")),
     (r"process_queue\.py undo", "THE_ID", ITEM.format("deferred")),
     (r"process_queue\.py release", "THE_ID", ITEM.format("assigned")),
+    (r"process_queue\.py (resolve|defer|escalate)", "THE_ID", ITEM.format("pending' and item_type = 'pdf_deletion_failed")),
     (r"process_queue\.py", "THE_ID", ITEM.format("pending")),
     (r"public\.email_blacklist", "THE_ID", "select id from public.email_blacklist limit 1"),
     (r"restore .*--id", "THE_ID", "select resource_id from ops.audit_log where resource_type = 'public.payment_transactions' limit 1"),
