@@ -8,7 +8,7 @@ POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolutio
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+picture: $(READY)  ## draw the README's picture of a real run anew
+	$(BIN)/python backend/picture.py
 
 stack: $(READY)  ## start the local PostgreSQL and Valkey with sample data, to try a script by hand
 	$(BIN)/python backend/local_stack.py start

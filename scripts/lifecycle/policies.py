@@ -587,10 +587,11 @@ class PolicySet:
         return next((name for name, job in self.jobs.items() if policy in job.policies), None)
 
 
-class _Loader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """A safe loader that refuses a key that is written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that is there already."""
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -603,6 +604,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Refuse a value that reads otherwise than it is written."""
         try:
             value = super().construct_object(node, deep)
         except ValueError as error:  # what looks like a date or a number and is none
@@ -635,7 +637,7 @@ def parse_policies(text: str, place: str) -> PolicySet:
         Misconfigured: Names every problem with its place.
     """
     try:
-        loader = _Loader(text)
+        loader = StrictLoader(text)
         root = loader.get_single_node()
         content = loader.construct_document(root) if root else None
         document = _Document.model_validate(content)

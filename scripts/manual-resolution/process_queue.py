@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.lifecycle import queue, queue_verbs
 from scripts.lifecycle.desk import Desk
 from scripts.lifecycle.queue_session import Session
-from scripts.utils.arguments import positive
+from scripts.utils.arguments import add_common_flags, positive
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, add_common_flags, main
+from scripts.utils.script_template import Job, Run, main
 
 STATES = ("pending", "assigned", "escalated", "deferred", "resolved")
 

@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.lifecycle.archive import archive_what_is_due
 from scripts.lifecycle.archive_commands import list_archives, restore_archives, rotate_keys, verify_archives
-from scripts.utils.script_template import Job, Run, add_common_flags, add_job_flags, main
+from scripts.utils.arguments import add_common_flags, add_job_flags
+from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

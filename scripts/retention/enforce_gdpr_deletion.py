@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from scripts.lifecycle import erasure_commands
 from scripts.lifecycle.erasure_job import enforce
-from scripts.utils.arguments import MAX_BATCH_ROWS, positive
-from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
+from scripts.utils.arguments import MAX_BATCH_ROWS, add_common_flags, moment, positive
+from scripts.utils.script_template import Job, Run, main
 
 _ABOUT_A_PERSON = {
     "add": "enter a request; the address on standard input",

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.table import Table
 
 from scripts.lifecycle import hold_levels, holds, resources
+from scripts.utils.arguments import add_common_flags, moment
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, add_common_flags, main, moment
+from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

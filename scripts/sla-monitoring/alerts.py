@@ -19,9 +19,10 @@ from scripts.lifecycle import alert_silences
 from scripts.lifecycle.alerts import Alert, Alerts
 from scripts.lifecycle.job_levels import RUNBOOK
 from scripts.utils.alert_sinks import SEVERITIES, sinks_of
+from scripts.utils.arguments import add_common_flags
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, add_common_flags, main
+from scripts.utils.script_template import Job, Run, main
 
 _LENGTH = re.compile(r"(\d{1,4})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}

@@ -2,6 +2,7 @@
 """Check everything that the jobs stand on, and say what is wrong and how to cure it.
 
 Changes nothing but for --fix-zombies, and alerts of what is wrong. Exit 0: all is well, 4: warnings, 1: failures.
+With --pre-deploy: the checklists before a first run and before a deployment, each box ticked by evidence; no alerts.
 Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/sla-monitoring/README.md
 """
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.lifecycle.alerts import Alerts
+from scripts.lifecycle.health.checklist import Judged, judge
 from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
 from scripts.lifecycle.health.telling import tell
@@ -26,12 +28,16 @@ from scripts.utils.script_template import Job, Run, main
 
 RENDER_YAML = Path(__file__).resolve().parents[2] / "render.yaml"
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
+MARKS = {"ok": "[x]", "warning": "[!]", "not visible": "[?]", "not": "[ ]"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the form, and what may be set right."""
     parser.add_argument("--format", choices=["console", "json"], help="default: console on a terminal, or json")
     parser.add_argument("--fix-zombies", action="store_true", help="release locks that no live run claims")
+    parser.add_argument(
+        "--pre-deploy", action="store_true", help="tick the checklists before a deployment, by evidence"
+    )
     parser.add_argument("--render-yaml", type=Path, default=RENDER_YAML, metavar="PATH", help="schedules to compare")
 
 
@@ -40,6 +46,9 @@ def work(run: Run) -> None:
     flags = run.options.flags
     context = Context(run, flags.render_yaml, flags.policy_file, flags.fix_zombies)
     form = flags.format or ("console" if run.display.enabled else "json")
+    if flags.pre_deploy:
+        _tick(run, context, form)
+        return
     findings: list[Finding] = []
     try:
         findings.extend(examine(context, CHECKS))
@@ -52,6 +61,43 @@ def work(run: Run) -> None:
     _show(run, findings, form, complete=True)
     _tell(run, context, findings)
     require_well(findings)
+
+
+def _tick(run: Run, context: Context, form: str) -> None:
+    judged: list[Judged] = []
+    complete = False
+    try:
+        judged.extend(judge(context))
+        complete = True
+    finally:
+        _show_boxes(run, judged, form, complete=complete)
+    require_well([finding for box in judged for finding in box.findings])
+
+
+def _show_boxes(run: Run, judged: list[Judged], form: str, *, complete: bool) -> None:
+    if form == "json":
+        with suppress(BrokenPipeError):  # the exit code still tells
+            report = {"complete": complete, "boxes": [box.as_dict() for box in judged]}
+            sys.stdout.write(json.dumps(report) + "\n")
+            sys.stdout.flush()
+        return
+    for checklist in dict.fromkeys(each.box.checklist for each in judged):
+        table = Table(title=checklist)
+        for heading in ("", "box", "evidence", "cure"):
+            table.add_column(heading, overflow="fold", no_wrap=heading == "")
+        for each in judged:
+            if each.box.checklist == checklist:
+                _add_box(table, each)
+        run.display.show(table)
+
+
+def _add_box(table: Table, judged: Judged) -> None:
+    mark, text = MARKS[judged.mark], judged.box.text
+    for finding in judged.findings:
+        line = Text(f"{finding.subject}: {finding.message}", STYLES[finding.status])
+        table.add_row(Text(mark), Text(text), line, Text(finding.cure or ""))
+        mark = text = ""
+    table.add_section()
 
 
 def _tell(run: Run, context: Context, findings: list[Finding]) -> None:

@@ -1,6 +1,10 @@
-"""What tests of this suite, and of a project that uses it, need: a line that can be cut, and scripts run for real.
+"""What tests of this suite, and of a project that uses it, need: real servers, a line to cut, scripts run for real.
 
-Plain classes and functions; nothing here is a test, whatever the file's name makes pytest think.
+    pytest_plugins = ["scripts.utils.test_helpers"]
+
+in a project's conftest.py gives its tests the fixtures ``database``, ``empty_database``, ``new_database``,
+``redis_url``, ``redis_client``, ``blobs``, ``sample_rows``, ``run_a_script``, ``clean_environment`` and ``stack``
+(:mod:`scripts.utils.test_fixtures`). Nothing here is a test, whatever the file's name makes pytest think.
 """
 
 from __future__ import annotations
@@ -16,6 +20,50 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
+
+from scripts.utils.test_fixtures import (
+    Ended,
+    TestDatabase,
+    administrator,
+    blobs,
+    clean_environment,
+    database,
+    empty_database,
+    new_database,
+    pytest_addoption,
+    pytest_configure,
+    pytest_unconfigure,
+    redis_client,
+    redis_url,
+    route,
+    run_a_script,
+    sample_rows,
+    stack,
+)
+
+__all__ = [
+    "Ended",
+    "Proxy",
+    "TestDatabase",
+    "administrator",
+    "blobs",
+    "clean_environment",
+    "database",
+    "empty_database",
+    "new_database",
+    "pytest_addoption",
+    "pytest_configure",
+    "pytest_unconfigure",
+    "redis_client",
+    "redis_url",
+    "route",
+    "run_a_script",
+    "run_script",
+    "sample_rows",
+    "script_environment",
+    "stack",
+    "start_script",
+]
 
 _HOST = "127.0.0.1"
 _CHUNK_BYTES = 65_536
@@ -223,11 +271,7 @@ def _chunks(end: socket.socket) -> Iterator[bytes]:
 
 def script_environment(env: Mapping[str, str]) -> dict[str, str]:
     """Return the given variables, PATH, and what coverage needs to measure a subprocess; nothing else."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()  # noqa: TID251 - a script's settings must not leak in from here
-        if name == "PATH" or name.startswith("COVERAGE_")
-    }
+    kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("COVERAGE_")}
     return kept | dict(env)
 
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from backend.blob_server import BlobServer
-from tests.cleanup.plans import Plans
 from tests.forked import run_script
 from tests.inside import run_inside
 
@@ -69,19 +67,6 @@ def call_process(tmp_path):
 def run(call, environment):
     """A function that runs the script with its servers; settings are given by name."""
     return lambda *arguments, **settings: call(*arguments, env=environment | settings)
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    """A local server of Vercel Blob's protocol over a folder."""
-    with BlobServer(tmp_path / "store") as server:
-        yield server
-
-
-@pytest.fixture
-def plans(database, blobs):
-    """Meal plans, and what became of them."""
-    return Plans(database, blobs)
 
 
 @pytest.fixture

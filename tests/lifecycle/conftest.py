@@ -8,7 +8,6 @@ import yaml
 from backend import migrate
 from scripts.cleanup.cleanup_quiz_responses import JOB
 from scripts.lifecycle.purge import purge
-from scripts.utils.db_utils import Database
 from scripts.utils.script_template import Job, main
 from scripts.utils.settings import load_settings
 from tests.lifecycle.support import AS_OF, THING_COLUMNS, JobRun, read_lines
@@ -32,15 +31,6 @@ def _settings(database, redis_url, monkeypatch):
 def settings(_settings):
     """Settings as a script reads them."""
     return load_settings()
-
-
-@pytest.fixture
-def db(database):
-    """What the domain's functions take; the role is lifecycle_jobs."""
-    pool = Database(database.url, application_name="tests", max_size=8)
-    pool.open()
-    yield pool
-    pool.close()
 
 
 @pytest.fixture

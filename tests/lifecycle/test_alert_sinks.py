@@ -15,20 +15,6 @@ from tests.lifecycle.test_alerts import KEY, actions, lines, problem, rows
 
 
 @pytest.fixture
-def pagerduty():
-    receiver = Receiver(202)
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def slack():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
 def alerts(db, _settings, monkeypatch):
     def make(**settings):
         for name, value in settings.items():

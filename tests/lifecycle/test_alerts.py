@@ -9,7 +9,7 @@ import structlog
 
 from scripts.lifecycle.alerts import Alert, Alerts
 from scripts.utils.settings import load_settings
-from tests.lifecycle.receivers import Receiver, pagerduty_settings, slack_settings
+from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 
 KEY = "sla:a_job:missed"
 SINCE = datetime(2026, 1, 31, 2, 0, tzinfo=UTC)
@@ -24,20 +24,6 @@ def problem(severity="critical", key=KEY, **changes):
         "since": SINCE,
     }
     return Alert(key, severity, **facts | changes)
-
-
-@pytest.fixture
-def slack():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def pagerduty():
-    receiver = Receiver(202)
-    yield receiver
-    receiver.close()
 
 
 @pytest.fixture

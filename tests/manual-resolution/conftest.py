@@ -1,16 +1,14 @@
 """A queue, its resources, and the scripts as an operator runs them."""
 
-import importlib.util
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from backend.blob_server import BlobServer
-from tests.cleanup.plans import Plans
 from tests.forked import run_script
 from tests.inside import run_inside
+from tests.project.conftest import load_script
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts"
@@ -67,10 +65,7 @@ def report(database, redis_url):
 
 @pytest.fixture(scope="session")
 def browser():
-    spec = importlib.util.spec_from_file_location("chromium_for_tests", HERE / "chromium.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    running = module.Browser()
+    running = load_script(HERE / "chromium.py").Browser()
     yield running
     running.close()
 
@@ -90,17 +85,6 @@ class Said:
 @pytest.fixture
 def link(database):
     return database.superuser()
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    with BlobServer(tmp_path / "store") as server:
-        yield server
-
-
-@pytest.fixture
-def plans(database, blobs):
-    return Plans(database, blobs)
 
 
 @pytest.fixture

@@ -4,23 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.lifecycle.receivers import Receiver, pagerduty_settings, slack_settings
+from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "manual-resolution"
-
-
-@pytest.fixture
-def slack():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def pagerduty():
-    receiver = Receiver(202)
-    yield receiver
-    receiver.close()
 
 
 @pytest.fixture

@@ -23,6 +23,16 @@ def load_script(path):
     return module
 
 
+@pytest.fixture
+def checkout(tmp_path, project_files):
+    """A copy of the checkout, which a test may change; its local stack is stopped at the end."""
+    from tests.project.checkout import copied, stop
+
+    copy = copied(project_files, tmp_path / "checkout")
+    yield copy
+    stop(copy)
+
+
 @pytest.fixture(scope="session")
 def project_files():
     """Every file that is or would be committed."""

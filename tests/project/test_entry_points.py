@@ -4,14 +4,16 @@ import subprocess
 import sys
 
 from scripts.utils.test_helpers import script_environment
+from tests.inside import run_inside
 from tests.project.conftest import ROOT, SCRIPTS, each_script, load_script
 
+TEMPLATE = ROOT / "scripts" / "utils" / "script_template.py"
 PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
 
 
 def test_there_are_scripts():
     runnable = [path for path in (ROOT / "scripts").rglob("*.py") if path.read_text().startswith("#!")]
-    assert sorted(runnable) == SCRIPTS
+    assert sorted(path for path in runnable if path != TEMPLATE) == SCRIPTS
     assert {path.stem for path in SCRIPTS} >= {"cleanup_quiz_responses", "legal_holds", "stop_switch", "verify_audit"}
 
 
@@ -28,6 +30,14 @@ def test_help_needs_nothing(script, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: {script.name}")
     assert "needs no environment" in done.stdout
+
+
+def test_the_template_itself_is_no_job(database, redis_url, capsys, monkeypatch):
+    env = {"DATABASE_URL": database.url, "REDIS_URL": redis_url}
+    done = run_inside(TEMPLATE, (), env=env, capsys=capsys, monkeypatch=monkeypatch)
+    assert done.returncode == 2
+    assert "jobs.script_template with its schedule, budget and lock is missing" in done.stdout
+    assert PATH_LINE in TEMPLATE.read_text().splitlines()
 
 
 @each_script

@@ -9,22 +9,12 @@ import yaml
 from backend import migrate
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.retention.archive_before_delete import JOB
-from scripts.utils.db_utils import Database
 from scripts.utils.script_template import main
 from scripts.utils.settings import load_settings
 from tests.faults.stage import Running
 from tests.forked import start_script
 from tests.retention.bucket import Bucket
 from tests.retention.payments import MASTER_KEY, SCRIPT, Archived, Payments
-
-
-@pytest.fixture
-def db(database):
-    """What the domain's functions take; the role is lifecycle_jobs."""
-    pool = Database(database.url, application_name="tests", max_size=8)
-    pool.open()
-    yield pool
-    pool.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A job with a history, the monitors that look at it, and servers that keep what they are told."""
 
-import importlib.util
 import logging
 import os
 import socket
@@ -14,8 +13,9 @@ import yaml
 
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.script_template import main
-from tests.lifecycle.receivers import Receiver, pagerduty_settings, slack_settings
+from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 from tests.lifecycle.support import JobRun, read_lines
+from tests.project.conftest import load_script
 
 HERE = Path(__file__).parent
 SCRIPTS = HERE.parents[1] / "scripts"
@@ -30,14 +30,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.parent == HERE and item.path.stem == "test_status_page":
             item.add_marker(pytest.mark.timeout(400))
-
-
-def loaded(path):
-    """Import a script from its file: a hyphen in its folder's name is illegal in an import statement."""
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class World:
@@ -145,20 +137,6 @@ def world(database, tmp_path):
 
 
 @pytest.fixture
-def slack():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def pagerduty():
-    receiver = Receiver(202)
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
 def environment(database, redis_url, slack, pagerduty):
     return {
         "DATABASE_URL": database.url,
@@ -176,7 +154,7 @@ def run_script_here(environment, monkeypatch, capsys):
         for key, value in {**environment, **settings}.items():
             monkeypatch.setenv(key, value)
         capsys.readouterr()
-        code = main(loaded(SCRIPTS / "sla-monitoring" / f"{name}.py").JOB, list(arguments))
+        code = main(load_script(SCRIPTS / "sla-monitoring" / f"{name}.py").JOB, list(arguments))
         for key in settings:
             monkeypatch.delenv(key)
         return JobRun(code, read_lines(capsys.readouterr().out))
@@ -218,7 +196,7 @@ def free_port():
 
 @pytest.fixture(scope="session")
 def browser():
-    module = loaded(HERE.parent / "manual-resolution" / "chromium.py")
+    module = load_script(HERE.parent / "manual-resolution" / "chromium.py")
     running = module.Browser()
     yield running
     running.close()

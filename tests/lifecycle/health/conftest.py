@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import socket
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -50,6 +51,12 @@ def store(tmp_path):
 def sentry():
     with Receiver() as receiver:
         yield receiver
+
+
+@pytest.fixture
+def closed_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 @pytest.fixture

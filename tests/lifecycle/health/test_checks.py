@@ -1,21 +1,12 @@
 """The health check on a healthy system, with parts of it away, and what it must not do."""
 
 import json
-import socket
-
-import pytest
 
 from scripts.lifecycle.health.findings import Check, Context, examine, passed, verdict
 from scripts.lifecycle.policies import load_policies
 from scripts.utils.test_helpers import Proxy
 
 NOBODY = "postgresql://nobody:hunter2@127.0.0.1:{}/app"
-
-
-@pytest.fixture
-def closed_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def test_a_healthy_system_is_all_pass_and_exit_0(check, policy_file):

@@ -13,26 +13,12 @@ from scripts.lifecycle.health.telling import alerts_of, tell
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.settings import load_settings
-from tests.lifecycle.receivers import Receiver, pagerduty_settings, slack_settings
+from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 
 
 @pytest.fixture
 def admin(database):
     return database.superuser()
-
-
-@pytest.fixture
-def slack():
-    receiver = Receiver()
-    yield receiver
-    receiver.close()
-
-
-@pytest.fixture
-def pagerduty():
-    receiver = Receiver(202)
-    yield receiver
-    receiver.close()
 
 
 def lock(admin, redis_client):
