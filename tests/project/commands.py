@@ -22,7 +22,7 @@ DOCUMENTS = [
 LANGUAGES = {"bash", "json", "python", "sql", "text", "yaml"}
 WHOLE = re.compile(r"(?:\.venv/bin/python|psql|cp|make|redis-cli)\s+\S")
 SHORT = re.compile(r"(?:\w+=\S+ )*(?:(?:\.venv/bin/)?python )?(?:[\w-]+/)*(\w+)\.py(?:\s+(.*))?")
-PLACEHOLDERS = ("FROM_THE_LOG", "THE_ARCHIVE", "THE_HOLD", "THE_ID", "THE_JOB", "THE_REQUEST", "OLD_NAME", "NAME", "KEY", "ID")  # fmt: skip
+PLACEHOLDERS = ("FROM_THE_LOG", "THE_ARCHIVE", "THE_HOLD", "THE_ID", "THE_JOB", "THE_REQUEST", "THE_RUN", "OLD_NAME", "NAME", "KEY", "ID")  # fmt: skip
 TOOLS = {"cp", "curl", "echo", "eval", "export", "kill", "make", "pip", "ps", "psql", "redis-cli"}
 SOME_ID = "00000000-0000-4000-8000-000000000001"
 SOME_MOMENT = "2026-01-01T00:00:00Z"  # the documents put nothing else into a flag by $(…)
@@ -118,7 +118,7 @@ def invocations(command):
 def _plain(text):
     """A command as one line, without what is written into its input, and with an id for each name in capitals."""
     text = text.partition("<<")[0].replace("\\\n", " ")
-    return re.sub(rf"\b(?:{'|'.join(PLACEHOLDERS[:6])})\b", SOME_ID, text)
+    return re.sub(rf"\b(?:{'|'.join(PLACEHOLDERS[:7])})\b", SOME_ID, text)
 
 
 def programs(command):

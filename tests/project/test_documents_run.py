@@ -23,6 +23,7 @@ NOT_RUN = {
         "wants a person at a terminal: tests/manual-resolution/test_session.py is one"
     ),
     r".*report_metrics\.py --email": "wants a mail server: tests/manual-resolution/test_report_mail.py has one",
+    r".*generate_compliance_report\.py --email": "wants a mail server: tests/retention/compliance has one",
 }
 # What ends otherwise than with 0, and is meant to.
 ALSO = {
@@ -30,6 +31,7 @@ ALSO = {
     r"ps aux": {1},  # nothing runs
     r".*check_cleanup_health\.py": {1, 4},  # it finds what a trial's machine lacks
     r".*monitor_\w+\.py": {0},
+    r".*explain_deletion\.py --record -": {1},  # nothing has that key
     r".*check --policy-file": {1},  # of the sample's tables not all have a policy
 }
 JOBS_URL, OWNER_URL = "DATABASE_URL", "MIGRATION_DATABASE_URL"
@@ -48,6 +50,9 @@ AT_HAND = [
     (r".", "THE_ID", QUIZ),
     (r".", "THE_ARCHIVE", "select id from ops.archives where status = 'sealed' limit 1"),
     (r".", "THE_HOLD", "select id from ops.legal_holds where released_at is null limit 1"),
+    (r"identify", "THE_REQUEST", "select id from ops.erasure_requests where identity_verified_at is null limit 1"),
+    (r".", "THE_REQUEST", "select id from ops.erasure_requests order by closed_at nulls last limit 1"),
+    (r".", "THE_RUN", "select run_id from ops.audit_batches where run_id is not null order by seq limit 1"),
     (r".", "FROM_THE_LOG", "select correlation_id from ops.job_runs where records_processed > 0 order by started_at desc limit 1"),
     (r".", "THE_JOB", "select 'cleanup_quiz_responses'"),
 ]  # fmt: skip
@@ -70,6 +75,7 @@ class Stage(Shell):
             "OPERATOR": "olga",
             "ARCHIVE_URL": archives.as_uri(),
             "ARCHIVE_MASTER_KEY": f"m1:{'ab' * 32}",
+            "SUPPRESSION_KEY": f"s1:{'cd' * 32}",
             "PUSHGATEWAY_URL": "",
         }
         # Something that was done, something that waits, something that was archived, and a copy from before.
