@@ -246,6 +246,12 @@ class ErasurePlan:
                 "SELECT 'ops.archive_keys', count(*), jsonb_build_object('held', count(*) FILTER (WHERE {})), 0"
                 " FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea"
             ).format(_ARCHIVES_HELD),
+            # Its rows are in no table of the policy's until the job that detached it goes on.
+            sql.SQL(
+                "SELECT 'ops.detached_partitions', count(*), jsonb_build_object({}, count(*)), 0"
+                " FROM ops.detached_partitions d JOIN pg_class c ON c.oid = d.partition_oid AND NOT c.relispartition"
+                " WHERE d.state = 'detached' AND d.table_name = ANY({})"
+            ).format(sql.Literal(LOCKED), sql.Literal([*self.targets])),
         ]
         return sql.SQL(" UNION ALL ").join(parts)
 
