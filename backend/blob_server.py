@@ -1,6 +1,6 @@
 """A local server that speaks Vercel Blob's HTTP API (version 12) over a folder, and fails on request.
 
-    python backend/blob_server.py --directory D --port P [--token-file F]     prints the two settings, then serves
+    python backend/blob_server.py --directory D --port P [--token-file F]     prints the settings, then serves
 
 Who tests with it switches faults and reads what was asked of it in Python (``server.faults``, ``.counters``, ``.log``)
 or, from another process, at ``/_control`` with the store's token: GET tells everything, POST takes

@@ -252,7 +252,9 @@ def partition_statements(connection: Connection, policy_set: PolicySet) -> list[
                 "INSERT INTO ops.partition_rights (policy, table_name, anchor, key, person, keep) VALUES ({}, {}, {},"
                 " {}, {}, {})"
             ).format(
-                *map(sql.Literal, (policy.name, policy.table, rule.anchor, policy.key, policy.person, rule.keep.text))
+                *map(
+                    sql.Literal, (policy.name, policy.table, rule.anchor, policy.key[0], policy.person, rule.keep.text)
+                )
             )
         )
     stale = connection.execute(

@@ -71,6 +71,7 @@ def body(
 _GROUNDS = {
     "blob": "personal data, GDPR Art. 17(1)",
     "queue": "what was written about her went, type and times of the items stay, GDPR Art. 5(2)",
+    "holds": "they had run out; whom they named is forgotten",
     "archives": "her key is destroyed: personal columns in archives can no longer be read by anybody; figures and"
     " dates stay for tax law, GDPR Art. 17(3)(b)",
 }

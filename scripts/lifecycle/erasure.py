@@ -18,10 +18,10 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle import certificate, erasure_ledger, erasure_requests
+from scripts.lifecycle import certificate, erasure_ledger, erasure_requests, holds
 from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.erasure_blobs import BlobsOfPeople
-from scripts.lifecycle.erasure_plan import BLOB, LOCKED, REFERENCED, ErasurePlan, Found, addresses
+from scripts.lifecycle.erasure_plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure_requests import TABLE, Request
 from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
 from scripts.lifecycle.poison import is_about_a_row
@@ -36,7 +36,7 @@ from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run
 
 ITEM_TYPE = "erasure_blocked"
-_BATCH = Batch.model_construct(rows=5000, lock_timeout=timedelta(seconds=2), statement_timeout=timedelta(seconds=60))
+_BATCH = Batch.model_construct(rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60))
 # What appears while a person is being erased is taken by the next pass; who keeps writing is left for the next run.
 _PASSES = 3
 
@@ -50,6 +50,8 @@ class Outcome(Enum):
     """Nobody knew before that something is in the way."""
     UNFINISHED = auto()
     """Somebody keeps writing: the next run goes on."""
+    WITHDRAWN = auto()
+    """Before its turn came."""
 
 
 class Eraser:
@@ -70,6 +72,7 @@ class Eraser:
         self.plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies))
         # Composed once: for each request anew it would cost more than sending it.
         with run.database.connection() as connection:
+            self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
@@ -121,6 +124,7 @@ class Eraser:
             ArchiveStoreFailed: The ledger could not be written; nothing was erased.
         """
         person = request.person or ""
+        self._keys = self._keys or _archive_keys(self._run)  # the very first archive may be made meanwhile
         parameters = self.parameters(person, request.email or "", request)
         context = Context(
             self._run.lock.name,
@@ -129,41 +133,57 @@ class Eraser:
             request.id,
             policy_hash=self._run.policies.hash,
         )
-        self._begin(request, parameters)
+        if not self._begin(request, parameters):
+            get_logger().info("erasure_withdrawn", request=str(request.id))
+            return Outcome.WITHDRAWN
         parameters |= context.parameters()
         found = self._run.database.read(lambda connection: self.look(connection, parameters))
+        if any(each.table == HOLDS for each in found):
+            holds.forget_expired(self._run.database, person, actor=f"system:{self._run.script}", request=request.id)
         naming = {each.table for each in found if BLOB in each.kept}
         for policy in self._run.policies.policies.values():
             if policy.blob and policy.table in naming:
                 self.blobs.erase(policy, context, parameters)
         refused: dict[str, str] = {}
-        for _ in range(_PASSES):
+        passes = 0
+        while True:
             self._run.checkpoint()
+            before, passes = found, passes + 1
             parameters["names"] = Jsonb(self._names(found, parameters))
             refused = self._rows(parameters)
             found = self._finish(request, parameters, context)
             if not found:
                 get_logger().info("erasure_fulfilled", request=str(request.id))
                 return Outcome.FULFILLED
-            if refused or all(each.kept for each in found):
-                break  # another pass would find the same
-        return self._block(request, found, refused)
+            stuck = found == before and all(each.kept for each in found)
+            # Rows that refer to rows of their own table go from the last one up, a pass each.
+            fewer = sum(each.rows for each in found) < sum(each.rows for each in before)
+            if refused or stuck or (passes >= _PASSES and not fewer):
+                return self._block(request, found, refused)
 
-    def _begin(self, request: Request, parameters: dict[str, Any]) -> None:
-        """Write the ledger, then say that it has begun; a request that was begun before has its line already."""
+    def _begin(self, request: Request, parameters: dict[str, Any]) -> bool:
+        """Write the ledger, then say that it has begun; a request that was begun before has its line already.
+
+        Returns:
+            Whether it is open: it was read a while ago, and may have been withdrawn since.
+        """
         if request.ledger_at:
-            return
+            return True
+        if self._run.database.read(lambda c: erasure_requests.find(c, request.id)).closed_at:
+            return False
         now = self._run.database.now()
         digest = ledger_digest(self._settings, parameters["person"])
         whose = parameters["archive_pseudonym"]
         erasure_ledger.write(self.store, request, digest=digest, archive_pseudonym=whose, now=now)
-        self._run.database.write(
-            lambda connection: connection.execute(
-                f"UPDATE {TABLE} SET status = 'running', started_at = coalesce(started_at, now()), ledger_at = now(),"  # noqa: S608
-                " policy_hash = %s WHERE id = %s AND closed_at IS NULL",
-                (self._run.policies.hash, request.id),
-            )
+        statement = (
+            f"UPDATE {TABLE} SET status = 'running', started_at = coalesce(started_at, now()), ledger_at = now(),"  # noqa: S608
+            " policy_hash = %s WHERE id = %s AND closed_at IS NULL"
         )
+        facts = (self._run.policies.hash, request.id)
+        begun = self._run.database.write(lambda connection: connection.execute(statement, facts).rowcount)
+        if not begun:
+            erasure_ledger.take_back(self.store, request)
+        return bool(begun)
 
     def _names(self, found: list[Found], parameters: dict[str, Any]) -> dict[str, str]:
         """Return pseudonyms for the keys that could be personal themselves."""
@@ -185,9 +205,10 @@ class Eraser:
         while True:
             self._run.checkpoint()
             try:
-                counts = self._together([statement for _, statement in self._statements], parameters)
-            except (psycopg.errors.LockNotAvailable, psycopg.Error) as error:
-                if not (is_about_a_row(error) or isinstance(error, psycopg.errors.LockNotAvailable)):
+                together = [*self._locks.values(), *(statement for _, statement in self._statements)]
+                counts = self._together(together, parameters)
+            except psycopg.Error as error:
+                if not (_passes(error) or _is_about_her(error)):
                     raise
                 return self._one_by_one(parameters)
             if max(counts) < parameters["rows"]:
@@ -197,15 +218,15 @@ class Eraser:
         """Do each step by itself, so that one that is refused keeps no other from being done."""
         refused: dict[str, str] = {}
         for name, statement in self._statements:
+            step = self.plan.steps.get(name)
+            lock = [self._locks[step.table]] if step and step.table in self._locks else []
             try:
-                while self._together([statement], parameters)[0] >= parameters["rows"]:
+                while self._together([*lock, statement], parameters)[-1] >= parameters["rows"]:
                     self._run.checkpoint()
-            except psycopg.errors.LockNotAvailable:
-                refused[name] = LOCKED
             except psycopg.Error as error:
-                if not is_about_a_row(error):
+                if not (_passes(error) or _is_about_her(error)):
                     raise
-                refused[name] = describe_database_error(error)
+                refused[name] = LOCKED if _passes(error) else describe_database_error(error)
         return refused
 
     def _together(self, statements: list[bytes], parameters: dict[str, Any]) -> list[int]:
@@ -234,8 +255,12 @@ class Eraser:
         except GateClosed:
             raise gate_stays_closed() from None
 
-    def destroy_key(self, line: erasure_ledger.Line) -> None:
-        """Destroy the archive key of somebody whom no table names any more; a restore brought it back."""
+    def destroy_key(self, line: erasure_ledger.Line) -> bool:
+        """Destroy the archive key of somebody whom no table names any more; a restore brought it back.
+
+        Returns:
+            Whether there is none now; False: a hold keeps it.
+        """
         context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, UUID(line.request))
         parameters = self.plan.parameters | context.parameters()
         parameters |= {"archive_pseudonym": bytes.fromhex(line.archive_pseudonym or ""), "person": None}
@@ -244,6 +269,12 @@ class Eraser:
             [statement for name, statement in self._statements if name == "archives"], parameters
         )
         get_logger().warning("erasure_replayed", request=line.request, archive_keys_destroyed=destroyed[0])
+        left = self._run.database.read(
+            lambda connection: connection.execute(
+                "SELECT FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea", parameters
+            ).fetchone()
+        )
+        return left is None
 
     def _finish(self, request: Request, parameters: dict[str, Any], context: Context) -> list[Found]:
         """Search once more; if nothing is found, fulfil the request in the same transaction, with its certificate."""
@@ -304,6 +335,20 @@ class Eraser:
             )
         )
         return Outcome.BLOCKED_ANEW if new else Outcome.BLOCKED
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Tell whether somebody is writing to her rows right now."""
+    return isinstance(error, psycopg.errors.LockNotAvailable) or is_deadlock(error)
+
+
+def _is_about_her(error: psycopg.Error) -> bool:
+    """Tell whether the server refused because of her rows: then everybody else's turn comes all the same.
+
+    The rights were looked at before: what is missing now, a trigger of the application's wants. Who has very many rows
+    runs out of time.
+    """
+    return is_about_a_row(error) or str(error.sqlstate).startswith("42") or error.sqlstate == "57014"
 
 
 def _archive_keys(run: Run) -> ArchiveKeys | None:

@@ -27,7 +27,10 @@ from scripts.utils.run import Run
 
 
 def _address() -> str:
-    address = sys.stdin.readline().strip()
+    try:
+        address = sys.stdin.readline().strip()
+    except UnicodeDecodeError:
+        raise Misconfigured("that is not an e-mail address: it is no text") from None
     normalize_email(address)
     return address
 
@@ -46,14 +49,16 @@ def _add(run: Run) -> None:
             "erasure_would_be_entered", dry_run=True, effect="CLEANUP_DRY_RUN is set: nothing is entered"
         )
         return
-    request = run.database.write(
-        lambda connection: erasure_requests.add(
-            connection,
-            email=address,
-            channel=flags.channel,
-            requested_at=flags.requested_at,
-            identity=flags.identity,
-            days=run.settings.gdpr_deletion_deadline_days,
+    request = erasure_requests.again_if_she_is_entered_twice(
+        lambda: run.database.write(
+            lambda connection: erasure_requests.add(
+                connection,
+                email=address,
+                channel=flags.channel or "operator",
+                requested_at=flags.requested_at,
+                identity=flags.identity,
+                days=run.settings.gdpr_deletion_deadline_days,
+            )
         )
     )
     entered = run.database.read(lambda connection: erasure_requests.find(connection, request))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 from scripts.lifecycle import erasure_ledger, erasure_requests
 from scripts.lifecycle.erasure import Eraser, Outcome
-from scripts.lifecycle.erasure_confirmation import finish
+from scripts.lifecycle.erasure_confirmation import Aftercare
 from scripts.lifecycle.erasure_ledger import Line
 from scripts.lifecycle.erasure_plan import BLOB, REFERENCED, Found
 from scripts.lifecycle.erasure_requests import Request
@@ -66,9 +66,10 @@ def enforce(run: Run) -> None:
 
 
 def _carry_out(run: Run, eraser: Eraser, tally: Tally) -> None:
+    aftercare = Aftercare(run, eraser.store)
     for request in erasure_requests.to_finish(run.database):  # what an earlier run left untold
         run.checkpoint()
-        tally.confirmed += finish(run, eraser.store, request)
+        tally.confirmed += aftercare.finish(request)
     for number, request in enumerate(erasure_requests.to_carry_out(run.database)):
         if run.options.limit is not None and number >= run.options.limit:
             return
@@ -79,7 +80,7 @@ def _carry_out(run: Run, eraser: Eraser, tally: Tally) -> None:
         tally.blocked += outcome in (Outcome.BLOCKED, Outcome.BLOCKED_ANEW)
         tally.newly_queued += outcome is Outcome.BLOCKED_ANEW
         if outcome is Outcome.FULFILLED:
-            tally.confirmed += finish(run, eraser.store, _fresh(run.database, request))
+            tally.confirmed += aftercare.finish(_fresh(run.database, request))
 
 
 def _fresh(database: Database, request: Request) -> Request:
@@ -134,19 +135,26 @@ def _undone(run: Run, eraser: Eraser) -> list[Line]:
 
 def _replay(run: Run, eraser: Eraser) -> None:
     """Enter again what a restore of the database to a point in time has undone."""
-    lines = {line.digest: line for line in _undone(run, eraser)}
+    lines = _undone(run, eraser)
     found = erasure_ledger.people(
-        run.database, run.policies.erasure, lambda person: ledger_digest(run.settings, person), {*lines}
+        run.database,
+        run.policies.erasure,
+        lambda person: ledger_digest(run.settings, person),
+        {line.digest for line in lines},
     )
-    for digest, line in lines.items():
+    for line in lines:
         run.checkpoint()
-        if digest in found:
-            _reopen(run.database, line, found[digest])
-        else:
-            eraser.destroy_key(line)
+        if line.digest in found:
+            _reopen(run.database, line, found[line.digest])
+        elif eraser.destroy_key(line):
+            _settle(run.database, line)
         get_logger().warning("erasure_replayed", request=line.request, begun_at=line.started_at)
     run.facts |= {"replayed": len(lines)}
 
 
 def _reopen(database: Database, line: Line, person: str) -> None:
     database.write(lambda connection: erasure_ledger.reopen(connection, line, person))
+
+
+def _settle(database: Database, line: Line) -> None:
+    database.write(lambda connection: erasure_ledger.settle(connection, line, "cancelled", "nobody_left"))

@@ -70,6 +70,11 @@ def write(
         file.write(json.dumps(asdict(line), indent=1).encode())
 
 
+def take_back(store: ArchiveStore, request: Request) -> None:
+    """Delete the line of a request that was withdrawn while it was written."""
+    store.delete(_name(request.id))
+
+
 def forget(database: Database, store: ArchiveStore, *, days: int, between: Callable[[], None]) -> int:
     """Delete the lines of erasures that no backup can undo any more.
 
@@ -135,7 +140,9 @@ def people(
 ) -> dict[str, str]:
     """Return who the digests stand for, as far as any table names them; memory does not grow with the tables."""
     found: dict[str, str] = {}
-    columns = {step.table: step.person for step in steps.values() if step.person}
+    # A request or a hold may be all that names her; what a hold keeps must not be taken for nobody's.
+    columns = {TABLE: "person", "ops.legal_holds": "person"}
+    columns |= {step.table: step.person for step in steps.values() if step.person}
     for table, column in columns.items():
         with database.transaction(read_only=True, statement_timeout=3600.0) as connection:
             for person in _distinct(connection, table, column):
@@ -155,14 +162,19 @@ def _distinct(connection: Connection, table: str, column: str) -> Iterator[str]:
 
 
 def reopen(connection: Connection, line: Line, person: str) -> None:
-    """Enter a request again that the restored database has lost, or has not carried out yet."""
+    """Enter a request again that the restored database has lost, or has not carried out yet.
+
+    One of hers that is open already stands for it.
+    """
     facts: dict[str, Any] = asdict(line) | {"person": person, "replay": REPLAY}
     asked_again = connection.execute(
         f"UPDATE {TABLE} SET identity_method = coalesce(identity_method, %(identity_method)s),"  # noqa: S608
-        " identity_verified_at = coalesce(identity_verified_at, now()) WHERE person = %(person)s AND id <> %(request)s",
+        " identity_verified_at = coalesce(identity_verified_at, now()) WHERE person = %(person)s AND id <> %(request)s"
+        " RETURNING id",
         facts,
-    )
-    if asked_again.rowcount:
+    ).fetchone()
+    if asked_again:
+        settle(connection, line, "merged", "asked_before", merged_into=asked_again[0])
         return
     connection.execute(
         f"INSERT INTO {TABLE} AS r (id, channel, requested_at, deadline_at, person, identity_method,"  # noqa: S608
@@ -171,6 +183,16 @@ def reopen(connection: Connection, line: Line, person: str) -> None:
         " ON CONFLICT (id) DO UPDATE SET identity_method = coalesce(r.identity_method, EXCLUDED.identity_method),"
         " identity_verified_at = coalesce(r.identity_verified_at, now())",
         facts,
+    )
+
+
+def settle(connection: Connection, line: Line, status: str, because: str, merged_into: UUID | None = None) -> None:
+    """Enter a replayed request as closed: another replay leaves it alone, and its line goes when its time has come."""
+    connection.execute(
+        f"INSERT INTO {TABLE} (id, channel, requested_at, deadline_at, started_at, ledger_at, status, closed_at,"  # noqa: S608
+        " closed_because, merged_into) VALUES (%(request)s, %(replay)s, %(requested_at)s, %(deadline_at)s,"
+        " %(started_at)s, now(), %(status)s, now(), %(because)s, %(into)s) ON CONFLICT (id) DO NOTHING",
+        asdict(line) | {"replay": REPLAY, "status": status, "because": because, "into": merged_into},
     )
 
 

@@ -25,6 +25,8 @@ from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
 BLOB, HELD, REFERENCED, LOCKED = "names_a_blob", "held", "referenced", "being_written_to"
+NO_STEP = "no_step"
+HOLDS = "ops.legal_holds"
 
 _ACTIVE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
 _HELD = sql.SQL(
@@ -46,7 +48,8 @@ _ANONYMIZE = sql.SQL("UPDATE {table} t SET {changes} WHERE {rows} RETURNING {key
 _FORGOTTEN = sql.SQL("reason = 'erased', context = '{}', before_last = NULL,"
                      " justification = CASE WHEN q.justification IS NOT NULL THEN 'erased' END")  # fmt: skip
 _SETTLED = sql.SQL(
-    ", status = 'resolved', resolved_at = coalesce(q.resolved_at, clock_timestamp()), claim_expires_at = NULL,"
+    ", resource_id = g.named, status = 'resolved', resolved_at = coalesce(q.resolved_at, clock_timestamp()),"
+    " claim_expires_at = NULL,"
     " deferred_until = NULL, resolved_by = coalesce(q.resolved_by, %(actor)s),"
     " decision = coalesce(q.decision, 'erased')"
 )
@@ -74,7 +77,7 @@ _WORDS = sql.SQL(
 _FORGET_WORDS = sql.SQL("""
 WITH {may_run}, forgotten AS (
     UPDATE ops.manual_resolution_queue q SET {forgotten}
-     WHERE {words} AND (SELECT owned AND NOT stopped FROM may_run) RETURNING q.id::text
+     WHERE {words} AND NOT {held} AND (SELECT owned AND NOT stopped FROM may_run) RETURNING q.id::text
 ), noted AS (
     SELECT count(*) AS rows, ops.append_audit(gen_random_uuid(), %(actor)s, 'queue_item_erased',
            'ops.manual_resolution_queue', 'erasure_request:queue', %(run_id)s, array_agg(id), %(facts)s::jsonb) AS entry
@@ -103,14 +106,30 @@ _ARCHIVES_HELD = sql.SQL(
     " OR h.scope = 'table' AND h.table_name = ANY(%(archived)s::text[])))"
 ).format(active=_ACTIVE)
 
+# So is what somebody wrote about a person, and an item by itself.
+_WORDS_HELD = sql.SQL(
+    "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'person' AND h.person = %(person)s"
+    " OR h.table_name = 'ops.manual_resolution_queue' AND (h.scope = 'table' OR h.resource_id = q.id::text)))"
+).format(active=_ACTIVE)
+
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
 _LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which} FOR UPDATE) locked")
 
 
-def addresses(*spellings: str) -> str:
-    """Return a regular expression that finds these addresses in a text, and no longer one that contains them."""
-    escaped = "|".join(re.sub(r"(\W)", r"\\\1", each.lower()) for each in dict.fromkeys(spellings))
+def addresses(person: str, *spellings: str) -> str:
+    """Return a regular expression that finds a person's addresses in a text, and no longer one that contains them."""
+    local, _, domain = person.rpartition("@")
+    if domain == "gmail.com":  # however it is written, it is the same
+        spelt = r"\.?".join(map(_escaped, local))
+        hers = rf"{spelt}\.?(\+[^[:space:]@<>]*)?@(gmail|googlemail)\.com"
+    else:
+        hers = _escaped(person)
+    escaped = "|".join([hers, *(_escaped(each.lower()) for each in dict.fromkeys(spellings))])
     return rf"(?<![a-z0-9._%+-])({escaped})(?![a-z0-9-]|\.[a-z0-9])"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"(\W)", r"\\\1", text)
 
 
 @dataclass(frozen=True)
@@ -201,10 +220,10 @@ class ErasurePlan:
 
     def statements(self) -> list[tuple[str, sql.Composed]]:
         """Return what is done to a person, in order, by step; every statement answers with owned, stopped, rows."""
-        composed = [("lock", lock) for lock in self._locks()]
+        composed: list[tuple[str, sql.Composed]] = []
         for name in self.order:
             composed += [(name, statement) for statement in self._of_step(name)]
-        composed.append(("queue", _FORGET_WORDS.format(may_run=MAY_RUN, forgotten=_FORGOTTEN, words=_WORDS)))
+        composed.append(("queue", self._words()))
         # After her rows: one that is archived later would make a new key.
         composed.append(("archives", _DESTROY_KEY.format(may_run=MAY_RUN, held=_ARCHIVES_HELD)))
         return composed
@@ -239,13 +258,24 @@ class ErasurePlan:
                 " WHERE person = %(person)s"
             ).format(),
             sql.SQL(
-                "SELECT 'ops.manual_resolution_queue', count(*), jsonb_build_object(), 0"
-                " FROM ops.manual_resolution_queue q WHERE {}"
-            ).format(_WORDS),
+                "SELECT 'ops.manual_resolution_queue', count(*),"
+                " jsonb_build_object('held', count(*) FILTER (WHERE {})), 0 FROM ops.manual_resolution_queue q WHERE {}"
+            ).format(_WORDS_HELD, _WORDS),
+            # One in force is work that is open; one that ran out by itself has kept its person.
+            sql.SQL(
+                "SELECT {}, count(*), jsonb_build_object(), 0 FROM ops.legal_holds"
+                " WHERE person = %(person)s AND released_at IS NULL AND scope = 'person' AND expires_at <= now()"
+            ).format(sql.Literal(HOLDS)),
             sql.SQL(
                 "SELECT 'ops.archive_keys', count(*), jsonb_build_object('held', count(*) FILTER (WHERE {})), 0"
                 " FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea"
             ).format(_ARCHIVES_HELD),
+            # Its rows are in no table of the policy's until the job that detached it goes on.
+            sql.SQL(
+                "SELECT 'ops.detached_partitions', count(*), jsonb_build_object({}, count(*)), 0"
+                " FROM ops.detached_partitions d JOIN pg_class c ON c.oid = d.partition_oid AND NOT c.relispartition"
+                " WHERE d.state = 'detached' AND d.table_name = ANY({})"
+            ).format(sql.Literal(LOCKED), sql.Literal([*self.targets])),
         ]
         return sql.SQL(" UNION ALL ").join(parts)
 
@@ -277,6 +307,9 @@ class ErasurePlan:
             if step.table == table
             for reason, conditions in step.blocked_by.items()
         }
+        if all(step.when for step in steps):
+            known = [self._when(name) for name, step in self.steps.items() if step.table == table]
+            blocked[NO_STEP] = sql.SQL("NOT ({})").format(sql.SQL(" OR ").join(known))
         referring = [
             sql.SQL("EXISTS (SELECT FROM {} c WHERE {})").format(table_identifier(key.table), key.joins("c"))
             for key in self._incoming[table]
@@ -336,10 +369,14 @@ class ErasurePlan:
             done.append(anonymisation.done(column, treatment, kind, sql.Placeholder(constant)))
         return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(done))
 
-    def _locks(self) -> Iterator[sql.Composed]:
+    def locks(self) -> Iterator[tuple[str, sql.Composed]]:
+        """Return what comes first in every transaction that deletes from a table, by table."""
         for table, target in self.targets.items():
             if any(key.changes_children for key in self._incoming[table]):
-                yield _LOCK.format(table=table_identifier(table), which=target.free)
+                yield table, _LOCK.format(table=table_identifier(table), which=target.free)
+
+    def _words(self) -> sql.Composed:
+        return _FORGET_WORDS.format(may_run=MAY_RUN, forgotten=_FORGOTTEN, words=_WORDS, held=_WORDS_HELD)
 
     def _of_step(self, name: str) -> Iterator[sql.Composed]:
         step = self.steps[name]

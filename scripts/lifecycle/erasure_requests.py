@@ -7,19 +7,22 @@ starts with the request, whenever it was entered (GDPR Art. 12(3)). The address 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
+from psycopg.errors import UniqueViolation
 from psycopg.rows import class_row
 
 from scripts.lifecycle import audit
 from scripts.lifecycle.holds import normalize_email
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.retry_utils import retry
 
+Result = TypeVar("Result")
 TABLE = "ops.erasure_requests"
 _PAGE = 500
 _COLUMNS = (
@@ -121,9 +124,14 @@ def take_in(database: Database, days: int) -> int:
         return len(_take_in(connection, _new(connection), days))
 
     total = 0
-    while taken := database.write(page):
+    while taken := again_if_she_is_entered_twice(lambda: database.write(page)):
         total += taken
     return total
+
+
+def again_if_she_is_entered_twice(enter: Callable[[], Result]) -> Result:
+    """Do it once more if somebody else took in a request of the same person at the same moment: it stands for both."""
+    return retry(enter, on=lambda error: isinstance(error, UniqueViolation), attempts=4, seconds=30.0)
 
 
 def _new(connection: Connection, only: UUID | None = None) -> list[Request]:
@@ -255,7 +263,7 @@ def find(connection: Connection, request: UUID) -> Request:
 
 
 def to_carry_out(database: Database) -> Iterator[Request]:
-    """Return what is to be done, the oldest deadline first; each is read when its turn comes."""
+    """Return what is to be done, the oldest deadline first; it may have been withdrawn when its turn comes."""
     return _walk(database, "closed_at IS NULL AND person IS NOT NULL AND identity_verified_at IS NOT NULL")
 
 

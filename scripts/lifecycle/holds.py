@@ -7,6 +7,7 @@ for blobs that the store had been asked for before: those are named.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypedDict, Unpack
@@ -24,6 +25,9 @@ _BY_DECISION = "queue item %"
 WARNING = timedelta(days=14)
 """So long before a hold ends by itself it is said that it will: enough for a lawyer to answer."""
 _COLUMNS = "h.id, h.scope, h.table_name, h.resource_id, h.reason, h.placed_by, h.placed_at, h.expires_at"
+_LONGEST_ADDRESS = 320
+# White space, what no text column takes, and bytes that were no text.
+_IN_NO_ADDRESS = re.compile("[\\s\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def normalize_email(address: str) -> str:
     local, _, domain = address.strip().lower().rpartition("@")
     if domain in ("gmail.com", "googlemail.com"):
         local, domain = local.split("+")[0].replace(".", ""), "gmail.com"
-    if not local or "." not in domain or any(c.isspace() for c in local + domain):
+    if not local or "." not in domain or len(address) > _LONGEST_ADDRESS or _IN_NO_ADDRESS.search(local + domain):
         raise Misconfigured("that is not an e-mail address")
     return f"{local}@{domain}"
 
@@ -215,6 +219,27 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
         if row is None:
             raise _not_in_force(hold_id)
         _audit(connection, hold_id, "hold_released", operator, row[0])
+
+
+def forget_expired(database: Database, person: str, *, actor: str, request: UUID) -> None:
+    """Forget whom holds named that ran out by themselves: she has asked to be erased."""
+    with database.closing_gate() as connection:
+        rows = connection.execute(
+            "UPDATE ops.legal_holds SET released_at = expires_at, released_by = %s, person = NULL"
+            " WHERE scope = 'person' AND person = %s AND released_at IS NULL AND expires_at <= now()"
+            " RETURNING id::text",
+            (actor, person),
+        ).fetchall()
+        if rows:
+            audit.append(
+                connection,
+                actor=actor,
+                action="hold_forgotten",
+                resource_type="ops.legal_holds",
+                resource_ids=[key for (key,) in rows],
+                reason="erasure_request:holds",
+                run_id=request,
+            )
 
 
 def release_row(connection: Connection, table: str, resource_id: str, *, operator: str) -> int:

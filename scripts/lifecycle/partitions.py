@@ -106,7 +106,7 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
     if rule is None:
         return Look(attach=tuple(marked))
     anchor = policy.rules[rule].anchor
-    names = {"policy": policy.name, "table_name": policy.table, "key": policy.key, "person": policy.person}
+    names = {"policy": policy.name, "table_name": policy.table, "key": policy.key[0], "person": policy.person}
     right = connection.execute(_RIGHT, names | {"anchor": anchor, "cutoff": cutoff}).fetchone()
     until = right[0] if right else None
     where = {"table": cleared.facts.oid, "anchor": anchor, "due_before": selection.due_before[rule], "until": until}

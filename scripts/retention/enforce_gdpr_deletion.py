@@ -17,12 +17,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from scripts.lifecycle import erasure_commands
 from scripts.lifecycle.erasure_job import enforce
 from scripts.utils.arguments import MAX_BATCH_ROWS, add_common_flags, moment, positive
+from scripts.utils.errors import Misconfigured
 from scripts.utils.script_template import Job, Run, main
 
 _ABOUT_A_PERSON = {
     "add": "enter a request; the address on standard input",
     "preview": "show what would happen to whom; writes nothing",
     "export": "write all that is known of a person to --output, a ZIP file",
+}
+
+
+_ONLY_WITH: dict[str, tuple[str | None, ...]] = {
+    "requested_at": ("add",),
+    "channel": ("add",),
+    "identity": ("add",),
+    "output": ("export", "certificate"),
+    "replay": (None,),
+    "limit": (None,),
+    "batch_size": (None,),
 }
 
 
@@ -33,12 +45,12 @@ class _AboutAPerson(argparse.Action):
         """Note the verb."""
         if namespace.verb:
             parser.error(f"{namespace.verb} and {self.dest} are two different things to do")
-        namespace.verb = self.dest
+        namespace.verb = namespace.about = self.dest
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags and the verbs."""
-    parser.set_defaults(verb=None)
+    parser.set_defaults(verb=None, about=None)
     parser.add_argument("--limit", type=positive, default=argparse.SUPPRESS, metavar="N", help="at most N requests")
     parser.add_argument(
         "--batch-size",
@@ -51,7 +63,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in _ABOUT_A_PERSON.items():
         parser.add_argument(f"--{name}", choices=["-"], action=_AboutAPerson, default=argparse.SUPPRESS, help=what)
     parser.add_argument("--requested-at", type=moment, metavar="T", help="with --add: when she asked; else now")
-    parser.add_argument("--channel", default="operator", help="with --add: how she asked, such as support or web")
+    parser.add_argument("--channel", help="with --add: how she asked, such as web; else operator")
     parser.add_argument("--identity", metavar="METHOD", help="with --add: how her identity was verified")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --export, or of a certificate")
     parser.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
@@ -78,7 +90,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Carry out the requests, or one verb."""
+    """Carry out the requests, or one verb.
+
+    Raises:
+        Misconfigured: A flag belongs to something else: it would be overlooked.
+    """
+    flags = run.options.flags
+    astray = [flags.about] if flags.about and flags.about != flags.verb else []
+    astray += [name for name, verbs in _ONLY_WITH.items() if getattr(flags, name, None) and flags.verb not in verbs]
+    if astray:
+        named = ", ".join("--" + name.replace("_", "-") for name in astray)
+        raise Misconfigured(f"{named} does not go with {flags.verb or 'a run'}: nothing was done")
     erasure_commands.VERBS.get(run.options.flags.verb, enforce)(run)
 
 

@@ -28,7 +28,7 @@ def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: Jo
     """Flags beat environment, environment beats policy file."""
     budget = settings.cleanup_max_duration_seconds or (spec.budget.total_seconds() if spec else COMMAND_SECONDS)
     if not job.changes_data:
-        return Options(settings.cleanup_dry_run, None, None, budget, None, None, False, flags)
+        return Options(flags.dry_run or settings.cleanup_dry_run, None, None, budget, None, None, False, flags)
     return Options(
         dry_run=flags.dry_run or settings.cleanup_dry_run,
         limit=flags.limit,

@@ -70,7 +70,11 @@ def send_to(settings: Settings, recipient: str, *, subject: str, text: str) -> N
     """
     if not can_write(settings):
         raise MailNotSent("SMTP_HOST or SMTP_FROM is not set")
-    _send(settings, _message(settings, subject, text, [recipient]), 1)
+    try:
+        message = _message(settings, subject, text, [recipient])
+    except Exception:  # noqa: BLE001 - the standard library's parser trips over odd addresses in many ways
+        raise MailNotSent("the address is not one that a mail can be sent to") from None
+    _send(settings, message, 1)
 
 
 def can_write(settings: Settings) -> bool:

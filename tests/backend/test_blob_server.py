@@ -389,7 +389,7 @@ def test_command_line(tmp_path):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={"PATH": os.defpath}
     ) as process:
-        settings = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(2))
+        settings = dict(process.stdout.readline().removeprefix("export ").strip().split("=", 1) for _ in range(3))
         token = settings["BLOB_READ_WRITE_TOKEN"]
         headers = {"authorization": f"Bearer {token}", "x-api-version": "12"}
         assert httpx.get(settings["VERCEL_BLOB_API_URL"], headers=headers).json() == {"blobs": [], "hasMore": False}

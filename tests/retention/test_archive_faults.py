@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
-from scripts.utils.test_helpers import Proxy
-from tests.faults.stage import CLOSED_PORT, COMMIT, COMMIT_AND_SYNC, wait_until
-from tests.retention.payments import OTHER_KEY, kill
+from scripts.utils.test_helpers import Proxy, start_script
+from tests.faults.stage import CLOSED_PORT, COMMIT, COMMIT_AND_SYNC, Running, wait_until
+from tests.retention.payments import OTHER_KEY, SCRIPT, kill
 
 UPLOADED = ("ops.archives", "UPDATE", "OLD.sha256 IS NULL AND NEW.sha256 IS NOT NULL")
 STEPS = {
@@ -170,14 +170,15 @@ def test_a_row_that_the_database_refuses_goes_to_a_person(run, payments):
     assert run("verify").code == 0
 
 
-def test_a_full_disk_deletes_nothing(start, payments, folder, monkeypatch):
+def test_a_full_disk_deletes_nothing(environment, payments, folder, monkeypatch):
     payments.fill(400)
     for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
         monkeypatch.delenv(name)  # its own file would be the first that does not fit
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        running = start()
+        # Not forked from another process: a limit is inherited.
+        running = Running(start_script(SCRIPT, env=environment))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     closing = running.finish(1)

@@ -57,6 +57,7 @@ def everything(payments, tmp_path, database):
         }
     }
     job = policy["jobs"]["archive_before_delete"]
+    del policy["erasure"]
     policy["jobs"] = {"archive_before_delete": job | {"policies": ["everything"]}}
     path = tmp_path / "everything.yaml"
     path.write_text(yaml.safe_dump(policy, sort_keys=False))

@@ -22,7 +22,7 @@ from scripts.utils.archive_store import store_of
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import GateBusy, Misconfigured
 from scripts.utils.settings import load_settings
-from tests.conftest import TEMPLATE
+from scripts.utils.test_fixtures import TEMPLATE
 from tests.lifecycle.support import read_lines
 from tests.retention.enforcement.conftest import KEY, LOCK, policy
 from tests.retention.forked import Child

@@ -266,7 +266,11 @@ def test_every_alert_s_page_is_in_the_runbook():
     kinds |= set(re.findall(r'_key\(view, "(\w+)"\)', (root / "lifecycle" / "policy_levels.py").read_text()))
     queue = (root / "lifecycle" / "queue_levels.py").read_text()
     kinds |= {f"queue_{kind}" for kind in re.findall(r'_alert\(\s*"(\w+)"', queue)}
-    for path in (root / "lifecycle" / "sla_watch.py", root / "sla-monitoring" / "alerts.py"):
+    for path in (
+        root / "lifecycle" / "sla_watch.py",
+        root / "lifecycle" / "erasure_levels.py",
+        root / "sla-monitoring" / "alerts.py",
+    ):
         kinds |= set(re.findall(r"RUNBOOK\}#(\w+)", path.read_text()))
     assert len(kinds) > 15
     assert headings == kinds

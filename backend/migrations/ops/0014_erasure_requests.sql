@@ -2,7 +2,7 @@
 
 CREATE TABLE ops.erasure_requests (
     id                   uuid        PRIMARY KEY DEFAULT gen_random_uuid(),  -- the reference that the person is given
-    channel              text        NOT NULL CHECK (channel <> ''),
+    channel              text        NOT NULL CHECK (channel <> '' AND position('@' IN channel) = 0),
     requested_at         timestamptz NOT NULL DEFAULT now(),                 -- the clock starts here, not at the entry
     email                text,       -- as the person wrote it, for the confirmation
     person               text,       -- normalized: as the policies' person columns hold it; both cleared on closing
@@ -10,7 +10,7 @@ CREATE TABLE ops.erasure_requests (
                              ('received', 'running', 'blocked', 'fulfilled', 'cancelled', 'merged', 'rejected')),
     deadline_at          timestamptz,                                        -- set when the request is taken in
     identity_verified_at timestamptz,                                        -- nothing happens before
-    identity_method      text,
+    identity_method      text        CHECK (position('@' IN identity_method) = 0),  -- it stands on the certificate
     started_at           timestamptz,
     ledger_at            timestamptz,                                        -- the ledger's copy is in ARCHIVE_URL
     policy_hash          text,

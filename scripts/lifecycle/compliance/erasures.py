@@ -5,16 +5,11 @@ from __future__ import annotations
 from scripts.lifecycle.compliance.document import Column, Section, Statement, Table
 from scripts.lifecycle.compliance.scope import Scope
 
-TABLE = "ops.erasure_requests"
 CLOSED = ("fulfilled", "cancelled", "rejected", "merged")
-_SHAPE = """
-SELECT to_regclass(%(table)s) IS NOT NULL AS there,
-       EXISTS (SELECT FROM pg_attribute WHERE attrelid = to_regclass(%(table)s) AND attname = 'fulfilled_at') AS dated
-"""
 _FIGURES = """
 WITH requests AS (
     SELECT channel, status, requested_at, deadline_at, NOT status = ANY(%(closed)s) AS open,
-           CASE WHEN status = 'fulfilled' THEN {} END AS done_at FROM ops.erasure_requests
+           CASE WHEN status = 'fulfilled' THEN closed_at END AS done_at FROM ops.erasure_requests
 ), counted AS (
     SELECT *, done_at >= %(since)s AND done_at < %(until)s AS done FROM requests
 )
@@ -34,11 +29,7 @@ SELECT channel, count(*) FILTER (WHERE requested_at >= %(since)s AND requested_a
 
 def fill(scope: Scope, section: Section) -> None:
     """Count the requests by the channel that they came in by."""
-    shape = scope.rows(_SHAPE, table=TABLE)[0]
-    if not shape["there"]:
-        section.uncounted.append(f"erasure requests: no such table ({TABLE})")
-        return
-    rows = scope.rows(_FIGURES.format("fulfilled_at" if shape["dated"] else "closed_at"), closed=list(CLOSED))
+    rows = scope.rows(_FIGURES, closed=list(CLOSED))
     keys = ("requested", "fulfilled", "in_time", "open", "blocked", "overdue", "median_seconds", "longest_seconds")
     section.lead = ["What is open, blocked or overdue is so now, whatever the period; the rest is of the period."]
     section.tables.append(

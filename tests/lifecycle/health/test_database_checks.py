@@ -56,9 +56,11 @@ def test_a_renamed_column(check, admin):
 
 def test_a_table_that_is_gone(check, admin):
     admin.execute("DROP TABLE email_blacklist")
-    line = check().only()
+    line, erasure = check().unwell
     assert (line["status"], line["subject"]) == ("FAIL", "email_blacklist")
     assert line["message"] == "table public.email_blacklist does not exist"
+    assert (erasure["status"], erasure["subject"]) == ("FAIL", "erasure")
+    assert "table public.email_blacklist does not exist" in erasure["message"]
 
 
 def test_a_foreign_key_that_no_policy_declares(check, admin):
@@ -76,8 +78,9 @@ def test_a_foreign_key_that_no_policy_declares(check, admin):
 def test_a_revoked_right(check, admin):
     admin.execute("REVOKE DELETE ON quiz_responses FROM lifecycle_jobs")
     health = check()
-    line = health.only()
+    line, erasure = health.unwell
     assert (health.code, line["status"], line["subject"]) == (1, "FAIL", "quiz_responses")
+    assert "no right to DELETE on public.quiz_responses" in erasure["message"]
     assert "no right to DELETE on public.quiz_responses" in line["message"]
     assert "--grants" in line["cure"]
 
@@ -150,7 +153,11 @@ def test_a_policy_that_only_takes_the_pdf_does_not_cover_the_row(check, policy_f
 
 def test_a_table_that_is_kept_and_not_there(check, policy_file):
     policy_file.write_text(policy_file.read_text().replace("kept:\n", "kept:\n  public.gone: for the test\n"))
-    assert check().only()["subject"] == "public.gone"
+    findings = check().unwell
+    assert {(finding["check"], finding["subject"]) for finding in findings} == {
+        ("personal_data", "public.gone"),
+        ("erasure", "public.gone"),
+    }
 
 
 def test_a_database_without_a_table_was_not_looked_at(check, admin):

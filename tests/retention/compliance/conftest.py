@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.conftest import TEMPLATE
+from scripts.utils.test_fixtures import TEMPLATE
 from tests.inside import run_inside
 from tests.retention.compliance import history
 

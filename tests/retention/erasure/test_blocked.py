@@ -152,3 +152,18 @@ def test_a_key_that_is_personal_itself_is_audited_by_a_pseudonym(world, asked, e
     ((named,),) = world.rows("ops.audit_log", "resource_id", "resource_type = 'public.magic_link_tokens'")
     assert named.startswith("k1:")
     assert world.where((key, PERSON)) == set()
+
+
+def test_while_a_partition_is_detached_nobody_is_said_to_be_gone(world, person, asked, erase):
+    """A run was killed between DETACH and DROP: the partition's rows are in no table that a search looks into."""
+    world.link.execute(
+        "CREATE TABLE public.old_answers (LIKE quiz_responses);"
+        "INSERT INTO ops.detached_partitions (id, policy, table_name, partition_name, table_oid, partition_oid, bound, ends_at,"
+        " run_id, cutoff_at, granted) SELECT gen_random_uuid(), 'quiz_responses', 'public.quiz_responses',"
+        " 'public.old_answers', 'public.quiz_responses'::regclass, 'public.old_answers'::regclass, '', now(),"
+        " gen_random_uuid(), now(), false"
+    )
+    asked()
+    assert (erase().code, items(world)) == (3, [])
+    world.link.execute("UPDATE ops.detached_partitions SET state = 'gone', closed_at = now()")
+    assert erase().code == 0

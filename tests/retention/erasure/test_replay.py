@@ -5,8 +5,10 @@ import json
 import pytest
 
 from scripts.utils.db_utils import Database
-from tests.retention.erasure.conftest import ARCHIVE
+from tests.retention.erasure.conftest import ARCHIVE, FOLDER
 from tests.retention.erasure.world import ADDRESS, NAME, PERSON
+
+HOLDS = FOLDER / "legal_holds.py"
 
 
 @pytest.fixture
@@ -98,3 +100,28 @@ def test_without_the_ledger_nothing_is_erased(world, person, erase, asked, tmp_p
     done = erase(ARCHIVE_URL=(tmp_path / "not mounted").as_uri())
     assert (done.code, "is its disk mounted?" in done.closing["error"]) == (1, True)
     assert all(world.of(PERSON).values())
+
+
+def test_a_replay_does_not_reach_what_a_hold_keeps(world, erase, asked):
+    """All that there is of her lies in an archive, under a hold on her."""
+    world.payment(PERSON, address=ADDRESS)
+    assert erase("run", script=ARCHIVE).code == 0
+    assert erase("place", "--person", "-", "--reason", "a case", script=HOLDS, stdin=f"{ADDRESS}\n").code == 0
+    asked()
+    assert erase().code == 4
+    assert erase("--replay").code == 0
+    assert world.rows("ops.archive_keys", "destroyed_at IS NULL", "kind = 'person'") == [(True,)]
+
+
+def test_a_replay_that_is_done_is_not_done_again_to_who_came_back(world, restored, erase):
+    world.payment(PERSON, address=ADDRESS)
+    assert erase("run", script=ARCHIVE).code == 0
+    _, then = restored()
+    assert erase("--replay", **then).closing["replayed"] == 1
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    again = erase("--replay", **then)
+    assert (again.code, again.closing["replayed"]) == (0, 0)
+    assert len(world.of(PERSON)["users"]) == 1
+    world.link.execute("UPDATE ops.erasure_requests SET closed_at = closed_at - interval '31 days'")
+    assert erase(**then).code == 0
+    assert list(world.folder.rglob("ledger/*.json")) == []
