@@ -36,7 +36,9 @@ from scripts.utils.retry_utils import retry
 from scripts.utils.run import Run
 
 ITEM_TYPE = "erasure_blocked"
-_BATCH = Batch.model_construct(rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60))
+_BATCH = Batch.model_construct(
+    rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60)
+)
 # What appears while a person is being erased is taken by the next pass; who keeps writing is left for the next run.
 _PASSES = 3
 
