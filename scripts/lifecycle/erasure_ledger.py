@@ -110,12 +110,13 @@ def lines(store: ArchiveStore, *, since: datetime) -> Iterator[Line]:
             continue
         try:
             line = Line(**json.loads(b"".join(store.read(name))))
-            begun = datetime.fromisoformat(line.started_at)
+            wanted = datetime.fromisoformat(line.started_at) >= since
+            UUID(line.request), bytes.fromhex(line.archive_pseudonym or "")
         except ObjectMissing:
             continue  # it has just gone
         except (ValueError, TypeError):
             raise LedgerBroken(f"{name} is not a line of the erasure ledger: restore it, then replay again") from None
-        if begun >= since:
+        if wanted:
             yield line
 
 

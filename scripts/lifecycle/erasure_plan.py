@@ -113,7 +113,8 @@ _WORDS_HELD = sql.SQL(
 ).format(active=_ACTIVE)
 
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
-_LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which} FOR UPDATE) locked")
+# And before the first audited statement: whoever waits for a row after it keeps everybody from the audit's head.
+_LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which}{limit} FOR UPDATE) locked")
 
 
 def addresses(person: str, *spellings: str) -> str:
@@ -212,11 +213,20 @@ class ErasurePlan:
         self._incoming: dict[str, list[ForeignKey]] = {}
         for table in dict.fromkeys(step.table for step in self.steps.values()):
             self._look_up(connection, table)
+        self._problems += [
+            f"erasure.{name}: nothing says whose rows {step.table} has: name a person column, or a foreign key must refer"
+            " to another step's table"
+            for name, step in self.steps.items()
+            if step.person is None and step.table in self._columns and not self._refers_to_a_step(step.table)
+        ]
         if self._problems:
             raise PolicyFailed("preflight_failed", "no erasure was begun: " + "; ".join(self._problems))
         self.targets = {table: self._target(table) for table in self._columns}
         steps = [_Ordered(name, step.table, step.action, step.action == "delete") for name, step in self.steps.items()]
         self.order = in_order(steps, foreign_keys(connection)).names
+
+    def _refers_to_a_step(self, table: str) -> bool:
+        return any(key.table == table for parent, keys in self._incoming.items() if parent != table for key in keys)
 
     def statements(self) -> list[tuple[str, sql.Composed]]:
         """Return what is done to a person, in order, by step; every statement answers with owned, stopped, rows."""
@@ -372,8 +382,10 @@ class ErasurePlan:
     def locks(self) -> Iterator[tuple[str, sql.Composed]]:
         """Return what comes first in every transaction that deletes from a table, by table."""
         for table, target in self.targets.items():
-            if any(key.changes_children for key in self._incoming[table]):
-                yield table, _LOCK.format(table=table_identifier(table), which=target.free)
+            # All of them where a foreign key would take children along; elsewhere as many as one transaction changes.
+            whole = any(key.changes_children for key in self._incoming[table])
+            limit = sql.SQL("" if whole else " LIMIT %(rows)s")
+            yield table, _LOCK.format(table=table_identifier(table), which=target.free, limit=limit)
 
     def _words(self) -> sql.Composed:
         return _FORGET_WORDS.format(may_run=MAY_RUN, forgotten=_FORGOTTEN, words=_WORDS, held=_WORDS_HELD)

@@ -242,7 +242,7 @@ class Settings(BaseSettings):
     )
 
     blob_read_write_token: Annotated[SecretStr, AfterValidator(_blob_token)] | None = Field(
-        None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; only for cleanup_pdfs"
+        None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; for cleanup_pdfs and enforce_gdpr_deletion"
     )
     vercel_blob_api_url: Annotated[str, AfterValidator(_https_url)] = Field(
         "https://vercel.com/api/blob", alias="VERCEL_BLOB_API_URL", description="the API, as its own clients name it"

@@ -86,13 +86,18 @@ def test_the_ledger_names_nobody_and_forgets_when_no_backup_is_left(world, perso
     assert not line.exists()
 
 
+ODD = ({"started_at": "2026-11-01"}, {"request": "x"}, {"archive_pseudonym": "no hex"})
+
+
 def test_a_line_that_cannot_be_read_is_an_error_and_not_overlooked(world, person, erase, asked):
     asked()
     assert erase().code == 0
     (line,) = world.folder.rglob("ledger/*.json")
-    line.write_text("{")
-    done = erase("--replay")
-    assert (done.code, "is not a line of the erasure ledger" in done.closing["error"]) == (1, True)
+    whole = json.loads(line.read_text())
+    for text in ("{", "[]", "{}", *(json.dumps(whole | odd) for odd in ODD)):
+        line.write_text(text)
+        done = erase("--replay")
+        assert (done.code, "is not a line of the erasure ledger" in done.closing["error"]) == (1, True), text
 
 
 def test_without_the_ledger_nothing_is_erased(world, person, erase, asked, tmp_path):

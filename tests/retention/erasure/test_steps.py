@@ -86,6 +86,13 @@ def test_what_the_database_contradicts_stops_everything_before_the_first_row(wor
     assert len(world.rows("payment_transactions", "id", f"normalized_email = '{PERSON}'")) == 1
 
 
+def test_a_step_that_could_find_nobody_is_refused(world, asked, erase, steps):
+    world.link.execute("CREATE TABLE public.notes (id bigint PRIMARY KEY, words text)")
+    asked()
+    done = erase(*steps(notes=step("public.notes")))
+    assert (done.code, "erasure.notes: nothing says whose rows public.notes has" in done.closing["error"]) == (1, True)
+
+
 def test_tables_of_another_shape_need_yaml_alone(world, person, asked, erase, steps):
     """Found by foreign keys of one column and of two, over two steps; every treatment; a table with a key of numbers."""
     world.link.execute(
