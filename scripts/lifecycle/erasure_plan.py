@@ -214,8 +214,8 @@ class ErasurePlan:
         for table in dict.fromkeys(step.table for step in self.steps.values()):
             self._look_up(connection, table)
         self._problems += [
-            f"erasure.{name}: nothing says whose rows {step.table} has: name a person column, or a foreign key must refer"
-            " to another step's table"
+            f"erasure.{name}: nothing says whose rows {step.table} has: name a person column, or let a foreign key"
+            " refer to another step's table"
             for name, step in self.steps.items()
             if step.person is None and step.table in self._columns and not self._refers_to_a_step(step.table)
         ]
