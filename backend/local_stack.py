@@ -25,6 +25,7 @@ from backend.embedded_servers import (
     as_superuser,
     blob_answers,
     delete,
+    in_memory,
     load,
     postgres_answers,
     redis_answers,
@@ -35,7 +36,18 @@ from backend.embedded_servers import (
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.errors import Misconfigured, OpsError
 
-__all__ = ["Stack", "create_database", "delete", "load", "prepare", "running", "set_jobs_password", "start", "stop"]
+__all__ = [
+    "Stack",
+    "create_database",
+    "delete",
+    "in_memory",
+    "load",
+    "prepare",
+    "running",
+    "set_jobs_password",
+    "start",
+    "stop",
+]
 
 DEFAULT_ROWS = 20_000
 FORGOTTEN_PDFS = 5

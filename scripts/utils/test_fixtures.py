@@ -34,8 +34,6 @@ from scripts.utils.settings import Settings
 
 STACK_VARIABLE = "TEST_STACK_DIRECTORY"
 TEMPLATE = "template_suite"
-_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of its own is made there
-_ROOM_BYTES = 4 * 1024**3
 _SETTINGS = frozenset({"MIGRATION_DATABASE_URL", *(str(field.alias) for field in Settings.model_fields.values())})
 # Set on a developer's machine, these would bend a test as well.
 _SETTING_PREFIXES = ("RENDER_", "OTEL_", "SENTRY_", "AWS_", "PG")
@@ -51,20 +49,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Start the servers in the process that the user started; xdist's workers inherit them by the environment."""
     if hasattr(config, "workerinput") or config.option.help or config.option.collectonly:
         return
-    directory = Path(tempfile.mkdtemp(prefix="lifecycle-tests-", dir=_in_memory()))
+    directory = Path(tempfile.mkdtemp(prefix="lifecycle-tests-", dir=local_stack.in_memory()))
     os.environ[STACK_VARIABLE] = str(directory)
     stack = local_stack.start(directory, durable=False)
     given = config.getini("lifecycle_policy_file")
     _make_template(stack, config.getini("lifecycle_tables"), config.rootpath / given if given else DEFAULT_POLICY_FILE)
-
-
-def _in_memory() -> Path | None:
-    """Return where files are in memory, if there is room: a database a test is hundreds of files each time."""
-    try:
-        free = shutil.disk_usage(_MEMORY).free
-    except OSError:
-        return None
-    return _MEMORY if os.access(_MEMORY, os.W_OK) and free >= _ROOM_BYTES else None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
