@@ -65,3 +65,15 @@ def test_no_address_gets_onto_a_request_as_a_word(world, column):
             " VALUES ('a@example.com', %(channel)s, %(identity_method)s, now())",
             {"channel": "web", "identity_method": "link"} | {column: "mail of anne@example.com"},
         )
+
+
+def test_a_command_is_no_run_of_the_job(person, asked, erase, tmp_path):
+    """Neither Sentry nor Prometheus is to believe that the nightly run was there."""
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    request = asked()
+    for words in (["list"], ["show", request], ["--preview", "-"]):
+        done = erase(*words, stdin="someone@example.com\n", METRICS_TEXTFILE_DIR=str(figures))
+        assert (done.code, list(figures.iterdir())) == (0, [])
+    assert erase(METRICS_TEXTFILE_DIR=str(figures)).code == 0
+    assert len(list(figures.iterdir())) == 1
