@@ -23,6 +23,7 @@ from scripts.utils.errors import AuditBroken
 KnownBy = Literal["audit", "run", "time"]
 
 _REASON = re.compile(r"retention_policy:([a-z][a-z0-9_]*)/(.+)")
+_ERASURE = re.compile(r"erasure_request:([a-z][a-z0-9_]*)")
 # An entry of many batches: what a run did by one reason.
 _ENTRIES = """
 SELECT min(seq) AS first_batch, max(seq) AS last_batch, min(occurred_at) AS first_at, max(occurred_at) AS last_at,
@@ -58,6 +59,14 @@ class Entry:
         """The policy that the reason names."""
         match = _REASON.fullmatch(self.reason)
         return match[1] if match else None
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """Where in the policy file the reason stands: a part of the file, and a name in it."""
+        if self.policy:
+            return "policies", self.policy
+        match = _ERASURE.fullmatch(self.reason)
+        return ("erasure", match[1]) if match else None
 
     @property
     def rule(self) -> str | None:
@@ -102,11 +111,11 @@ class PolicyFile:
                 f"the policy file kept as {self.hash} has another hash: it was altered in ops.policy_versions"
             )
 
-    def section(self, policy: str) -> str | None:
-        """Return a policy's own text, as it was written, comments and all; None: the file has no such policy."""
+    def section(self, part: str, name: str) -> str | None:
+        """Return the text of a policy or of an erasure's step, as it was written, comments and all; None: no such."""
         root = yaml.compose(self.document, Loader=yaml.SafeLoader)
-        policies = _child(root, "policies")
-        found = _child(policies[1], policy) if policies else None
+        within = _child(root, part)
+        found = _child(within[1], name) if within else None
         if found is None:
             return None
         begin = self.document.rfind("\n", 0, found[0].start_mark.index) + 1
@@ -115,10 +124,13 @@ class PolicyFile:
             lines.pop()  # what stands there is about the next policy
         return "\n".join(lines)
 
-    def said_of(self, policy: str) -> dict[str, Any]:
-        """Return a policy's keys and values, read without judging them: older files may know other keys."""
+    def said_of(self, part: str, name: str) -> dict[str, Any]:
+        """Return the keys and values of a policy or of an erasure's step.
+
+        Read without judging them: older files may know other keys.
+        """
         content = yaml.safe_load(self.document)
-        found = (content.get("policies") or {}).get(policy) if isinstance(content, dict) else None
+        found = (content.get(part) or {}).get(name) if isinstance(content, dict) else None
         return found if isinstance(found, dict) else {}
 
 

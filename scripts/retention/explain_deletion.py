@@ -113,7 +113,7 @@ def _runs(connection: Connection, name: str) -> list[UUID]:
 
 
 def _say(run: Run, entry: Entry, facts: RunFacts | None, policy_file: PolicyFile | None) -> None:
-    said = policy_file.said_of(entry.policy) if policy_file and entry.policy else {}
+    said = policy_file.said_of(*entry.place) if policy_file and entry.place else {}
     answer = {
         "action": entry.action,
         "resource_type": entry.resource_type,
@@ -128,11 +128,11 @@ def _say(run: Run, entry: Entry, facts: RunFacts | None, policy_file: PolicyFile
         "run": f"{facts.script} {facts.correlation_id}, {facts.status}, version {facts.version}" if facts else None,
         "policy": entry.policy,
         "rule": entry.rule,
-        "legal_basis": said.get("legal_basis"),
+        "legal_basis": said.get("legal_basis") or said.get("ground"),
         "decision": said.get("decision"),
         "policy_hash": policy_file.hash if policy_file else None,
         "policy_known_by": KNOWN_BY[policy_file.known_by] if policy_file else None,
-        "policy_text": policy_file.section(entry.policy) if policy_file and entry.policy else None,
+        "policy_text": policy_file.section(*entry.place) if policy_file and entry.place else None,
     }
     if not run.display.enabled:
         get_logger().info("deletion_explained", **answer)

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.lifecycle import certificate
 from tests.mailbox import Mailbox, mail_server
-from tests.retention.erasure.conftest import ARCHIVE
+from tests.retention.erasure.conftest import ARCHIVE, FOLDER
 from tests.retention.erasure.world import ADDRESS, NAME, PERSON
 
 
@@ -149,3 +149,12 @@ def test_nobody_is_told_where_there_is_no_mail_server(world, person, asked, eras
     assert done.code == 0
     assert done.event("erasure_not_confirmed")["error"] == "SMTP_HOST or SMTP_FROM is not set"
     assert world.where() == set()
+
+
+def test_under_which_rule_has_an_answer(person, fulfilled, erase):
+    done = erase("--run", fulfilled, script=FOLDER / "explain_deletion.py")
+    assert done.code == 0, done.output
+    said = {line["reason"]: line for line in done.lines if line["event"] == "deletion_explained"}
+    payments = said["erasure_request:payment_transactions"]
+    assert "tax law" in payments["legal_basis"]
+    assert payments["policy_text"].startswith("  payment_transactions:\n    table: public.payment_transactions")
