@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from array import array
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,8 @@ LEVEL = 1
 NOBODY = 0xFFFFFFFF
 """Owner of a row without a person: its personal columns lie with the others, under the object's key."""
 
+_ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
+_ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
 _TAG_BYTES = 16
 NONCE_BYTES = 12
 _LAST = 0x80000000
@@ -314,6 +317,14 @@ def open_sealed(key: bytes, archive: bytes, sealed: Sealed, name: str) -> list[b
 def lines_of(text: bytes) -> list[bytes]:
     """Return COPY's lines without their ends; bytes.splitlines would break at other characters too."""
     return text.split(b"\n")[:-1]
+
+
+def values_of(line: bytes) -> list[str | None]:
+    """Return the values of one of COPY's lines, unescaped (PostgreSQL documentation, COPY, "Text Format")."""
+    return [
+        None if field == b"\\N" else _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), field).decode()
+        for field in line.split(b"\t")
+    ]
 
 
 def _opening(header: dict[str, Any]) -> bytes:

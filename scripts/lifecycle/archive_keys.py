@@ -334,6 +334,14 @@ def destroy_person_key(connection: Connection, settings: Settings, person: str) 
     return gone.rowcount > 0
 
 
+def key_of_person(connection: Connection, keys: ArchiveKeys, person: str) -> tuple[int, bytes] | None:
+    """Return the id of a person's key, and the key; None: no archive holds anything of hers that can be read."""
+    (pseudonym,) = keys.pseudonyms([person.encode()])
+    row = connection.execute("SELECT id FROM ops.archive_keys WHERE pseudonym = %b", (pseudonym,)).fetchone()
+    key = keys.opened(connection, [row[0]])[row[0]] if row else None
+    return (row[0], key) if row and key else None
+
+
 def keys_by_master(connection: Connection) -> dict[str, int]:
     """Return how many keys each master key wraps, by its id."""
     rows = connection.execute(

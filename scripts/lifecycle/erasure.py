@@ -78,7 +78,7 @@ class Eraser:
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
-        self._keys = _archive_keys(run)
+        self._keys = archive_keys_of(run)
         self.blobs = BlobsOfPeople(run, self.plan)
 
     def parameters(self, person: str, address: str, request: Request | None = None) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Eraser:
             ArchiveStoreFailed: The ledger could not be written; nothing was erased.
         """
         person = request.person or ""
-        self._keys = self._keys or _archive_keys(self._run)  # the very first archive may be made meanwhile
+        self._keys = self._keys or archive_keys_of(self._run)  # the very first archive may be made meanwhile
         parameters = self.parameters(person, request.email or "", request)
         context = Context(
             self._run.lock.name,
@@ -353,7 +353,7 @@ def _is_about_her(error: psycopg.Error) -> bool:
     return is_about_a_row(error) or str(error.sqlstate).startswith("42") or error.sqlstate == "57014"
 
 
-def _archive_keys(run: Run) -> ArchiveKeys | None:
+def archive_keys_of(run: Run) -> ArchiveKeys | None:
     """Return the archives' keys; None: nothing was ever archived.
 
     Raises:

@@ -6,15 +6,20 @@ import json
 import os
 import secrets
 import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from psycopg import sql
 
+from scripts.lifecycle.archive_catalogue import entries
+from scripts.lifecycle.archive_search import rows_of
 from scripts.lifecycle.blobs import client_for
+from scripts.lifecycle.erasure import archive_keys_of
 from scripts.lifecycle.erasure_plan import ErasurePlan, Target
 from scripts.lifecycle.policies import table_identifier
 from scripts.utils import pages
+from scripts.utils.archive_store import store_of
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
@@ -53,6 +58,7 @@ def export(run: Run, person: str, output: Path) -> dict[str, int]:
         try:
             with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
                 counts, blobs = _rows(run, plan, person, archive)
+                counts |= _archived(run, person, archive)
                 counts["blobs"] = _blobs(run, blobs, archive)
             fresh.replace(output)
         finally:
@@ -71,7 +77,42 @@ def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile) ->
         for target in plan.targets.values():
             with archive.open(f"{target.table}.json", "w") as file:
                 counts[target.table] = _table(connection, target, parameters, file, blobs)
+        with archive.open("ops.manual_resolution_queue.json", "w") as file:
+            counts["ops.manual_resolution_queue"] = _write(file, _queue(connection, plan, parameters))
     return counts, blobs
+
+
+def _queue(connection: Connection, plan: ErasurePlan, parameters: dict[str, Any]) -> Iterator[str]:
+    """Return what people had to decide about her rows."""
+    for target in plan.targets.values():
+        query = sql.SQL(
+            "SELECT jsonb_build_object('item_type', q.item_type, 'about', q.resource_type, 'id', q.resource_id,"
+            " 'reason', q.reason, 'context', q.context, 'since', q.first_seen_at, 'status', q.status,"
+            " 'decision', q.decision)::text FROM ops.manual_resolution_queue q"
+            " WHERE q.resource_type = {name} AND q.resource_id IN"
+            " (SELECT {id} FROM {table} t WHERE {whose}) ORDER BY q.first_seen_at, q.id"
+        ).format(
+            name=sql.Literal(target.table),
+            id=target.record.id("t"),
+            table=table_identifier(target.table),
+            whose=target.whose,
+        )
+        yield from (item for (item,) in connection.execute(query, parameters))
+
+
+def _archived(run: Run, person: str, archive: zipfile.ZipFile) -> dict[str, int]:
+    """Write her rows in cold storage, a file a table."""
+    keys = archive_keys_of(run)
+    if keys is None:
+        return {}
+    sealed = run.database.read(lambda connection: entries(connection, statuses=["sealed", "expiring"]))
+    counts = {}
+    for table in dict.fromkeys(entry.table_name for entry in sealed):
+        chosen = [entry for entry in sealed if entry.table_name == table]
+        found = rows_of(run.database, store_of(run.settings), keys, person, chosen)
+        with archive.open(f"archives/{table}.json", "w") as file:
+            counts[f"archives/{table}"] = _write(file, map(json.dumps, found))
+    return counts
 
 
 def _table(connection: Connection, target: Target, parameters: dict[str, Any], file: Any, blobs: list[str]) -> int:
@@ -83,17 +124,26 @@ def _table(connection: Connection, target: Target, parameters: dict[str, Any], f
         target.whose,
         target.record.columns("t"),
     )
-    rows = 0
-    file.write(b"[")
+
+    def noting_blobs(found: Iterable[tuple[str, str | None]]) -> Iterator[str]:
+        for row, blob in found:
+            blobs.extend([blob] if blob else [])
+            yield row
+
     with connection.cursor(name="export") as cursor:
         cursor.itersize = _PAGE
-        for row, blob in cursor.execute(query, parameters):
-            file.write(b",\n" if rows else b"\n")
-            file.write(json.dumps(json.loads(row), ensure_ascii=False, indent=1).encode())
-            blobs += [blob] if blob else []
-            rows += 1
+        return _write(file, noting_blobs(cursor.execute(query, parameters)))
+
+
+def _write(file: Any, rows: Iterable[str]) -> int:
+    """Write rows that are JSON each as one list, and return how many there were."""
+    number = 0
+    file.write(b"[")
+    for number, row in enumerate(rows, 1):
+        file.write(b"\n" if number == 1 else b",\n")
+        file.write(json.dumps(json.loads(row), ensure_ascii=False, indent=1).encode())
     file.write(b"\n]\n")
-    return rows
+    return number
 
 
 def _blobs(run: Run, names: list[str], archive: zipfile.ZipFile) -> int:

@@ -23,7 +23,7 @@ from scripts.utils.script_template import Job, Run, main
 _ABOUT_A_PERSON = {
     "add": "enter a request; the address on standard input",
     "preview": "show what would happen to whom; writes nothing",
-    "export": "write a person's rows and PDFs to --output, a ZIP file",
+    "export": "write all that is known of a person to --output, a ZIP file",
 }
 
 
