@@ -23,7 +23,7 @@ LANGUAGES = {"bash", "json", "python", "sql", "text", "yaml"}
 WHOLE = re.compile(r"(?:\.venv/bin/python|psql|cp|make|redis-cli)\s+\S")
 SHORT = re.compile(r"(?:\w+=\S+ )*(?:(?:\.venv/bin/)?python )?(?:[\w-]+/)*(\w+)\.py(?:\s+(.*))?")
 PLACEHOLDERS = ("FROM_THE_LOG", "THE_ARCHIVE", "THE_HOLD", "THE_ID", "THE_JOB", "THE_REQUEST", "THE_RUN", "OLD_NAME", "NAME", "KEY", "ID")  # fmt: skip
-TOOLS = {"cp", "curl", "echo", "eval", "export", "kill", "make", "pip", "ps", "psql", "redis-cli"}
+TOOLS = {"cp", "curl", "echo", "eval", "export", "kill", "make", "mkdir", "pip", "ps", "psql", "redis-cli"}
 SOME_ID = "00000000-0000-4000-8000-000000000001"
 SOME_MOMENT = "2026-01-01T00:00:00Z"  # the documents put nothing else into a flag by $(…)
 _SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")

@@ -44,6 +44,7 @@ AT_HAND = [
     (r"process_queue\.py release", "THE_ID", ITEM.format("assigned")),
     (r"process_queue\.py (resolve|defer|escalate)", "THE_ID", ITEM.format("pending' and item_type = 'pdf_deletion_failed")),
     (r"process_queue\.py", "THE_ID", ITEM.format("pending")),
+    (r"explain_deletion", "THE_ID", "select resource_id from ops.audit_log where resource_type = 'public.quiz_responses' limit 1"),
     (r"public\.email_blacklist", "THE_ID", "select id from public.email_blacklist limit 1"),
     (r"restore .*--id", "THE_ID", "select resource_id from ops.audit_log where resource_type = 'public.payment_transactions' limit 1"),
     (r"resource_id = ", "THE_ID", "select resource_id from ops.audit_log limit 1"),
@@ -88,7 +89,7 @@ class Stage(Shell):
                  " raised_by, first_seen_at, deadline_at) select 'pdf_deletion_failed', 'public.meal_plans', id,"
                  " 'medium', 'for the trial', 'system:cleanup_pdfs', now() - interval '3 days', now() + interval '1 day'"
                  " from public.meal_plans where pdf_blob_path is not null order by created_at limit 4")  # fmt: skip
-        self.env |= {"BRANCH_URL": branch, "HEAD": self._head()}
+        self.env |= {"BRANCH_URL": branch, "HEAD": self._head(), "OLDER_HEAD": self._head()}
 
     def _head(self):
         return self.ask("select seq || ':' || encode(seal, 'hex') from ops.audit_head")
