@@ -15,8 +15,8 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from scripts.lifecycle.policies import StrictLoader
 from scripts.utils.errors import Misconfigured
+from scripts.utils.strict_yaml import StrictLoader
 
 Region = Literal["oregon", "ohio", "virginia", "frankfurt", "singapore"]
 _SOME_DAY = datetime(2026, 1, 1, tzinfo=UTC)
