@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.gated import MAY_RUN, Context, GateClosed, GatedTransaction, Statement, require_may_run
+from scripts.lifecycle.gated import MAY_RUN, Context, GatedTransaction, Statement, repeated, require_may_run
 from scripts.lifecycle.policies import Blob
 from scripts.lifecycle.selection import Selection
-from scripts.utils.db_utils import Database, connection_lost, is_deadlock
-from scripts.utils.errors import StoppedEarly
-from scripts.utils.retry_utils import retry
+from scripts.utils.db_utils import Database
 
 ORPHANED = "orphaned"
 
@@ -250,19 +247,7 @@ class Intents:
                 first = self._gated.send(connection, statements)[0]
                 return first.fetchall() if first.description else []
 
-        try:
-            return retry(
-                once,
-                on=lambda error: (
-                    connection_lost(error)
-                    or is_deadlock(error)
-                    or isinstance(error, GateClosed | psycopg.errors.LockNotAvailable)
-                ),
-                attempts=6,
-                seconds=60.0,
-            )
-        except GateClosed:
-            raise StoppedEarly("gate_closed", "another session keeps the gate closed: see pg_stat_activity") from None
+        return repeated(once, attempts=6)
 
 
 def changes(selection: Selection, blob: Blob) -> sql.Composed:

@@ -11,17 +11,16 @@ from scripts.lifecycle.batches import BatchWriter
 from scripts.lifecycle.blob_intents import Intent, Intents
 from scripts.lifecycle.blobs import client_for, refused, why_not_ours
 from scripts.lifecycle.erasure_plan import ErasurePlan, Target
-from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
+from scripts.lifecycle.gated import Context, GatedTransaction, repeated, require_may_run
 from scripts.lifecycle.policies import Policy, table_identifier
 from scripts.lifecycle.preflight import preflight
 from scripts.lifecycle.selection import Selection
 from scripts.lifecycle.windows import chosen_keys
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.blob_token import store_of
-from scripts.utils.db_utils import connection_lost, is_deadlock
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.retry_utils import CircuitOpen, retry
+from scripts.utils.retry_utils import CircuitOpen
 from scripts.utils.run import Run
 
 _RULE = "blob"
@@ -132,15 +131,7 @@ class BlobsOfPeople:
                 written = BatchWriter(database, selection, context).within(connection, chosen_keys(selection, keys))
                 require_may_run(owned=written.owned, stopped=written.stopped)
 
-        try:
-            retry(
-                once,
-                on=lambda error: isinstance(error, GateClosed) or connection_lost(error) or is_deadlock(error),
-                attempts=4,
-                seconds=60.0,
-            )
-        except GateClosed:
-            raise gate_stays_closed() from None
+        repeated(once, attempts=4)
 
     def _ask(self, policy: Policy, intents: Intents, intent: Intent) -> bool:
         """Ask the store; True: the blob is gone. What it did not answer stays open: it may have done it."""

@@ -7,10 +7,10 @@ transaction is over.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -18,13 +18,16 @@ from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policies import Batch
-from scripts.utils.db_utils import Connection, Database, local_settings
+from scripts.utils.db_utils import Connection, Database, connection_lost, is_deadlock, local_settings
 from scripts.utils.errors import StoppedEarly
+from scripts.utils.retry_utils import retry
 
 Statement = tuple[QueryNoTemplate, dict[str, Any]]
+Result = TypeVar("Result")
 
 # Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
 _GATE_SECONDS = 10.0
+_REPEATING_SECONDS = 60.0
 
 # Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
 # small window: it is told which path is meant.
@@ -96,6 +99,32 @@ def gate_stays_closed() -> StoppedEarly:
         "another session is about to place a hold, set the stop switch or take a lease over, and does not"
         " commit: look for it in pg_stat_activity",
     )
+
+
+def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
+    """Do a gated transaction that is safe to repeat, again through lost connections, locked rows and deadlocks.
+
+    Args:
+        once: The transaction: what it did already it finds done.
+        attempts: At most, within a minute.
+
+    Raises:
+        StoppedEarly: The gate stays closed.
+        psycopg.Error: What the server refused in the last attempt.
+    """
+    try:
+        return retry(
+            once,
+            on=lambda error: (
+                connection_lost(error)
+                or is_deadlock(error)
+                or isinstance(error, GateClosed | psycopg.errors.LockNotAvailable)
+            ),
+            attempts=attempts,
+            seconds=_REPEATING_SECONDS,
+        )
+    except GateClosed:
+        raise gate_stays_closed() from None
 
 
 class GatedTransaction:
