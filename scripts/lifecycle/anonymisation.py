@@ -22,6 +22,7 @@ _ADDRESSES = (*_TEXTS, "inet")
 _PSEUDONYM = sql.SQL("'^[a-z0-9]{1,16}:[0-9a-f]{64}$'")
 _IS_PSEUDONYM = re.compile("[a-z0-9]{1,16}:[0-9a-f]{64}")
 _PSEUDONYM_LENGTH = 81
+_KEYED = ("pseudonym", "suppression")
 
 # What was read and has changed since is left alone: its pseudonym would be that of a former value.
 FRESH = sql.SQL("fresh AS (SELECT * FROM unnest({arrays}) AS f ({names}))")
@@ -47,9 +48,9 @@ def problems(section: Anonymize, columns: Mapping[str, Described]) -> list[str]:
             continue
         if treatment.how == "null" and column.not_null:
             found.append(f"{name} may not be null: give it a constant")
-        if treatment.how == "pseudonym" and column.type not in _TEXTS:
+        if treatment.how in _KEYED and column.type not in _TEXTS:
             found.append(f"{name} is {column.type}: a pseudonym is a text")
-        elif treatment.how == "pseudonym" and column.length and column.length < _PSEUDONYM_LENGTH:
+        elif treatment.how in _KEYED and column.length and column.length < _PSEUDONYM_LENGTH:
             found.append(f"{name} holds {column.length} characters, a pseudonym up to {_PSEUDONYM_LENGTH}")
         if treatment.how == "truncate_ip" and column.type not in _ADDRESSES:
             found.append(f"{name} is {column.type}: no IP address")
@@ -91,7 +92,7 @@ def done(name: str, treatment: Treatment, kind: str, constant: sql.Placeholder) 
         return sql.SQL("{} IS NULL").format(column)
     if treatment.how == "constant":
         return sql.SQL("{} IS NOT DISTINCT FROM {}::{}").format(column, constant, cast)
-    if treatment.how in ("pseudonym", "suppression"):
+    if treatment.how in _KEYED:
         return sql.SQL("({0} IS NULL OR {0} ~ {1})").format(column, _PSEUDONYM)
     return sql.SQL("({0} IS NULL OR {0} = ops.truncate_ip({0}::text)::{1})").format(column, cast)
 

@@ -23,12 +23,12 @@ from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.erasure_blobs import BlobsOfPeople
 from scripts.lifecycle.erasure_plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure_requests import TABLE, Request
-from scripts.lifecycle.gated import Context, GateClosed, GatedTransaction, gate_stays_closed, require_may_run
+from scripts.lifecycle.gated import Context, GatedTransaction, repeated, require_may_run
 from scripts.lifecycle.poison import is_about_a_row
 from scripts.lifecycle.policies import Batch
 from scripts.lifecycle.queue import Item, raise_item
 from scripts.utils.archive_store import ArchiveStore, store_of
-from scripts.utils.db_utils import Connection, connection_lost, is_deadlock
+from scripts.utils.db_utils import Connection, is_deadlock
 from scripts.utils.errors import Misconfigured, describe_database_error
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import ledger_digest, pseudonym, suppression
@@ -128,13 +128,7 @@ class Eraser:
         person = request.person or ""
         self._keys = self._keys or archive_keys_of(self._run)  # the very first archive may be made meanwhile
         parameters = self.parameters(person, request.email or "", request)
-        context = Context(
-            self._run.lock.name,
-            self._run.lock.fencing_token,
-            self._run.script,
-            request.id,
-            policy_hash=self._run.policies.hash,
-        )
+        context = self._context(request.id)
         if not self._begin(request, parameters):
             get_logger().info("erasure_withdrawn", request=str(request.id))
             return Outcome.WITHDRAWN
@@ -162,6 +156,11 @@ class Eraser:
             fewer = sum(each.rows for each in found) < sum(each.rows for each in before)
             if refused or stuck or (passes >= _PASSES and not fewer):
                 return self._block(request, found, refused)
+
+    def _context(self, request: UUID) -> Context:
+        run = self._run
+        lock = run.lock
+        return Context(lock.name, lock.fencing_token, run.script, request, policy_hash=run.policies.hash)
 
     def _begin(self, request: Request, parameters: dict[str, Any]) -> bool:
         """Write the ledger, then say that it has begun; a request that was begun before has its line already.
@@ -242,20 +241,8 @@ class Eraser:
                     require_may_run(owned=owned, stopped=stopped)
                 return [int(answer[2]) for answer in answers]
 
-        try:
-            # Safe to repeat: what is gone is gone, and is audited in the transaction that took it.
-            return retry(
-                once,
-                on=lambda error: (
-                    connection_lost(error)
-                    or is_deadlock(error)
-                    or isinstance(error, GateClosed | psycopg.errors.LockNotAvailable)
-                ),
-                attempts=4,
-                seconds=60.0,
-            )
-        except GateClosed:
-            raise gate_stays_closed() from None
+        # What is gone is gone, and is audited in the transaction that took it.
+        return repeated(once, attempts=4)
 
     def destroy_key(self, line: erasure_ledger.Line) -> bool:
         """Destroy the archive key of somebody whom no table names any more; a restore brought it back.
@@ -263,8 +250,7 @@ class Eraser:
         Returns:
             Whether there is none now; False: a hold keeps it.
         """
-        context = Context(self._run.lock.name, self._run.lock.fencing_token, self._run.script, UUID(line.request))
-        parameters = self.plan.parameters | context.parameters()
+        parameters = self.plan.parameters | self._context(UUID(line.request)).parameters()
         parameters |= {"archive_pseudonym": bytes.fromhex(line.archive_pseudonym or ""), "person": None}
         parameters |= {"facts": Jsonb({"replayed": line.request})}
         destroyed = self._together(

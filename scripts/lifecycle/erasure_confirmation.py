@@ -1,6 +1,7 @@
 """What follows an erasure: the certificate beside the archives, a last message to the person, and her address is gone.
 
-The message may come twice if the process is killed between sending and forgetting; it never comes not at all.
+Killed between sending and forgetting, it is sent a second time: better than an address that is kept. A mail server that
+refuses it until the deadline, or none at all, leaves her untold; that is logged, and the address goes all the same.
 """
 
 from __future__ import annotations

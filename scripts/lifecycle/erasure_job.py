@@ -45,6 +45,7 @@ def enforce(run: Run) -> None:
         _predict(run, eraser)
         return
     tally = Tally(erasure_requests.take_in(run.database, run.settings.gdpr_deletion_deadline_days))
+    tally.waiting_for_identity = erasure_requests.waiting(run.database)
     try:
         if run.options.flags.replay:
             _replay(run, eraser)
@@ -55,8 +56,6 @@ def enforce(run: Run) -> None:
     finally:
         eraser.close()
         run.facts |= asdict(tally)
-    tally.waiting_for_identity = erasure_requests.waiting(run.database)
-    run.facts |= asdict(tally)
     if eraser.blobs.refused:
         raise eraser.blobs.refused
     if tally.unfinished:

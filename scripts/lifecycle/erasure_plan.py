@@ -20,7 +20,7 @@ from scripts.lifecycle.policies import Anonymize, Blob, ErasureStep, PolicySet, 
 from scripts.lifecycle.policy_order import foreign_keys, in_order
 from scripts.lifecycle.preflight import LARGE_TABLE_BYTES, catalogue_of, pointing_at
 from scripts.lifecycle.record_keys import RecordKey, problem_of
-from scripts.lifecycle.selection import ForeignKey, met
+from scripts.lifecycle.selection import HOLD_IN_FORCE, ForeignKey, met, names_blob
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
@@ -28,7 +28,6 @@ BLOB, HELD, REFERENCED, LOCKED = "names_a_blob", "held", "referenced", "being_wr
 NO_STEP = "no_step"
 HOLDS = "ops.legal_holds"
 
-_ACTIVE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
 _HELD = sql.SQL(
     "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'table' AND h.table_name = {name}"
     " OR h.scope = 'row' AND h.table_name = {name} AND h.resource_id = {key}"
@@ -104,13 +103,13 @@ SELECT owned, stopped, coalesce((SELECT rows FROM noted WHERE entry IS NOT NULL)
 _ARCHIVES_HELD = sql.SQL(
     "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'person' AND h.person = %(person)s"
     " OR h.scope = 'table' AND h.table_name = ANY(%(archived)s::text[])))"
-).format(active=_ACTIVE)
+).format(active=HOLD_IN_FORCE)
 
 # So is what somebody wrote about a person, and an item by itself.
 _WORDS_HELD = sql.SQL(
     "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'person' AND h.person = %(person)s"
     " OR h.table_name = 'ops.manual_resolution_queue' AND (h.scope = 'table' OR h.resource_id = q.id::text)))"
-).format(active=_ACTIVE)
+).format(active=HOLD_IN_FORCE)
 
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
 # And before the first audited statement: whoever waits for a row after it keeps everybody from the audit's head.
@@ -151,12 +150,7 @@ class Target:
     @property
     def names_blob(self) -> sql.Composed:
         """Rows that name a blob, which must go before them."""
-        if self.blob is None:
-            return sql.SQL("false").format()
-        column = sql.Identifier("t", self.blob.column)
-        if self.blob.cleared is None:
-            return sql.SQL("{} IS NOT NULL").format(column)
-        return sql.SQL("coalesce({} <> {}, false)").format(column, sql.Literal(self.blob.cleared))
+        return names_blob(self.blob, "t") if self.blob else sql.SQL("false").format()
 
     @property
     def free(self) -> sql.Composed:
@@ -331,7 +325,7 @@ class ErasurePlan:
             whose=whose,
             left=left,
             held=_HELD.format(
-                active=_ACTIVE,
+                active=HOLD_IN_FORCE,
                 name=sql.Literal(table),
                 key=record.id("t"),
                 person=sql.SQL("t.{}::text").format(sql.Identifier(first.person)) if first.person else sql.SQL("NULL"),
@@ -475,11 +469,5 @@ def _problems(step: ErasureStep, facts: dict[str, Any], columns: dict[str, dict[
     if step.person in columns and not columns[step.person]["indexed"] and large:
         yield f"{step.table}.{step.person} has no index: every request would read the whole table"
     described = {name: Described(row["type"], row["attnotnull"], row["length"]) for name, row in columns.items()}
-    section = Anonymize.model_construct(
-        columns={
-            name: Treatment("pseudonym") if treatment.how == "suppression" else treatment
-            for name, treatment in step.columns.items()
-        },
-        marker=None,
-    )
+    section = Anonymize.model_construct(columns=step.columns, marker=None)
     yield from (f"{step.table}.{problem}" for problem in anonymisation.problems(section, described))

@@ -15,8 +15,11 @@ from typing import Any
 from psycopg import sql
 
 from scripts.lifecycle import anonymisation
-from scripts.lifecycle.policies import Condition, Policy, table_identifier
+from scripts.lifecycle.policies import Blob, Condition, Policy, table_identifier
 from scripts.lifecycle.record_keys import RecordKey
+
+# Of ops.legal_holds as h.
+HOLD_IN_FORCE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
 
 _CASTS = {
     "timestamp without time zone": "({}::timestamptz AT TIME ZONE 'UTC')",
@@ -200,13 +203,9 @@ class Selection:
 
     def names_blob(self, alias: str) -> sql.Composed:
         """Return SQL that is true where a row still names a blob."""
-        blob = self.policy.blob
-        if blob is None:
+        if self.policy.blob is None:
             raise ValueError(f"policy {self.policy.name} has no blobs")
-        column = sql.Identifier(alias, blob.column)
-        if blob.cleared is None:
-            return sql.SQL("{} IS NOT NULL").format(column)
-        return sql.SQL("{} <> {}").format(column, sql.Literal(blob.cleared))
+        return names_blob(self.policy.blob, alias)
 
     @property
     def rule_name(self) -> sql.Composed:
@@ -217,7 +216,7 @@ class Selection:
     @property
     def held(self) -> sql.Composed:
         """Rows under a legal hold: on the row, its person, the table, or a row that would go along or its person."""
-        active = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
+        active = HOLD_IN_FORCE
         # IN, not EXISTS: the holds are hashed once a statement instead of being looked up for every row.
         holds = [
             sql.SQL(
@@ -341,6 +340,14 @@ class Chosen(Selection):
     def rule_name(self) -> sql.Composed:
         """What was decided."""
         return sql.SQL("{}::text").format(sql.Literal(self._decision))
+
+
+def names_blob(blob: Blob, alias: str) -> sql.Composed:
+    """Return SQL that is true, never null, where a row still names a blob."""
+    column = sql.Identifier(alias, blob.column)
+    if blob.cleared is None:
+        return sql.SQL("{} IS NOT NULL").format(column)
+    return sql.SQL("coalesce({} <> {}, false)").format(column, sql.Literal(blob.cleared))
 
 
 def met(conditions: dict[str, Condition], prefix: str, parameters: dict[str, Any]) -> sql.Composed:

@@ -5,18 +5,9 @@ from datetime import timedelta
 import pytest
 
 from scripts.lifecycle import holds
-from scripts.utils.db_utils import Database
 from tests.lifecycle.support import ANNA
 
 TABLE = "public.quiz_responses"
-
-
-@pytest.fixture
-def db(database):
-    pool = Database(database.url, application_name="tests", max_size=2)
-    pool.open()
-    yield pool
-    pool.close()
 
 
 @pytest.fixture
