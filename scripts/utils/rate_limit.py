@@ -1,7 +1,7 @@
 """A rate limit that several processes share.
 
-It counts in Redis, in a window that moves: at no time do the last 60 seconds hold more than the limit. Without Redis
-each process counts for itself, which only one of them at a time can do rightly; a warning says so.
+It counts in Redis and by Redis's clock, in a window that moves: at no time do the last 60 seconds hold more than the
+limit. Without Redis each process counts for itself, which only one of them at a time can do rightly; a warning says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,17 @@ from scripts.utils.logging_utils import get_logger
 _WINDOW_SECONDS = 62
 _LONGEST_PAUSE_SECONDS = 1.0
 
+# Times are appended, so they must be in order. Those of several processes are not: their clocks differ, and whoever
+# looked at its own may come late. Then a window holds more than the limit.
+_CALLERS_CLOCK = b"local timestamp = tonumber(ARGV[1])"
+_REDIS_CLOCK = b"local now = redis.call('TIME')\nlocal timestamp = now[1] + now[2] / 1000000"
+
+
+class _OneClock(RedisStorage):
+    """The library's moving window, but Redis itself says what time it is."""
+
+    SCRIPT_ACQUIRE_MOVING_WINDOW = RedisStorage.SCRIPT_ACQUIRE_MOVING_WINDOW.replace(_CALLERS_CLOCK, _REDIS_CLOCK)
+
 
 class SharedRateLimit:
     """So many units a minute, all processes together.
@@ -37,7 +48,7 @@ class SharedRateLimit:
         self._per_minute = per_minute
         self._item = RateLimitItemPerSecond(per_minute, _WINDOW_SECONDS)
         # Its key runs out with its window; the client must fail within seconds rather than hang.
-        shared = RedisStorage(
+        shared = _OneClock(
             redis_url,
             wrap_exceptions=True,
             socket_timeout=3.0,

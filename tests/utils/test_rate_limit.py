@@ -97,6 +97,22 @@ def test_what_one_process_took_another_cannot_take(redis_url, short_window):
     assert 0 < waits[0] <= 1
 
 
+@pytest.mark.parametrize("ahead", [3600, -3600])
+def test_a_process_whose_clock_is_wrong_takes_no_more(redis_url, short_window, monkeypatch, ahead):
+    """Times that are not in order would let it, or whoever comes after it, exceed the limit."""
+    honest, wrong = (SharedRateLimit(redis_url, name="test", per_minute=LIMIT) for _ in range(2))
+    honest.acquire(LIMIT // 2, never)
+    real = time.time
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "time", lambda: real() + ahead)
+        wrong.acquire(LIMIT // 2, never)
+        with pytest.raises(AssertionError, match="asked to wait"):
+            wrong.acquire(1, never)
+
+    with pytest.raises(AssertionError, match="asked to wait"):
+        honest.acquire(1, never)
+
+
 def test_other_names_have_their_own_limit(redis_url, short_window):
     for name in ("one", "two"):
         SharedRateLimit(redis_url, name=name, per_minute=LIMIT).acquire(LIMIT, never)
