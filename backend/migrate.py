@@ -249,12 +249,11 @@ def partition_statements(connection: Connection, policy_set: PolicySet) -> list[
             continue
         rights.append(
             sql.SQL(
-                "INSERT INTO ops.partition_rights (policy, table_name, anchor, key, person, keep) VALUES ({}, {}, {},"
-                " {}, {}, {})"
+                "INSERT INTO ops.partition_rights (policy, table_name, anchor, key, person, keep, archives) VALUES ({},"
+                " {}, {}, {}, {}, {}, {})"
             ).format(
-                *map(
-                    sql.Literal, (policy.name, policy.table, rule.anchor, policy.key[0], policy.person, rule.keep.text)
-                )
+                *map(sql.Literal, (policy.name, policy.table, rule.anchor, policy.key[0], policy.person)),
+                *map(sql.Literal, (rule.keep.text, policy.archive is not None)),
             )
         )
     stale = connection.execute(

@@ -23,7 +23,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle import poison, runs
-from scripts.lifecycle.archive_catalogue import Catalogue
+from scripts.lifecycle.archive_catalogue import Begun, Catalogue
 from scripts.lifecycle.archive_export import Exported, Exporter, archive_of
 from scripts.lifecycle.archive_format import ArchiveBroken
 from scripts.lifecycle.archive_keys import ArchiveKeys
@@ -101,7 +101,7 @@ def require_place(run: Run) -> None:
 
 
 @contextmanager
-def _cycles_left_alone() -> Iterator[None]:
+def cycles_left_alone() -> Iterator[None]:
     """Let Python not look for reference cycles: rows make none, and the search costs as much as their encryption."""
     gc.collect()
     gc.freeze()  # so that collecting between two archives looks at what is new only
@@ -199,8 +199,26 @@ class Archiver:
             StoppedEarly: The run must stop; nothing is half done.
             PolicyFailed: The store fails, an object is not what was written, or too many rows are refused.
         """
-        with _cycles_left_alone():
+        with cycles_left_alone():
             self._follow(path)
+
+    def written(self, path: Path) -> Iterator[tuple[Window, Exported]]:
+        """Archive along a path and delete nothing: whoever asks seals what comes, all at once, or discards it.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: The store fails, or an object is not what was written.
+        """
+        for window in self._windows(path):
+            try:
+                exported = self._prepare(window, [])
+            except (ArchiveStoreFailed, ArchiveBroken) as error:
+                raise self._failed(error) from error
+            if exported is None:
+                continue
+            self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
+            yield window, exported
+            self._run.database.write(lambda connection: connection.execute(*self._heartbeat()))
 
     def _follow(self, path: Path) -> None:
         self._changed.clear()  # what another path leaves out
@@ -465,11 +483,17 @@ class Archiver:
             return {key for (key,) in connection.execute(statement, self._parameters(window, exported))}
 
     def _discard(self, exported: Exported) -> None:
+        self.discard(exported.begun)
+
+    def discard(self, archive: Begun) -> bool:
+        """Throw an archive away, unless it is sealed; returns whether the database and the store could be asked."""
         try:
-            self._catalogue.discard(exported.begun.id, exported.begun.object)
+            self._catalogue.discard(archive.id, archive.object)
         except (OpsError, psycopg.Error) as error:
             # It stays 'writing': the next run tries again.
-            self._log.warning("archive_not_discarded", archive=str(exported.begun.id), error=type(error).__name__)
+            self._log.warning("archive_not_discarded", archive=str(archive.id), error=type(error).__name__)
+            return False
+        return True
 
     def _make_room(self) -> None:
         """Pause if somebody needs it; only the DELETE was in anybody's way."""

@@ -6,6 +6,7 @@ because a transaction's number never stands on a version written after that tran
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -87,6 +88,13 @@ class Exported:
     xmins: str
     calls: int
     """Statements that were sent for it, each a transaction."""
+
+    @property
+    def digest(self) -> str:
+        """Of its rows' versions, as ops.drop_partition works it out anew: "ctid xmin key" each, sorted by bytes."""
+        tids, xmins = (each[2:-2].split('","') for each in (self.tids, self.xmins))
+        lines = sorted(map(" ".join, zip(tids, xmins, self.key_list(), strict=True)))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def key_list(self) -> list[str]:
         """Return the keys of its rows."""

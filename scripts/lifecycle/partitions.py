@@ -1,4 +1,4 @@
-"""Partitions of which every row is due: audited and dropped instead of emptied.
+"""Partitions of which every row is due: audited, and archived first if their policy says so, and dropped, not emptied.
 
 A short DETACH, marked in ops.detached_partitions and committed; then, behind the gate and in one transaction, every
 row looked at once more, the audit, the DROP. What is killed in between stands marked: its rows are counted as still to
@@ -11,9 +11,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
@@ -37,6 +38,7 @@ from scripts.utils.tracing import span
 if TYPE_CHECKING:
     from scripts.lifecycle.archive_batches import Archiver
     from scripts.lifecycle.deleter import Deleter
+    from scripts.lifecycle.partition_archives import Piece
 
 _ATTEMPTS = 6
 _SECONDS = 60.0
@@ -45,6 +47,8 @@ _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 # The jobs' own session may write dates otherwise, so the bounds are read by a function.
 _EXPIRED = """
 SELECT p.partition::bigint AS oid, p.schema_name || '.' || p.partition_name AS name, p.ends_at,
+       ops.bound_start(p.bound, (SELECT a.atttypid FROM pg_attribute a
+                                  WHERE a.attrelid = %(table)s::oid AND a.attname = %(anchor)s)) AS starts_at,
        CASE WHEN p.partition_name LIKE '%%.%%' THEN 'has a dot in its name' ELSE p.obstacle END AS obstacle
   FROM ops.partitions_of(%(table)s::oid, %(anchor)s, least(%(due_before)s::timestamptz, %(until)s::timestamptz)) p
 """
@@ -52,8 +56,8 @@ SELECT p.partition::bigint AS oid, p.schema_name || '.' || p.partition_name AS n
 _RIGHT = """
 SELECT %(cutoff)s::timestamptz - r.keep FROM ops.partition_rights r
  WHERE r.policy = %(policy)s AND r.table_name = %(table_name)s AND r.anchor = %(anchor)s AND r.key = %(key)s
-   AND r.person IS NOT DISTINCT FROM %(person)s
-   AND has_function_privilege('ops.drop_partition(uuid, uuid, text, text, jsonb)', 'EXECUTE')
+   AND r.person IS NOT DISTINCT FROM %(person)s AND r.archives = %(archives)s
+   AND has_function_privilege('ops.drop_partition(uuid, uuid, text, text, jsonb, jsonb)', 'EXECUTE')
 """
 
 _MARKED = """
@@ -75,6 +79,8 @@ class Partition:
     rows: int = 0
     mark: UUID | None = None
     """Set: a run left it detached."""
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
     if rule is None:
         return Look(attach=tuple(marked))
     anchor = policy.rules[rule].anchor
-    names = {"policy": policy.name, "table_name": policy.table, "key": policy.key[0], "person": policy.person}
+    names: dict[str, Any] = {"policy": policy.name, "table_name": policy.table, "key": policy.key[0]}
+    names |= {"person": policy.person, "archives": policy.archive is not None}
     right = connection.execute(_RIGHT, names | {"anchor": anchor, "cutoff": cutoff}).fetchone()
     until = right[0] if right else None
     where = {"table": cleared.facts.oid, "anchor": anchor, "due_before": selection.due_before[rule], "until": until}
@@ -121,11 +128,13 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
     attach: list[Partition] = []
     for mark in marked:
         rows, removable = _count(connection, selection.at(mark.name)) if mark.oid else (0, -1)
-        (drop if rows == removable else attach).append(Partition(mark.oid, mark.name, rows, mark.mark))
+        # What is archived is archived from its table.
+        whole = rows == removable and policy.archive is None
+        (drop if whole else attach).append(Partition(mark.oid, mark.name, rows, mark.mark))
     for row in free:
         rows, removable = counts.get(row["oid"], (0, 0))
         if rows == removable:
-            drop.append(Partition(row["oid"], row["name"], rows))
+            drop.append(Partition(row["oid"], row["name"], rows, starts_at=row["starts_at"], ends_at=row["ends_at"]))
         else:
             obstacles["hold rows that may not go"] += 1
     return Look(tuple(drop), tuple(attach), dict(obstacles))
@@ -199,18 +208,21 @@ class PartitionDrops:
         # Then a row of an expired partition is a row that may go. Each is looked at again before it is dropped.
         nothing_kept = survey.due == survey.removable and not policy.exceptions
         nothing_kept &= not any(rule.when for rule in policy.rules.values())
-        found = self._look(count=not nothing_kept or self._run.options.limit is not None)
-        if found.kept:
-            self._log.info("partitions_by_batches", because=found.kept)
+        count = not nothing_kept or self._run.options.limit is not None
+        found = self._look(count=count)
         for partition in found.attach:
             self._attach(partition, "not to be dropped by this run")
+        if found.attach and policy.archive:
+            found = self._look(count=count)  # they may go with the others, from their table
+        if found.kept:
+            self._log.info("partitions_by_batches", because=found.kept)
         room = within(found.drop, self._run.options.limit, lambda: self._worker.deleted)
         taken: set[Partition] = set()
         for partition in room:
             taken.add(partition)
             self._run.checkpoint()
-            with span("partition", self._policy.name) as facts:
-                facts["records_deleted"] = self._drop(partition)
+            with span("partition", self._policy.name) as facts, self._archived(partition) as pieces:
+                facts["records_deleted"] = self._drop(partition, pieces)
         for partition in found.drop:
             if partition.mark and partition not in taken:
                 self._attach(partition, "larger than what the limit leaves")
@@ -228,14 +240,26 @@ class PartitionDrops:
             statement_timeout=SURVEY_SECONDS,
         )
 
-    def _drop(self, partition: Partition) -> int:
+    def _archived(self, partition: Partition) -> AbstractContextManager[list[Piece] | None]:
+        """Archive a partition's rows if the policy does; None: it does not."""
+        if self._policy.archive is None or partition.ends_at is None:
+            return nullcontext()
+        from scripts.lifecycle.partition_archives import archived, walk_through  # cryptography: others need not wait
+
+        anchor = self._policy.rules[str(self._policy.dropping_rule)].anchor
+        walk = walk_through(self._selection, anchor, partition.oid, partition.starts_at, partition.ends_at)
+        return archived(cast("Archiver", self._worker), walk)
+
+    def _drop(self, partition: Partition, pieces: list[Piece] | None) -> int:
         """Let a partition go; returns how many rows it had, 0 if it stays."""
         started = time.monotonic()
         detached = partition if partition.mark else self._detach(partition)
         if detached is None:
             return 0
         try:
-            rows = self._surely(lambda connection: self._drop_now(connection, detached), lambda: self._gone(detached))
+            rows = self._surely(
+                lambda connection: self._drop_now(connection, detached, pieces), lambda: self._gone(detached)
+            )
         except _Kept:
             return self._attach(detached, "a row of it may not go")
         except _BUSY:
@@ -246,16 +270,17 @@ class PartitionDrops:
             raise
         except psycopg.Error as error:
             if connection_lost(error):
-                raise DatabaseUnavailable(
-                    "the connection to PostgreSQL broke in every attempt at a partition"
-                ) from error
+                raise _broken() from error
             return self._attach(detached, describe_database_error(error))
         self._worker.deleted += rows
-        self._worker.batches += 1
+        self._worker.batches += len(pieces or ()) or 1
         self.dropped.append(partition.name)
         self._run.advance(self._policy.name, self._worker.deleted)
         seconds = round(time.monotonic() - started, 4)
-        self._log.info("partition_dropped", partition=partition.name, records_deleted=rows, duration_seconds=seconds)
+        archives = {} if pieces is None else {"archives": len(pieces)}
+        self._log.info(
+            "partition_dropped", partition=partition.name, records_deleted=rows, duration_seconds=seconds, **archives
+        )
         return rows
 
     def _detach(self, partition: Partition) -> Partition | None:
@@ -277,16 +302,14 @@ class PartitionDrops:
             self._log.info("partition_locked", partition=partition.name, effect="left to the batches")
         except psycopg.Error as error:
             if connection_lost(error):
-                raise DatabaseUnavailable(
-                    "the connection to PostgreSQL broke in every attempt at a partition"
-                ) from error
+                raise _broken() from error
             self._log.warning(
                 "partition_refused", partition=partition.name, error=describe_database_error(error), effect="batches"
             )
         return None
 
-    def _drop_now(self, connection: Connection, partition: Partition) -> int:
-        """Look at every row once more, audit and drop, in a transaction behind the gate."""
+    def _drop_now(self, connection: Connection, partition: Partition, pieces: list[Piece] | None) -> int:
+        """Look at every row once more, audit, seal the archives and drop, in a transaction behind the gate."""
         row = connection.execute("SELECT ops.lock_partition(%s)", (partition.mark,)).fetchone()
         if row is None or row[0] is None:
             raise _Kept
@@ -295,10 +318,11 @@ class PartitionDrops:
             raise _Kept
         rule = str(self._policy.dropping_rule)
         dropped = connection.execute(
-            "SELECT ops.drop_partition(%s, %s, %s, %s, %s)",
+            "SELECT ops.drop_partition(%s, %s, %s, %s, %s, %s)",
             (
                 *(partition.mark, self._context.run_id, self._context.parameters()["actor"]),
-                *(self._selection.reason_prefix + rule, Jsonb(self._selection.facts[rule])),
+                *(self._selection.reason_prefix + rule, Jsonb(self._context.noted(self._selection.facts)[rule])),
+                None if pieces is None else Jsonb([piece.claim for piece in pieces]),
             ),
         ).fetchone()
         connection.execute(
@@ -307,7 +331,7 @@ class PartitionDrops:
                 lease=self._run.lock.name,
                 fencing_token=self._run.lock.fencing_token,
                 records=self._worker.deleted + rows,
-                batches=self._worker.batches + 1,
+                batches=self._worker.batches + (len(pieces or ()) or 1),
                 pauses={},
             )
         )
@@ -393,9 +417,7 @@ class PartitionDrops:
             return 0
         except psycopg.Error as error:
             if connection_lost(error):
-                raise DatabaseUnavailable(
-                    "the connection to PostgreSQL broke in every attempt at a partition"
-                ) from error
+                raise _broken() from error
             self._hand_over(partition, error)
             return 0
         say = self._log.warning if state == "gone" else self._log.info

@@ -474,7 +474,7 @@ class Policy(_Model):
     def dropping_rule(self) -> str | None:
         """The rule by which whole partitions could go; None: rows of this policy go one by one."""
         due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
-        whole = self.action == "delete" and self.drop_partitions and len(self.key) == 1
+        whole = self.removes_rows and self.drop_partitions and len(self.key) == 1
         return due[0] if whole and len(due) == 1 == len(self.rules) else None
 
     @property

@@ -83,9 +83,12 @@ class IndexWalk:
         selection: The policy's selection.
         anchor: The indexed column.
         bound: SQL that a row must meet to count as an entry; holds the upper bound of the anchor.
+        parameters: What the bound asks for besides the selection's parameters.
     """
 
-    def __init__(self, selection: Selection, anchor: str, bound: sql.Composable) -> None:
+    def __init__(
+        self, selection: Selection, anchor: str, bound: sql.Composable, parameters: dict[str, Any] | None = None
+    ) -> None:
         self.name = f"index:{anchor}"
         self._bound = bound
         names = {
@@ -96,7 +99,8 @@ class IndexWalk:
             "after_key": selection.record.values(sql.Placeholder("after_key")),
             "until_key": selection.record.values(sql.Placeholder("until_key")),
         }
-        self._parameters = selection.parameters
+        self._bound_to = parameters or {}
+        self._parameters = selection.parameters | self._bound_to
         self._record = selection.record
         self._edge = selection.record.numbered
         self._after = sql.SQL("(t.{anchor}, {key}) > (%(after_anchor)s::{anchor_type}, {after_key})").format(**names)
@@ -129,7 +133,8 @@ class IndexWalk:
             return None
         bound, parameters = self._lower(window)
         clause = sql.SQL(" AND ").join([self._bound, *bound, self._until])
-        return Window(clause, parameters | {"until_anchor": answer[0], "until_key": answer[1]})
+        until = {"until_anchor": answer[0], "until_key": answer[1]}
+        return Window(clause, self._bound_to | parameters | until)
 
     def _lower(self, window: Window | None) -> tuple[list[sql.Composed], dict[str, Any]]:
         if window is None:

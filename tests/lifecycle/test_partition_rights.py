@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.lifecycle.partitioned import MONTHS, ROWS, make, marks, partitions, policies
 from tests.lifecycle.support import audited
@@ -37,9 +38,9 @@ class Jobs:
         self.link.execute("SELECT ops.detach_partition(%s, %s, %s::regclass)", (mark, self.run, table))
         return mark
 
-    def drop(self, mark):
-        arguments = (mark, self.run, "system:x", "retention_policy:things/old")
-        return self.link.execute("SELECT ops.drop_partition(%s, %s, %s, %s, '{}')", arguments).fetchone()[0]
+    def drop(self, mark, archives=None):
+        arguments = (mark, self.run, "system:x", "retention_policy:things/old", archives and Jsonb(archives))
+        return self.link.execute("SELECT ops.drop_partition(%s, %s, %s, %s, '{}', %s)", arguments).fetchone()[0]
 
     def refused(self, call, *arguments, sqlstate=NOT_EXPIRED, **options):
         with pytest.raises(psycopg.Error) as caught:
