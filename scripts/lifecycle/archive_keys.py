@@ -307,33 +307,6 @@ def _lookup_key(connection: Connection, master: MasterKeys) -> bytes | None:
     return master.unwrap(row[0], bytes(row[1]), _bound("lookup")) if row else None
 
 
-def destroy_person_key(connection: Connection, settings: Settings, person: str) -> bool:
-    """Make a person's columns unreadable in every archive there is, for good; the rest of her rows stays readable.
-
-    In the caller's transaction, after her live rows were deleted or anonymised: a row that is archived later would make
-    a new key. Old backups of the database hold the wrapped key as long as they are kept.
-
-    Args:
-        connection: A connection inside a transaction.
-        settings: The master keys.
-        person: As the policy's person column holds her.
-
-    Returns:
-        Whether there was a key; False: no archive holds anything of hers.
-
-    Raises:
-        Misconfigured: The master key is not the right one.
-    """
-    lookup = _lookup_key(connection, MasterKeys(settings))
-    if lookup is None:
-        return False
-    gone = connection.execute(
-        "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now() WHERE pseudonym = %b",
-        (short_digest(lookup, person.encode()),),
-    )
-    return gone.rowcount > 0
-
-
 def key_of_person(connection: Connection, keys: ArchiveKeys, person: str) -> tuple[int, bytes] | None:
     """Return the id of a person's key, and the key; None: no archive holds anything of hers that can be read."""
     (pseudonym,) = keys.pseudonyms([person.encode()])

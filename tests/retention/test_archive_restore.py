@@ -5,7 +5,7 @@ import yaml
 
 from backend import migrate
 from scripts.lifecycle import archive_health
-from scripts.lifecycle.archive_keys import destroy_person_key
+from scripts.lifecycle.archive_keys import ArchiveKeys
 from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
 from scripts.utils.settings import load_settings
 from tests.retention.payments import MASTER_KEY, OTHER_KEY
@@ -87,13 +87,19 @@ def test_every_type_comes_back_as_it_was(run, payments, everything, database):
     assert run("verify", *everything).code == 0
 
 
+def destroy_person_key(db, settings):
+    """What an erasure does to the archives, and nothing else of it."""
+    (pseudonym,) = ArchiveKeys(db, settings).pseudonyms([b"person.4@example.com"])
+    destroyed = (
+        "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now() WHERE pseudonym = %b"
+    )
+    assert db.write(lambda connection: connection.execute(destroyed, (pseudonym,)).rowcount) == 1
+
+
 def test_a_person_whose_key_was_destroyed_does_not_come_back(run, payments, db, settings):
     payments.fill(20)
     run()
-    with db.transaction() as connection:
-        assert destroy_person_key(connection, settings, "person.4@example.com")
-        assert not destroy_person_key(connection, settings, "person.4@example.com")
-        assert not destroy_person_key(connection, settings, "nobody@example.com")
+    destroy_person_key(db, settings)
     hers = {payments.id(number) for number in range(1, 21) if number % 9 == 4}
     done = run(*RESTORE)
     assert (done.code, done.event("records_restored")["records_erased"]) == (0, len(hers))
@@ -105,8 +111,7 @@ def test_only_her_personal_columns_are_unreadable(run, payments, db, settings):
     payments.fill(20)
     amounts = dict(payments.link.execute("SELECT id, amount::text || created_at FROM payment_transactions").fetchall())
     run()
-    with db.transaction() as connection:
-        destroy_person_key(connection, settings, "person.4@example.com")
+    destroy_person_key(db, settings)
     payments.link.execute(
         "CREATE TABLE public.for_the_tax_office (LIKE public.payment_transactions);"
         "ALTER TABLE for_the_tax_office ALTER customer_email DROP NOT NULL, ALTER normalized_email DROP NOT NULL;"
@@ -126,8 +131,7 @@ def test_only_her_personal_columns_are_unreadable(run, payments, db, settings):
 def test_into_the_table_itself_the_erased_cannot_be_forced(run, payments, db, settings):
     payments.fill(20)
     run()
-    with db.transaction() as connection:
-        destroy_person_key(connection, settings, "person.4@example.com")
+    destroy_person_key(db, settings)
     done = run(*RESTORE, "--include-erased")
     assert (done.code, payments.rows()) == (1, payments.survivors)
     assert "not_null" in done.closing["error"].lower().replace("notnull", "not_null")
@@ -136,8 +140,7 @@ def test_into_the_table_itself_the_erased_cannot_be_forced(run, payments, db, se
 def test_nothing_in_the_database_opens_what_was_destroyed(run, payments, db, settings):
     payments.fill(20)
     run()
-    with db.transaction() as connection:
-        destroy_person_key(connection, settings, "person.4@example.com")
+    destroy_person_key(db, settings)
     row = payments.link.execute(
         "SELECT wrapped, pseudonym FROM ops.archive_keys WHERE destroyed_at IS NOT NULL"
     ).fetchall()
@@ -147,8 +150,7 @@ def test_nothing_in_the_database_opens_what_was_destroyed(run, payments, db, set
 def test_who_comes_back_as_a_customer_gets_a_new_key(run, payments, db, settings):
     payments.fill(10)
     run("--limit", "5")
-    with db.transaction() as connection:
-        destroy_person_key(connection, settings, "person.4@example.com")
+    destroy_person_key(db, settings)
     payments.link.execute("UPDATE payment_transactions SET normalized_email = 'person.4@example.com'")
     run()
     run(*RESTORE)
@@ -260,8 +262,7 @@ def test_before_the_rotation_old_and_new_archives_open(run, payments):
 def test_a_key_that_is_destroyed_during_a_rotation_stays_destroyed(run, payments, db, settings):
     payments.fill(9)
     run()
-    with db.transaction() as connection:
-        destroy_person_key(connection, settings, "person.4@example.com")
+    destroy_person_key(db, settings)
     run("rotate-keys", ARCHIVE_MASTER_KEY=OTHER_KEY, ARCHIVE_PREVIOUS_MASTER_KEYS=MASTER_KEY)
     assert payments.link.execute(
         "SELECT count(*) FROM ops.archive_keys WHERE destroyed_at IS NOT NULL AND wrapped IS NULL"
