@@ -23,10 +23,11 @@ soak: $(READY)  ## the tests that are too long for every change, and all of them
 	$(BIN)/python -m pytest -n 4 -m soak
 	$(BIN)/python -m pytest -n 4 -m "not soak" --through-pgbouncer $(POOLED)
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and the order of the rooms (import-linter)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 picture: $(READY)  ## draw the README's picture of a real run anew
 	$(BIN)/python backend/picture.py

@@ -29,7 +29,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from scripts.lifecycle.policies import ErasureStep, Lookup, PolicySet, load_policies
+from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 

@@ -30,7 +30,7 @@ from rich.console import Console
 
 from backend import local_stack
 from benchmarks.purge import Line, one, peak_mb, range_of, require, table_of
-from scripts.lifecycle import audit_chain
+from scripts.lifecycle.audit import audit_chain
 from scripts.utils.test_helpers import start_script  # noqa: TID251 - a benchmark runs scripts as tests do
 
 Connection = psycopg.Connection[Any]

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backend import local_stack
-from scripts.lifecycle.queue_work import Work
+from scripts.lifecycle.queue.work import Work
 from scripts.utils.db_utils import Database
 from scripts.utils.settings import Settings
 from scripts.utils.test_helpers import Proxy, start_script  # noqa: TID251 - a benchmark runs scripts as tests do

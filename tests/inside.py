@@ -5,8 +5,8 @@ import logging
 import subprocess
 import sys
 
+from scripts.lifecycle.jobs.entry_point import main
 from scripts.utils import error_reporting
-from scripts.utils.script_template import main
 from tests.project.conftest import load_script
 
 

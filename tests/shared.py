@@ -1,9 +1,15 @@
 """Fixtures that tests of several folders share: where alerts go, meal plans with their PDFs, the jobs' own pool."""
 
+import json
+
 import pytest
 
+from scripts.lifecycle.jobs.entry_point import main
+from scripts.retention.archive_before_delete import JOB
 from scripts.utils.db_utils import Database
 from tests.cleanup.plans import Plans
+from tests.lifecycle.archives.bucket import Bucket
+from tests.lifecycle.archives.payments import MASTER_KEY, Archived, Payments
 from tests.lifecycle.receivers import Receiver
 
 
@@ -36,3 +42,62 @@ def db(database):
     pool.open()
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def payments(database, db):
+    """The table, and the sum that must hold."""
+    return Payments(database, db)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where archives go."""
+    place = tmp_path / "cold storage"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """A server that speaks S3, in a process of its own."""
+    with Bucket() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server):
+    """An empty bucket on it."""
+    bucket_server.empty()
+    return bucket_server
+
+
+@pytest.fixture
+def archive_environment(database, redis_url, folder):
+    """What archive_before_delete must be told."""
+    return {
+        "DATABASE_URL": database.url,
+        "REDIS_URL": redis_url,
+        "ARCHIVE_URL": folder.as_uri(),
+        "ARCHIVE_MASTER_KEY": MASTER_KEY,
+        "OPERATOR": "olga",
+    }
+
+
+@pytest.fixture
+def run_archives(archive_environment, monkeypatch, capsys):
+    """Run archive_before_delete here: its code, and its lines."""
+
+    def run(*arguments, **changes):
+        for name, value in (archive_environment | changes).items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code = main(JOB, list(arguments))
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        return Archived(code, [json.loads(line) for line in printed.out.splitlines()])
+
+    return run

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle.purge import purge
-from scripts.lifecycle.reconcile import reconcile
-from scripts.utils.script_template import Job, Run, main
+from scripts.lifecycle.blobs.reconcile import reconcile
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.purge.purge import purge
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import stop_switch
-from scripts.utils.arguments import add_common_flags
+from scripts.lifecycle.jobs import stop_switch
+from scripts.lifecycle.jobs.arguments import add_common_flags
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,20 +13,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import queue, resources
+from scripts.lifecycle.engine import resources
+from scripts.lifecycle.jobs import handover
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 KEYS = ("item_type", "resource_type", "resource_id", "priority", "reason")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add what an item consists of."""
-    parser.add_argument("--item-type", metavar="TYPE", help=f"one of {', '.join(queue.ITEM_TYPES)}")
+    parser.add_argument("--item-type", metavar="TYPE", help=f"one of {', '.join(handover.ITEM_TYPES)}")
     parser.add_argument("--resource-type", metavar="SCHEMA.TABLE", help="what it is about")
     parser.add_argument("--resource-id", metavar="KEY", help="which one: a row's key")
-    parser.add_argument("--priority", metavar="PRIORITY", help=f"one of {', '.join(queue.PRIORITIES)}")
+    parser.add_argument("--priority", metavar="PRIORITY", help=f"one of {', '.join(handover.PRIORITIES)}")
     parser.add_argument("--reason", metavar="TEXT", help="why a person must decide; name no person in it")
     parser.add_argument("--context", nargs="*", default=[], metavar="KEY=VALUE", help="facts that the decision needs")
     parser.add_argument("--json", choices=["-"], help="read one object, or a list of them, from standard input")
@@ -41,7 +42,7 @@ def work(run: Run) -> None:
     items, problems = [], []
     for number, facts in enumerate(told, 1):
         try:
-            item, resource_id = queue.described(run.policies, facts, raised_by=f"operator:{run.operator}")
+            item, resource_id = handover.described(run.policies, facts, raised_by=f"operator:{run.operator}")
             _check_resource(run, item.resource_type, resource_id)
             items.append((item, resource_id))
         except Misconfigured as error:
@@ -51,7 +52,7 @@ def work(run: Run) -> None:
     if run.options.dry_run:
         get_logger().warning("queue_items_would_be_added", dry_run=True, items=len(items), effect="nothing is added")
         return
-    for (item, resource_id), is_new in zip(items, queue.raise_items(run.database, run.settings, items), strict=True):
+    for (item, resource_id), is_new in zip(items, handover.raise_items(run.database, run.settings, items), strict=True):
         event = "queue_item_added" if is_new else "queue_item_seen_again"
         get_logger().info(event, item_type=item.item_type, resource_type=item.resource_type, resource_id=resource_id)
 

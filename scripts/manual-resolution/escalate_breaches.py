@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import escalation
-from scripts.lifecycle.alerts import Alerts
-from scripts.utils.script_template import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring.alerts import Alerts
+from scripts.lifecycle.queue import escalation
 
 
 def work(run: Run) -> None:

@@ -14,13 +14,14 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import queue, queue_verbs
-from scripts.lifecycle.desk import Desk
-from scripts.lifecycle.queue_session import Session
-from scripts.utils.arguments import add_common_flags, positive
+from scripts.lifecycle.jobs import handover
+from scripts.lifecycle.jobs.arguments import add_common_flags, positive
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.queue import verbs as queue_verbs
+from scripts.lifecycle.queue.desk import Desk
+from scripts.lifecycle.queue.session import Session
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 STATES = ("pending", "assigned", "escalated", "deferred", "resolved")
 
@@ -68,7 +69,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def _add_filter(parser: argparse.ArgumentParser) -> None:
     absent = argparse.SUPPRESS
     parser.add_argument("--item-type", default=absent, metavar="TYPE", help="only items of this type")
-    parser.add_argument("--priority", choices=queue.PRIORITIES, default=absent, help="only items of this priority")
+    parser.add_argument("--priority", choices=handover.PRIORITIES, default=absent, help="only items of this priority")
     parser.add_argument(
         "--older-than", default=absent, metavar="T", help="only what was first seen before: 2d, or a day"
     )

@@ -15,13 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console
 
-from scripts.lifecycle import queue_report
-from scripts.lifecycle.period import day_or_moment
-from scripts.lifecycle.queue_metrics import measure
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.period import day_or_moment
+from scripts.lifecycle.queue import report as queue_report
+from scripts.lifecycle.queue.metrics import measure
 from scripts.utils import mail, pages
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

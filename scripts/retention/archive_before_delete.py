@@ -13,10 +13,10 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle.archive import archive_what_is_due
-from scripts.lifecycle.archive_commands import list_archives, restore_archives, rotate_keys, verify_archives
-from scripts.utils.arguments import add_common_flags, add_job_flags
-from scripts.utils.script_template import Job, Run, main
+from scripts.lifecycle.archives.commands import list_archives, restore_archives, rotate_keys, verify_archives
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_job_flags
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.purge.archive_job import archive_what_is_due
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

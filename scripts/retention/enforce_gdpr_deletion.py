@@ -14,11 +14,11 @@ from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import erasure_commands
-from scripts.lifecycle.erasure_job import enforce
-from scripts.utils.arguments import MAX_BATCH_ROWS, add_common_flags, moment, positive
+from scripts.lifecycle.erasure import commands as erasure_commands
+from scripts.lifecycle.erasure.job import enforce
+from scripts.lifecycle.jobs.arguments import MAX_BATCH_ROWS, add_common_flags, moment, positive
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
-from scripts.utils.script_template import Job, Run, main
 
 _ABOUT_A_PERSON = {
     "add": "enter a request; the address on standard input",

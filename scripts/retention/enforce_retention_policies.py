@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import orchestrator, plans, policy_check
+from scripts.lifecycle.health import policy_check
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.purge import orchestrator, plans
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 TOLERANCE_PERCENT = 5.0
 

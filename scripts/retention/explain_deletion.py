@@ -17,15 +17,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.table import Table
 from rich.text import Text
 
-from scripts.lifecycle import provenance
-from scripts.lifecycle.holds import normalize_email
-from scripts.lifecycle.provenance import Entry, PolicyFile, RunFacts
+from scripts.lifecycle.audit import provenance
+from scripts.lifecycle.audit.provenance import Entry, PolicyFile, RunFacts
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils import pages
+from scripts.utils.addresses import normalize_email
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import pseudonym
-from scripts.utils.script_template import Job, Run, main
 
 IMPERSONAL = re.compile(r"[0-9a-fA-F]{8}-([0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}|\d{1,20}")
 CORRELATION_ID = re.compile(r"[0-9a-f]{16}")

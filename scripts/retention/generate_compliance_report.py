@@ -19,11 +19,11 @@ from scripts.lifecycle.compliance.page import page
 from scripts.lifecycle.compliance.pdf import pdf
 from scripts.lifecycle.compliance.report import gather
 from scripts.lifecycle.compliance.sheet import sheet
-from scripts.lifecycle.period import day_or_moment
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.period import day_or_moment
 from scripts.utils import mail, pages
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 FORMATS = ("html", "pdf", "csv", "json")
 

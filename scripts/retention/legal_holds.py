@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import hold_levels, holds, resources
-from scripts.utils.arguments import add_common_flags, moment
+from scripts.lifecycle.engine import holds, resources
+from scripts.lifecycle.jobs.arguments import add_common_flags, moment
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring import hold_levels
+from scripts.utils.addresses import normalize_email
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +50,7 @@ def work(run: Run) -> None:
 
 def _place(run: Run) -> None:
     flags = run.options.flags
-    person = holds.normalize_email(sys.stdin.readline()) if flags.person else None
+    person = normalize_email(sys.stdin.readline()) if flags.person else None
     key = resources.key_of(run.policies, flags.table) if flags.table else None
     if flags.table and key is None:
         raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import audit, audit_anchor, audit_heads
-from scripts.lifecycle.period import END, day_or_moment
-from scripts.utils.arguments import positive
+from scripts.lifecycle.audit import audit, audit_anchor, audit_heads
+from scripts.lifecycle.jobs.arguments import positive
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.period import END, day_or_moment
 from scripts.utils.errors import AuditBroken, Misconfigured
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 SHOWN = 100
 

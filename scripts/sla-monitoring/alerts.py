@@ -15,14 +15,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.table import Table
 
-from scripts.lifecycle import alert_silences
-from scripts.lifecycle.alerts import Alert, Alerts
-from scripts.lifecycle.job_levels import RUNBOOK
+from scripts.lifecycle.jobs.arguments import add_common_flags
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring import alert_silences
+from scripts.lifecycle.monitoring.alerts import Alert, Alerts
+from scripts.lifecycle.monitoring.job_levels import RUNBOOK
 from scripts.utils.alert_sinks import SEVERITIES, sinks_of
-from scripts.utils.arguments import add_common_flags
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 _LENGTH = re.compile(r"(\d{1,4})([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}

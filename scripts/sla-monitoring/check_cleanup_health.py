@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from rich.table import Table
 from rich.text import Text
 
-from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.health.checklist import Judged, judge
 from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
 from scripts.lifecycle.health.telling import tell
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.utils.errors import StoppedEarly
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 RENDER_YAML = Path(__file__).resolve().parents[2] / "render.yaml"
 STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}

@@ -10,14 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import erasure_levels, hold_levels, holds, observations, runs, sla_page
-from scripts.lifecycle.alerts import Alerts
-from scripts.lifecycle.job_levels import SCOPE, budget_percent
-from scripts.lifecycle.sla_watch import Picture, look
+from scripts.lifecycle.engine import holds
+from scripts.lifecycle.jobs import runs
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring import erasure_levels, hold_levels, observations, sla_page
+from scripts.lifecycle.monitoring.alerts import Alerts
+from scripts.lifecycle.monitoring.job_levels import SCOPE, budget_percent
+from scripts.lifecycle.monitoring.sla_watch import Picture, look
 from scripts.utils import pages
 from scripts.utils.db_utils import Connection
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.script_template import Job, Run, main
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle import observations
-from scripts.lifecycle.alerts import Alerts
-from scripts.lifecycle.queue_figures import queue_figures
-from scripts.lifecycle.queue_levels import SCOPE, look, observation, queue_alerts
-from scripts.lifecycle.schedules import last_due
+from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.monitoring import observations
+from scripts.lifecycle.monitoring.alerts import Alerts
+from scripts.lifecycle.monitoring.queue_levels import SCOPE, look, observation, queue_alerts
+from scripts.lifecycle.policy.schedules import last_due
+from scripts.lifecycle.queue.figures import queue_figures
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.metrics_utils import emit
-from scripts.utils.script_template import Job, Run, main
 
 _HOURLY = "5 * * * *"
 

@@ -12,7 +12,6 @@ from scripts.utils.errors import Misconfigured, OpsError
 
 NOT_KNOWN = "not known"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
-_TEMPLATES = Path(__file__).resolve().parents[1] / "lifecycle"
 
 
 class ReportNotWritten(OpsError):
@@ -21,10 +20,10 @@ class ReportNotWritten(OpsError):
     stop_reason = "report_not_written"
 
 
-def environment() -> Environment:
-    """Return what renders the templates in scripts/lifecycle: escaped by default, and strict about names."""
+def environment(folder: Path) -> Environment:
+    """Return what renders the templates in a folder: escaped by default, and strict about names."""
     made = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

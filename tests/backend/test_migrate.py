@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from backend import migrate
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.errors import Misconfigured, OpsError
 from tests.forked import run_script
 

@@ -6,7 +6,7 @@ import psycopg
 import pytest
 
 from backend import migrate
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

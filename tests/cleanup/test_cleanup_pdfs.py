@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 
 DUE = range(250)
 

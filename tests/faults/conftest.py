@@ -5,10 +5,10 @@ import json
 import pytest
 
 from scripts.cleanup.cleanup_quiz_responses import JOB
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.jobs.entry_point import main
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
-from scripts.utils.script_template import main
 from scripts.utils.test_helpers import Proxy
 from tests.faults.stage import LOCK, SCRIPT, STOP_SWITCH, Quiz, Running
 from tests.forked import start_script

@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from scripts.lifecycle import audit
+from scripts.lifecycle.audit import audit
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
 STOP_SWITCH = SCRIPT.with_name("stop_switch.py")

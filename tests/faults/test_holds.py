@@ -2,7 +2,7 @@
 
 import pytest
 
-from scripts.lifecycle import holds
+from scripts.lifecycle.engine import holds
 from tests.faults.stage import in_background, wait_until
 
 pytestmark = pytest.mark.pooled

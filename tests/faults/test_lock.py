@@ -11,7 +11,7 @@ RACER = f"""
 import os, pathlib, sys
 sys.path.insert(0, {str(SCRIPT.parents[2])!r})
 from scripts.cleanup.cleanup_quiz_responses import JOB
-from scripts.utils.script_template import main
+from scripts.lifecycle.jobs.entry_point import main
 pathlib.Path(os.environ["READY"]).touch()
 while not os.path.exists(os.environ["GO"]):
     pass

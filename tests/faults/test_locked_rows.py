@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from scripts.lifecycle import gated
+from scripts.lifecycle.engine import gated
 from scripts.utils.db_utils import Database
 from tests.faults.stage import in_background, wait_until
 

@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle import audit
+from scripts.lifecycle.audit import audit
 from scripts.utils.test_helpers import Proxy
 from tests.faults.stage import SCRIPT, wait_until
-from tests.lifecycle.partitioned import EXPIRED, MONTHS, ROWS, make, marks, partitions, policies
+from tests.lifecycle.purge.partitioned import EXPIRED, MONTHS, ROWS, make, marks, partitions, policies
 from tests.lifecycle.support import AS_OF, audited
 
 ENFORCE = SCRIPT.parents[1] / "retention" / "enforce_retention_policies.py"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from scripts.lifecycle import policy_run
-from scripts.lifecycle.survey import survey
+from scripts.lifecycle.engine import policy_run
+from scripts.lifecycle.engine.survey import survey
 from tests.faults.stage import LOCK, NAME, STOP_SWITCH, in_background, wait_until
 
 SWITCH = "INSERT INTO ops.stop_switches (job, stopped_by, reason) VALUES (%s, 'ann', 'restore under way')"

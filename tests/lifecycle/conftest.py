@@ -7,8 +7,8 @@ import yaml
 
 from backend import migrate
 from scripts.cleanup.cleanup_quiz_responses import JOB
-from scripts.lifecycle.purge import purge
-from scripts.utils.script_template import Job, main
+from scripts.lifecycle.jobs.entry_point import Job, main
+from scripts.lifecycle.purge.purge import purge
 from scripts.utils.settings import load_settings
 from tests.lifecycle.support import AS_OF, THING_COLUMNS, JobRun, read_lines
 

@@ -10,7 +10,7 @@ from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from psycopg import sql
 
-from scripts.lifecycle import audit
+from scripts.lifecycle.audit import audit
 
 # Every run is asked about this moment, so that an edge is an edge and not a race with the clock.
 AS_OF = datetime(2026, 1, 31, 2, 0, 0, tzinfo=UTC)

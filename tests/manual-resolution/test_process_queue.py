@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle import queue_verbs
+from scripts.lifecycle.queue import verbs as queue_verbs
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 ROW = "00000000-0000-4000-8000-000000000001"

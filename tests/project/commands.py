@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from backend import local_stack, migrate
-from scripts.utils.arguments import parser_of
+from scripts.lifecycle.jobs.arguments import parser_of
 from tests.project.conftest import ROOT, SCRIPTS, load_script
 
 DOCUMENTS = [

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 from cronsim import CronSim
 
-from scripts.lifecycle.blueprint import Reference, Secret, Value
+from scripts.lifecycle.health.blueprint import Reference, Secret, Value
 from scripts.utils.settings import Settings
 from tests.project.conftest import ROOT, SCRIPTS, load_script
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 
-from scripts.utils.script_template import main
+from scripts.lifecycle.jobs.entry_point import main
 
 _DOMAIN = str(Path(__file__).resolve().parents[2] / "scripts" / "lifecycle")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 
 ROOT = Path(__file__).resolve().parents[2]

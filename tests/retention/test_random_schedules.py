@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from backend import migrate
-from scripts.lifecycle import audit, holds
-from scripts.lifecycle.archive_catalogue import entries
-from scripts.lifecycle.archive_keys import ArchiveKeys
-from scripts.lifecycle.archive_restore import Wish, restore
+from scripts.lifecycle.archives.catalogue import entries
+from scripts.lifecycle.archives.keys import ArchiveKeys
+from scripts.lifecycle.archives.restore import Wish, restore
+from scripts.lifecycle.audit import audit
+from scripts.lifecycle.engine import holds
 from scripts.retention.archive_before_delete import JOB as ARCHIVE
 from scripts.retention.enforce_retention_policies import JOB as ENFORCE
 from scripts.utils.archive_store import store_of
@@ -23,10 +24,10 @@ from scripts.utils.db_utils import Database
 from scripts.utils.errors import GateBusy, Misconfigured
 from scripts.utils.settings import load_settings
 from scripts.utils.test_fixtures import TEMPLATE
+from tests.lifecycle.archives.payments import MASTER_KEY
 from tests.lifecycle.support import read_lines
 from tests.retention.enforcement.conftest import KEY, LOCK, policy
 from tests.retention.forked import Child
-from tests.retention.payments import MASTER_KEY
 
 PEOPLE = [f"person{number}@example.com" for number in range(3)]
 TABLES = {"things": "archive_then_delete", "notes": "delete"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lifecycle import audit
+from scripts.lifecycle.audit import audit
 from tests.inside import run_inside
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from scripts.lifecycle import holds
+from scripts.lifecycle.engine import holds
 from tests.lifecycle.support import ANNA
 
 TABLE = "public.quiz_responses"

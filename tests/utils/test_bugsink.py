@@ -24,7 +24,7 @@ JOB = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from scripts.utils import error_reporting
-from scripts.utils.script_template import Job, main
+from scripts.lifecycle.jobs.entry_point import Job, main
 
 def work(run):
     with run.database.transaction() as connection:

@@ -8,8 +8,8 @@ import pytest
 import sentry_sdk
 from sentry_sdk.transport import Transport
 
+from scripts.lifecycle.jobs.entry_point import Job, main
 from scripts.utils import error_reporting
-from scripts.utils.script_template import Job, main
 from scripts.utils.settings import load_settings
 
 DSN = "https://0123abcd@o1.ingest.example.com/42"

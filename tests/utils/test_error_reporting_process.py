@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from scripts.utils.script_template import Job, main
+from scripts.lifecycle.jobs.entry_point import Job, main
 
 def work(run):
     print("sentry_sdk" in sys.modules, file=sys.stderr)

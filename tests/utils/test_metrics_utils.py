@@ -5,13 +5,14 @@ import time
 
 import pytest
 
-from scripts.lifecycle.policies import load_policies
-from scripts.lifecycle.results import PolicyResult
+from scripts.lifecycle.jobs import figures as run_figures
+from scripts.lifecycle.jobs.entry_point import Job, main
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.policy.policies import load_policies
 from scripts.utils import metrics_utils
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import configure_logging
 from scripts.utils.metrics_utils import METRICS
-from scripts.utils.script_template import Job, main
 
 COUNTED = PolicyResult(
     "quiz", "completed", "done", ExitCode.DONE, records_deleted=7, records_remaining=2, oldest_overdue_seconds=61.5
@@ -39,7 +40,7 @@ class Kept:
 def test_a_policy_that_a_run_did_not_come_to_is_not_counted():
     spec = load_policies().jobs["cleanup_pdfs"]
     facts = {"duration_seconds": 1, "exit_code": 1, "budget_seconds": 60}
-    figures = metrics_utils.figures_of("cleanup_pdfs", [], spec=spec, **facts)
+    figures = run_figures.figures_of("cleanup_pdfs", [], spec=spec, **facts)
     missing = {figure.name: figure.value for figure in figures if figure.labels.get("policy") == "meal_plan_pdfs"}
     assert missing == {"lifecycle_job_records_remaining": None, "lifecycle_job_oldest_overdue_seconds": None}
 
@@ -69,7 +70,7 @@ def values(figures):
 
 
 def figures_of(results, *, exit_code, duration_seconds=1.0, **more):
-    return metrics_utils.figures_of(
+    return run_figures.figures_of(
         "a_job", results, duration_seconds=duration_seconds, exit_code=exit_code, budget_seconds=10.0, **more
     )
 

@@ -201,7 +201,7 @@ def test_the_client_library_is_loaded_only_for_a_sink_that_is_set(environment, w
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from scripts.cleanup.cleanup_quiz_responses import JOB\n"
-        "from scripts.utils.script_template import main\n"
+        "from scripts.lifecycle.jobs.entry_point import main\n"
         "code = main(JOB, [])\n"
         "print('prometheus_client' in sys.modules, 'sentry_sdk' in sys.modules, file=sys.stderr)\n"
         "sys.exit(code)\n"

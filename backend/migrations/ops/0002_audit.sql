@@ -37,7 +37,7 @@ CREATE VIEW ops.audit_log AS
 
 -- The only way to write an entry, so that nobody needs the right to insert.
 -- The head is locked last and briefly: two jobs at once wait for each other here and nowhere else.
--- scripts/lifecycle/audit.py recomputes the seal from the same columns in the same order.
+-- scripts/lifecycle/audit/audit.py recomputes the seal from the same columns in the same order.
 CREATE FUNCTION ops.append_audit(
     p_id uuid, p_actor text, p_action text, p_resource_type text, p_reason text, p_run_id uuid,
     p_resource_ids text[], p_metadata jsonb

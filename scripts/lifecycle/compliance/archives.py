@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from scripts.lifecycle.archive_catalogue import Entry, entries
-from scripts.lifecycle.archive_keys import ArchiveKeys
-from scripts.lifecycle.archive_verify import Finding, strangers, verify
+from scripts.lifecycle.archives.catalogue import Entry, entries
+from scripts.lifecycle.archives.keys import ArchiveKeys
+from scripts.lifecycle.archives.verify import Finding, strangers, verify
 from scripts.lifecycle.compliance.document import Column, Section, Statement, Table
 from scripts.lifecycle.compliance.scope import Scope
 from scripts.utils.archive_store import store_of

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle import audit_anchor
-from scripts.lifecycle.audit_chain import Head, Verification, span_of, verify_within
+from scripts.lifecycle.audit import audit_anchor
+from scripts.lifecycle.audit.audit_chain import Head, Verification, span_of, verify_within
 from scripts.lifecycle.compliance.document import Column, Section, Statement, Table
 from scripts.lifecycle.compliance.scope import Scope
 from scripts.utils.errors import OpsError

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle import queue_metrics
 from scripts.lifecycle.compliance.document import Column, Section, Statement, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policies import Condition, RowException
+from scripts.lifecycle.policy.policies import Condition, RowException
+from scripts.lifecycle.queue import metrics as queue_metrics
 
 _HOLDS = """
 SELECT count(*) FILTER (WHERE released_at IS NULL AND (expires_at IS NULL OR expires_at > %(now)s)) AS in_force,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.lifecycle.compliance.document import Column, Section, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policies import Policy, Rule
+from scripts.lifecycle.policy.policies import Policy, Rule
 
 THEN = {
     "delete": "deleted",

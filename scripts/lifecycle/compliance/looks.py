@@ -8,12 +8,12 @@ from datetime import datetime
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle.policies import Policy, table_identifier
-from scripts.lifecycle.preflight import preflight
-from scripts.lifecycle.residue import LOCK_SECONDS, Residue, measure
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.monitoring.residue import LOCK_SECONDS, Residue, measure
+from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import PolicyFailed, describe_database_error
-from scripts.utils.run import Run
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from markupsafe import Markup, escape
 
@@ -15,7 +16,7 @@ VERDICTS = {"broken": "Proof broken", "findings": "Findings", "incomplete": "Inc
 
 def page(report: Report) -> str:
     """Return the page."""
-    made = environment()
+    made = environment(Path(__file__).parent)
     made.filters["breakable"] = _breakable
     made.filters["utc"] = lambda moment: f"{moment:%Y-%m-%d %H:%M}"
     return made.get_template("compliance_report.html.jinja").render(

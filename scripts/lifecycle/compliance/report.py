@@ -18,10 +18,10 @@ from scripts.lifecycle.compliance import (
 from scripts.lifecycle.compliance.document import NOT_COUNTED, Report, Section
 from scripts.lifecycle.compliance.looks import look
 from scripts.lifecycle.compliance.scope import Scope, part
-from scripts.lifecycle.period import month_or
+from scripts.lifecycle.jobs.period import month_or
+from scripts.lifecycle.jobs.run import Run
 from scripts.utils.db_utils import Connection
 from scripts.utils.pages import duration
-from scripts.utils.run import Run
 
 PARTS: tuple[tuple[str, str, Callable[[Scope, Section], None]], ...] = (
     ("inventory", "Data inventory: record of processing (GDPR Art. 30)", inventory.fill),

@@ -12,9 +12,9 @@ from psycopg.rows import dict_row
 
 from scripts.lifecycle.compliance.document import Section
 from scripts.lifecycle.compliance.looks import Look
+from scripts.lifecycle.jobs.run import Run
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import Misconfigured, OpsError, StoppedEarly, describe_database_error
-from scripts.utils.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from psycopg.conninfo import conninfo_to_dict
 
 from scripts.lifecycle.health.findings import Context, Finding, passed, warned
-from scripts.lifecycle.schedules import longest_interval
+from scripts.lifecycle.policy.schedules import longest_interval
 from scripts.utils import tls
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from backend import migrate
-from scripts.lifecycle import preflight
+from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.db_utils import Connection
 

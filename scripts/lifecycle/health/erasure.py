@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scripts.lifecycle.erasure_plan import ErasurePlan
+from scripts.lifecycle.erasure.plan import ErasurePlan
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.errors import PolicyFailed
 

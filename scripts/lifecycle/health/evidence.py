@@ -13,10 +13,10 @@ from typing import Any
 from redis.exceptions import RedisError
 from redis.lock import Lock
 
-from scripts.lifecycle import audit
-from scripts.lifecycle.blueprint import Cron, load_blueprint
+from scripts.lifecycle.audit import audit
+from scripts.lifecycle.health.blueprint import Cron, load_blueprint
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
-from scripts.lifecycle.purge import predict
+from scripts.lifecycle.purge.purge import predict
 from scripts.utils.alert_sinks import sinks_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import LockHeld, Misconfigured, OpsError

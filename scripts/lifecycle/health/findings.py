@@ -10,11 +10,11 @@ from typing import Literal
 
 import psycopg
 
+from scripts.lifecycle.jobs.run import Run
 from scripts.utils import error_reporting
 from scripts.utils.db_utils import explained
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, ExitCode, OpsError, StoppedEarly, Unwell
 from scripts.utils.redaction import redact
-from scripts.utils.run import Run
 from scripts.utils.tracing import span
 
 Status = Literal["PASS", "WARN", "FAIL"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from scripts.lifecycle import holds
+from scripts.lifecycle.engine import holds
 from scripts.lifecycle.health.findings import Context, Finding, passed, warned
-from scripts.lifecycle.hold_levels import days
+from scripts.lifecycle.monitoring.hold_levels import days
 
 
 def legal_holds(context: Context) -> Iterator[Finding]:

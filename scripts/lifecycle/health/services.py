@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from scripts.lifecycle.blobs import client_for
+from scripts.lifecycle.blobs.blobs import client_for
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.blob_client import BlobCallFailed
 from scripts.utils.retry_utils import CircuitOpen
@@ -90,7 +90,9 @@ def sentry(context: Context) -> Iterator[Finding]:
 
 def archives(context: Context) -> Iterator[Finding]:
     """Look whether the archives' keys can be opened, and whether none is left unfinished."""
-    from scripts.lifecycle import archive_health  # a tenth of a second, of which a run without archives has no need
+    from scripts.lifecycle.archives import (
+        health as archive_health,  # a tenth of a second, of which a run without archives has no need
+    )
 
     found = archive_health.warnings(context.run.database, context.run.settings)
     for problem in found:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scripts.lifecycle.alerts import Alert, Alerts, Settled
 from scripts.lifecycle.health.findings import Check, Finding
+from scripts.lifecycle.monitoring.alerts import Alert, Alerts, Settled
 
 SCOPE = "health:"
 _RUNBOOK = "scripts/sla-monitoring/README.md#check_cleanup_health"

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from backend.blob_server import BlobServer
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 from tests.utils.envelopes import Receiver
 

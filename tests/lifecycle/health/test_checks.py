@@ -3,7 +3,7 @@
 import json
 
 from scripts.lifecycle.health.findings import Check, Context, examine, passed, verdict
-from scripts.lifecycle.policies import load_policies
+from scripts.lifecycle.policy.policies import load_policies
 from scripts.utils.test_helpers import Proxy
 
 NOBODY = "postgresql://nobody:hunter2@127.0.0.1:{}/app"

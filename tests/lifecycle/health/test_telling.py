@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.lifecycle.alerts import Alerts
 from scripts.lifecycle.health import database as database_checks
 from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Check, Context, examine, failed, passed, warned
 from scripts.lifecycle.health.telling import alerts_of, tell
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.monitoring.alerts import Alerts
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.settings import load_settings
 from tests.lifecycle.receivers import pagerduty_settings, slack_settings

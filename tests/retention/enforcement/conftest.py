@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from backend import migrate
+from scripts.lifecycle.jobs.entry_point import main
 from scripts.retention.enforce_retention_policies import JOB
-from scripts.utils.script_template import main
 from tests.lifecycle.support import AS_OF, JobRun, read_lines
 
 SCRIPT = "enforce_retention_policies"

@@ -6,12 +6,12 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from scripts.lifecycle.batches import BatchWriter
-from scripts.lifecycle.gated import Context
-from scripts.lifecycle.policies import load_policies, parse_policies
-from scripts.lifecycle.preflight import preflight
-from scripts.lifecycle.survey import survey
-from scripts.lifecycle.windows import chosen_keys
+from scripts.lifecycle.engine.batches import BatchWriter
+from scripts.lifecycle.engine.gated import Context
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.engine.survey import survey
+from scripts.lifecycle.engine.windows import chosen_keys
+from scripts.lifecycle.policy.policies import load_policies, parse_policies
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import AS_OF

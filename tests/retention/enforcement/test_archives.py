@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scripts.lifecycle.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from tests.lifecycle.archives.payments import MASTER_KEY
 from tests.retention.enforcement.conftest import done
-from tests.retention.payments import MASTER_KEY
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import yaml
 
 from backend import migrate
 from tests.inside import run_inside
+from tests.lifecycle.archives.payments import MASTER_KEY
 from tests.lifecycle.support import JobRun, read_lines
 from tests.retention.enforcement.conftest import KEY, LOCK, policy
-from tests.retention.payments import MASTER_KEY
 
 TENANT = "00000000-0000-4000-8000-00000000000a"
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 import yaml
 
-from scripts.lifecycle.policies import parse_policies
-from scripts.lifecycle.policy_order import in_order
+from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_order import in_order
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import JobLock, connect_redis
 from tests.lifecycle.support import AS_OF

@@ -1,0 +1,179 @@
+"""What a person does with archives: list, verify, restore, and exchange the master key."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+from rich.table import Table
+
+from scripts.lifecycle.archives.catalogue import Entry, entries
+from scripts.lifecycle.archives.keys import ArchiveKeys, keys_by_master
+from scripts.lifecycle.archives.restore import Wish, archives_with, restore
+from scripts.lifecycle.archives.verify import strangers, verify
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy
+from scripts.utils.archive_store import store_of
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.logging_utils import get_logger
+
+_TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
+
+
+class ArchivesBroken(OpsError):
+    """At least one archive is not what was written."""
+
+    stop_reason = "archive_broken"
+
+
+def list_archives(run: Run) -> None:
+    """Show the catalogue, the newest first."""
+    found = run.database.read(lambda connection: entries(connection, policy=run.options.flags.policy))
+    if not run.display.enabled:
+        for entry in found:
+            get_logger().info("archive", **_facts(entry), manifest=entry.manifest)
+        return
+    table = Table(title="archives")
+    for heading in ("id", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed (UTC)"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
+    for entry in found:
+        facts = _facts(entry)
+        shown = ("archive", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed_at")
+        table.add_row(*("-" if facts[name] is None else str(facts[name]) for name in shown))
+    run.display.show(table)
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    return {
+        "archive": str(entry.id),
+        "policy": entry.policy,
+        "table": entry.table_name,
+        "object": entry.object,
+        "status": entry.status,
+        "rows": entry.row_count,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
+        "oldest": entry.oldest,
+        "newest": entry.newest,
+        "sealed_at": entry.sealed_at.isoformat() if entry.sealed_at else None,
+    }
+
+
+def verify_archives(run: Run) -> None:
+    """Read archives again, and name what is not what was written.
+
+    Raises:
+        ArchivesBroken: At least one is not.
+        Misconfigured: Place or key is missing or wrong, or there is no such archive.
+    """
+    store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
+    keys.check()
+    chosen = _chosen(run, run.options.flags.archive)
+    findings = verify(
+        run.database,
+        store,
+        keys,
+        chosen,
+        between=run.checkpoint,
+        tell=lambda entry, erased: get_logger().info(
+            "archive_intact", archive=str(entry.id), object=entry.object, rows=entry.row_count, rows_of_erased=erased
+        ),
+    )
+    for finding in findings:
+        get_logger().error("archive_broken", kind=finding.kind, object=finding.object, error=finding.error)
+    for finding in [] if run.options.flags.archive else strangers(run.database, store):
+        get_logger().warning("archive_unknown", object=finding.object, error=finding.error)
+    if findings:
+        raise ArchivesBroken(
+            f"{len(findings)} of {len(chosen)} archives are not what was written: "
+            + ", ".join(finding.object for finding in findings)
+        )
+    get_logger().info("archives_intact", archives=len(chosen), rows=sum(entry.row_count or 0 for entry in chosen))
+
+
+def _chosen(run: Run, ids: list[UUID] | None) -> list[Entry]:
+    """Return sealed archives, the newest first.
+
+    Raises:
+        Misconfigured: One that was named is not there, or not sealed.
+    """
+    flags = run.options.flags
+    found = run.database.read(
+        lambda connection: entries(connection, policy=flags.policy, ids=ids, statuses=["sealed", "expiring"])
+    )
+    if missing := set(ids or []) - {entry.id for entry in found}:
+        raise Misconfigured(f"no sealed archive {', '.join(sorted(map(str, missing)))}: see the verb list")
+    return found
+
+
+def restore_archives(run: Run) -> None:
+    """Put archived rows back, an archive a transaction, the newest first.
+
+    Raises:
+        Misconfigured: A flag names what is not there.
+        RestoreRefused: The rows do not fit.
+        ArchiveBroken: An object is not what was written.
+    """
+    flags = run.options.flags
+    policy = run.policies.policies.get(flags.policy)
+    if policy is None or policy.archive is None:
+        raise Misconfigured(f"--policy {flags.policy}: no policy of that name archives anything")
+    operator = run.operator
+    wish = _wish(run, policy)
+    dry_run = run.options.dry_run or flags.dry_run
+    store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
+    keys.check()
+    total = {"records_restored": 0, "records_present": 0, "records_erased": 0}
+    for entry in _chosen(run, _archives(run, policy, wish)):
+        run.checkpoint()
+        done = restore(
+            run.database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
+        )
+        facts = dict(zip(total, (done.rows, done.present, done.erased), strict=True))
+        total = {name: total[name] + facts[name] for name in total}
+        get_logger().info("archive_restored", archive=str(entry.id), into=wish.into, dry_run=dry_run, **facts)
+    get_logger().info("records_restored", into=wish.into, dry_run=dry_run, **total)
+
+
+def _archives(run: Run, policy: Policy, wish: Wish) -> list[UUID] | None:
+    named: list[UUID] | None = run.options.flags.archive
+    if named or not wish.ids:
+        return named
+    found = run.database.read(lambda connection: archives_with(connection, policy.table, wish.ids))
+    if not found:
+        raise Misconfigured("--id: the audit knows of no archive with such a row")
+    return found
+
+
+def _wish(run: Run, policy: Policy) -> Wish:
+    flags = run.options.flags
+    into = flags.into or policy.table
+    if not _TABLE.fullmatch(into):
+        raise Misconfigured(f"--into {into}: name the table with its schema")
+    renamed = dict(each.partition("=")[::2] for each in flags.map or [])
+    if not all(renamed.values()):
+        raise Misconfigured("--map: write OLD=NEW")
+    return Wish(into, frozenset(flags.id or []), flags.include_erased, renamed, frozenset(flags.drop or []))
+
+
+def rotate_keys(run: Run) -> None:
+    """Wrap every key with the current master key.
+
+    Raises:
+        Misconfigured: A key was wrapped by a master key that is not there.
+    """
+    keys = ArchiveKeys(run.database, run.settings)
+    keys.check()
+    dry_run = run.options.dry_run or run.options.flags.dry_run
+
+    def counted(connection: Connection) -> dict[str, int]:
+        return keys_by_master(connection)
+
+    if dry_run:
+        by_master = run.database.read(counted)
+        left = sum(count for key_id, count in by_master.items() if key_id != keys.master.current)
+        get_logger().info("keys_would_be_rotated", dry_run=True, keys=left, by_master_key=by_master)
+        return
+    rotated = keys.rotate(run.checkpoint)
+    get_logger().info("keys_rotated", keys=rotated, by_master_key=run.database.read(counted))

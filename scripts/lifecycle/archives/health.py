@@ -1,0 +1,40 @@
+"""What a health check should say of archives: most of all whether anybody could still read them."""
+
+from __future__ import annotations
+
+from scripts.lifecycle.archives.keys import ArchiveKeys, keys_by_master
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import Misconfigured
+from scripts.utils.settings import Settings
+
+_UNFINISHED = """
+SELECT count(*) FROM ops.archives WHERE status NOT IN ('sealed', 'expired') AND created_at < now() - interval '1 day'
+"""
+
+
+def warnings(database: Database, settings: Settings) -> list[str]:
+    """Return what is wrong with keys and catalogue, for a person; reads the database only, and no object.
+
+    Empty where nothing was ever archived.
+    """
+
+    def look(connection: Connection) -> tuple[dict[str, int], int]:
+        row = connection.execute(_UNFINISHED).fetchone()
+        return keys_by_master(connection), row[0] if row else 0
+
+    by_master, unfinished = database.read(look)
+    if not by_master:
+        return []
+    found = []
+    try:
+        keys = ArchiveKeys(database, settings)
+        keys.check()
+    except Misconfigured as error:
+        found.append(f"no archive can be read: {error}. A lost master key loses every archive")
+    else:
+        former = sum(count for key_id, count in by_master.items() if key_id != keys.master.current)
+        if former:
+            found.append(f"{former} keys of archives are wrapped by a former master key: run rotate-keys")
+    if unfinished:
+        found.append(f"{unfinished} archives are unfinished for more than a day: run archive_before_delete")
+    return found

@@ -1,0 +1,51 @@
+"""What the archives hold of one person, read with her key: for her, when she asks what is known of her."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scripts.lifecycle.archives.catalogue import Entry
+from scripts.lifecycle.archives.format import Block, ObjectReader, lines_of, open_sealed, values_of
+from scripts.lifecycle.archives.keys import ArchiveKeys, key_of_person
+from scripts.utils.archive_store import ArchiveStore
+from scripts.utils.db_utils import Database
+
+Row = dict[str, str | None]
+
+
+def rows_of(
+    database: Database, store: ArchiveStore, keys: ArchiveKeys, person: str, chosen: list[Entry]
+) -> Iterator[Row]:
+    """Return a person's archived rows, each value as PostgreSQL's text.
+
+    Args:
+        database: Where the keys are.
+        store: Where the objects are.
+        keys: The keys.
+        person: As the policy's person column held her.
+        chosen: Sealed archives.
+
+    Raises:
+        ArchiveBroken: An object is not what was written.
+        ArchiveStoreFailed: The store did not hand one out.
+    """
+    hers = database.read(lambda connection: key_of_person(connection, keys, person))
+    if hers is None:
+        return
+    key_id, key = hers
+    for entry in chosen:
+        reader = ObjectReader(entry.object, store.read(entry.object))
+        names = [name for name, _ in reader.header["columns"]]
+        for block in reader.blocks(keys.object_key(entry.id)):
+            if isinstance(block, Block):
+                yield from _of_block(block, key_id, key, entry, names)
+
+
+def _of_block(block: Block, key_id: int, key: bytes, entry: Entry, names: list[str]) -> Iterator[Row]:
+    for place, sealed in enumerate(block.people):
+        if sealed.key_id != key_id:
+            continue
+        own = iter(open_sealed(key, entry.id.bytes, sealed, entry.object))
+        for line, owner in zip(lines_of(block.rest), block.owners, strict=True):
+            if owner == place:
+                yield dict(zip(names, values_of(next(own) + b"\t" + line), strict=True))

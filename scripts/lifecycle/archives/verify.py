@@ -1,0 +1,153 @@
+"""Is an archive what was written? Read from the store again, opened with the keys of the catalogue, and counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from scripts.lifecycle.archives.catalogue import Entry, entries
+from scripts.lifecycle.archives.format import NOBODY, ArchiveBroken, Block, ObjectReader, Trailer, open_sealed
+from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost
+from scripts.utils.archive_store import ArchiveStore, ObjectMissing
+from scripts.utils.db_utils import Database
+from scripts.utils.errors import OpsError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One object that is not what the catalogue says."""
+
+    kind: str
+    """``broken``, ``missing``, ``key_lost`` or ``unknown`` (in the store, and not in the catalogue)."""
+    object: str
+    error: str
+
+
+class KeyStillThere(OpsError):
+    """A person who was erased can be read in an archive."""
+
+    stop_reason = "archive_key_still_there"
+
+
+def read_back(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: str) -> None:
+    """Read an object and compare it with what was written.
+
+    Raises:
+        ArchiveBroken: It is another one.
+        ArchiveStoreFailed: The store did not hand it out.
+    """
+    for _ in _checked(store, name, key, rows=rows, sha256=sha256):
+        pass
+
+
+def _checked(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: str) -> Iterator[Block]:
+    reader = ObjectReader(name, store.read(name))
+    found = 0
+    for part in reader.blocks(key):
+        if isinstance(part, Trailer):
+            found = part.rows
+        else:
+            yield part
+    if reader.sha256 != sha256:
+        raise ArchiveBroken(f"archive {name} is broken: its hash is not the catalogue's")
+    if found != rows:
+        raise ArchiveBroken(f"archive {name} is broken: it has {found} rows, the catalogue says {rows}")
+
+
+def verify(
+    database: Database,
+    store: ArchiveStore,
+    keys: ArchiveKeys,
+    chosen: list[Entry],
+    *,
+    between: Callable[[], None],
+    tell: Callable[[Entry, int], None],
+) -> list[Finding]:
+    """Check every row and every person's columns of these archives.
+
+    Args:
+        database: Where the keys are.
+        store: Where the objects are.
+        keys: The keys.
+        chosen: Sealed archives.
+        between: Called before each; may raise to stop.
+        tell: Called after each that is whole, with the number of its rows that name an erased person.
+    """
+    findings = []
+    for entry in chosen:
+        between()
+        try:
+            tell(entry, _whole(database, store, keys, entry))
+        except ArchiveBroken as error:
+            findings.append(Finding("broken", entry.object, str(error)))
+        except ObjectMissing as error:
+            findings.append(Finding("missing", entry.object, str(error)))
+        except KeyLost as error:
+            findings.append(Finding("key_lost", entry.object, str(error)))
+    return findings
+
+
+def rows_out_of_reach(
+    database: Database,
+    store: ArchiveStore,
+    keys: ArchiveKeys,
+    chosen: list[Entry],
+    destroyed: set[int],
+    *,
+    between: Callable[[], None],
+) -> int:
+    """Read archives again, and count the rows whose personal columns stand under destroyed keys: nothing opens them.
+
+    Args:
+        database: Where the keys are.
+        store: Where the objects are.
+        keys: The keys.
+        chosen: Sealed archives.
+        destroyed: The ids of the keys that should be gone.
+        between: Called before each archive; may raise to stop.
+
+    Raises:
+        KeyStillThere: One of the keys is there.
+    """
+    rows = 0
+    for entry in chosen:
+        between()
+        key = keys.object_key(entry.id)
+        for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
+            hers = {place: each.key_id for place, each in enumerate(block.people) if each.key_id in destroyed}
+            wanted = set(hers.values())
+            opened = database.read(lambda connection, ids=wanted: keys.opened(connection, ids))  # type: ignore[misc]
+            if any(key is not None for key in opened.values()):
+                raise KeyStillThere(f"a key that was destroyed is in ops.archive_keys, and opens {entry.object}")
+            rows += sum(owner in hers for owner in block.owners)
+    return rows
+
+
+def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> int:
+    key = keys.object_key(entry.id)
+    erased = 0
+    for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
+        people = block.people
+        ids = {each.key_id for each in people}
+        opened = database.read(lambda connection, ids=ids: keys.opened(connection, ids))  # type: ignore[misc]
+        rows_of = Counter(block.owners)
+        if rows_of.keys() - {NOBODY, *range(len(people))}:
+            raise ArchiveBroken(f"archive {entry.object} is broken: a row's person is not there")
+        for place, sealed in enumerate(people):
+            own = opened[sealed.key_id]
+            if own is None:
+                erased += rows_of[place]
+            elif len(open_sealed(own, entry.id.bytes, sealed, entry.object)) != rows_of[place]:
+                raise ArchiveBroken(f"archive {entry.object} is broken: a person has another number of rows")
+    return erased
+
+
+def strangers(database: Database, store: ArchiveStore) -> list[Finding]:
+    """Return what lies in the store and is in no line of the catalogue: nothing here deletes it."""
+    known = {entry.object for entry in database.read(entries) if entry.status != "expired"}
+    return [
+        Finding("unknown", name, f"{name} is in the store, and the catalogue does not know it")
+        for name in store.names()
+        if name.endswith(".archive") and name not in known
+    ]

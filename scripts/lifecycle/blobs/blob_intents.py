@@ -1,0 +1,259 @@
+"""The ledger of blobs that are to go: ops.blob_deletions.
+
+Its states: ``pending`` (written in the batch that chose the row) becomes ``sending`` (about to be named to the store;
+hold, period and other rows were looked at again, under the gate) or ``cancelled`` (one of them keeps the blob);
+``sending`` becomes ``confirmed`` (the store said that it is gone) or ``failed`` (it would not; a person has it now).
+Whatever a crash left ``pending`` or ``sending`` is taken up by the next run: naming a blob twice does no harm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement, repeated, require_may_run
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.policy.policies import Blob
+from scripts.utils.db_utils import Database
+
+ORPHANED = "orphaned"
+
+# The name of an orphan's intent is no row's.
+_OPEN_ROWS = sql.SQL("ARRAY(SELECT resource_id FROM open WHERE rule <> %(orphaned)s)")
+_ROW_OF = sql.SQL("(CASE WHEN {0}.rule <> %(orphaned)s THEN {0}.resource_id END)")
+
+_CLAIM = sql.SQL("""
+WITH {may_run}, open AS MATERIALIZED (
+    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+     WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
+       AND (%(only)s::text[] IS NULL OR d.resource_id = ANY(%(only)s)) AND (SELECT owned AND NOT stopped FROM may_run)
+     ORDER BY d.id LIMIT %(rows)s FOR UPDATE
+), free AS MATERIALIZED (
+    SELECT {named} FROM {table} t
+     WHERE {among_open}
+       FOR UPDATE SKIP LOCKED
+), judged AS MATERIALIZED (
+    SELECT o.id, o.blob, o.resource_id,
+           {there} AND NOT EXISTS (SELECT FROM free f WHERE {is_free}) AS locked,
+           CASE WHEN EXISTS (SELECT FROM {table} r WHERE r.{blob} = ANY(ops.blob_names(o.blob, %(blob_store)s))
+                                AND {other_id} <> o.resource_id
+                                AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
+                                                   AND d.resource_id = {other_id} AND d.closed_at IS NULL))
+                     THEN 'named_by_a_row'
+                WHEN o.rule = %(orphaned)s THEN NULL
+                WHEN NOT {there} THEN 'row_changed'
+                WHEN {held} THEN 'held'
+                WHEN NOT ({due}) THEN 'not_due' END AS kept
+      FROM open o LEFT JOIN {table} t
+        ON t.{blob} = o.blob AND {is_opened}
+), claimed AS (
+    UPDATE ops.blob_deletions d
+       SET status = CASE WHEN j.kept IS NULL THEN 'sending' ELSE 'cancelled' END, reason = j.kept, run_id = %(run_id)s,
+           sending_at = CASE WHEN j.kept IS NULL THEN clock_timestamp() ELSE d.sending_at END,
+           closed_at = CASE WHEN j.kept IS NOT NULL THEN clock_timestamp() END,
+           blob = CASE WHEN j.kept IS NULL THEN d.blob END, person = CASE WHEN j.kept IS NULL THEN d.person END
+      FROM judged j WHERE d.id = j.id AND NOT j.locked
+)
+SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
+  FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
+""")
+
+# What the store has done is recorded whoever holds the lease by now, and whatever is stopped or held. A run that
+# repeats it, or another one, finds nothing 'sending' any more: nothing is audited twice.
+_CONFIRM = sql.SQL("""
+WITH sent AS MATERIALIZED (
+    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+     WHERE d.id = ANY(%(ids)s) AND d.status = 'sending' ORDER BY d.id FOR UPDATE
+), closed AS (
+    UPDATE ops.blob_deletions d
+       SET status = 'confirmed', closed_at = clock_timestamp(), run_id = %(run_id)s, blob = NULL, person = NULL
+      FROM sent s WHERE d.id = s.id
+), cleared AS (
+    UPDATE {table} t SET {changes} FROM sent s
+     WHERE t.{blob} = s.blob AND {is_sent}
+), audited AS (
+    SELECT count(*) AS rows,
+           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
+                            %(reason_prefix)s || rule, %(run_id)s, array_agg(resource_id),
+                            coalesce(%(facts)s::jsonb -> rule, '{{}}')) AS entry
+      FROM sent GROUP BY rule
+), resolved AS (
+    UPDATE ops.manual_resolution_queue q
+       SET status = 'resolved', resolved_at = clock_timestamp(), resolved_by = %(actor)s, decision = %(decision)s,
+           justification = %(justification)s, context = '{{}}', assigned_to = coalesce(%(operator)s, q.assigned_to),
+           claim_expires_at = NULL, deferred_until = NULL, before_last = NULL
+      FROM sent s
+     WHERE q.item_type = %(item_type)s AND q.resource_type = %(table_name)s AND q.resource_id = s.resource_id
+       AND q.status <> 'resolved'
+    RETURNING q.id::text
+), noted AS (
+    SELECT ops.append_audit(%(note_id)s, %(actor)s, 'queue_item_resolved', 'ops.manual_resolution_queue',
+                            %(item_type)s, %(run_id)s, array_agg(id), %(note)s::jsonb) AS entry
+      FROM resolved HAVING count(*) > 0
+)
+SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint, (SELECT count(entry) FROM noted) FROM audited
+""")
+
+_FAIL = sql.SQL("""
+UPDATE ops.blob_deletions
+   SET status = 'failed', reason = %(reason)s, closed_at = clock_timestamp(), blob = NULL, person = NULL
+ WHERE id = %(id)s AND status = 'sending'
+""")
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A blob that is to go now."""
+
+    id: int
+    blob: str
+    resource_id: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a claim found."""
+
+    intents: list[Intent]
+    last_id: int | None
+    """None: nothing is open any more."""
+    locked: int = 0
+    """Rows that somebody else is writing to right now: left as they are."""
+    cancelled: tuple[str, ...] = ()
+    """Why each of those was kept that a hold, their period or another row keeps."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How the items of blobs that are gone are closed on the manual-resolution queue."""
+
+    decision: str
+    justification: str
+    note: dict[str, str] = field(default_factory=dict)
+    """What the audit keeps of it: no free text."""
+
+
+GONE_MEANWHILE = Resolution("gone_meanwhile", "a later run deleted the blob")
+
+
+class Intents:
+    """One policy's open intents, in one run or in one decision of an operator.
+
+    Args:
+        database: Where the ledger is.
+        selection: What the policy selects.
+        context: Lease and run, or the operator.
+        only: Take up the intents of these rows alone.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        selection: Selection,
+        context: Context,
+        *,
+        only: list[str] | None = None,
+    ) -> None:
+        policy = selection.policy
+        if policy.blob is None:
+            raise ValueError(f"policy {policy.name} has no blobs")
+        self._database = database
+        self._gated = GatedTransaction(policy.batch)
+        self._rules = list(dict.fromkeys([*policy.rules, *selection.due_before, ORPHANED]))
+        self._parameters: dict[str, Any] = {
+            **selection.parameters,
+            **context.parameters(),
+            "policy": policy.name,
+            "orphaned": ORPHANED,
+            "item_type": policy.blob.item_type,
+            "reason_prefix": selection.reason_prefix,
+            "facts": Jsonb(context.noted(selection.facts)),
+            "only": only,
+            "operator": context.operator,
+        }
+        names = {
+            "table": selection.table,
+            "blob": sql.Identifier(policy.blob.column),
+        }
+        record = selection.record
+        self._claim = _CLAIM.format(
+            may_run=MAY_RUN,
+            held=selection.held,
+            due=selection.due,
+            named=record.named("t"),
+            among_open=record.among("t", _OPEN_ROWS),
+            there=sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(record.names[0])),
+            is_free=record.same("t", "f"),
+            other_id=record.id("r"),
+            is_opened=record.is_("t", _ROW_OF.format(sql.SQL("o"))),
+            **names,
+        )
+        self._confirm = _CONFIRM.format(
+            changes=changes(selection, policy.blob), is_sent=record.is_("t", _ROW_OF.format(sql.SQL("s"))), **names
+        )
+
+    def claim(self, after: int, rows: int, heartbeat: Statement | None = None) -> Claim:
+        """Take up what is open beyond an id: what may go is ``sending`` from now on.
+
+        Raises:
+            StoppedEarly: The lock was lost, the stop switch is on, or the gate stays closed.
+        """
+        claim: Statement = (self._claim, self._parameters | {"after": after, "rows": rows})
+        found = self._send([claim, heartbeat] if heartbeat else [claim])
+        owned, stopped = found[0][:2] if found else (False, False)
+        require_may_run(owned=owned, stopped=stopped)
+        opened = [row[2:] for row in found if row[2] is not None]
+        return Claim(
+            intents=[Intent(*row[:3]) for row in opened if not row[3] and row[4] is None],
+            last_id=opened[-1][0] if opened else None,
+            locked=sum(row[3] for row in opened),
+            cancelled=tuple(row[4] for row in opened if row[4] is not None and not row[3]),
+        )
+
+    def confirm(self, ids: list[int], resolution: Resolution = GONE_MEANWHILE) -> int:
+        """Close intents whose blobs are gone: row, audit and queue in one transaction.
+
+        Args:
+            ids: The intents.
+            resolution: How their items on the manual-resolution queue are closed.
+
+        Returns:
+            How many were closed now.
+        """
+        entries = {rule: str(uuid4()) for rule in self._rules}
+        parameters = self._parameters | {
+            "ids": ids,
+            "entry_ids": Jsonb(entries),
+            "note_id": uuid4(),
+            "decision": resolution.decision,
+            "justification": resolution.justification,
+            "note": Jsonb(resolution.note),
+        }
+        return int(self._send([(self._confirm, parameters)])[0][0])
+
+    def fail(self, intent: Intent, reason: str) -> None:
+        """Close an intent that cannot be carried out; the next run writes a new one."""
+        self._send([(_FAIL.format(), {"id": intent.id, "reason": reason})])
+
+    def _send(self, statements: list[Statement]) -> list[tuple[Any, ...]]:
+        """Repeat through lost connections, locked rows and deadlocks: each statement is safe to repeat."""
+
+        def once() -> list[tuple[Any, ...]]:
+            with self._database.connection() as connection:
+                first = self._gated.send(connection, statements)[0]
+                return first.fetchall() if first.description else []
+
+        return repeated(once, attempts=6)
+
+
+def changes(selection: Selection, blob: Blob) -> sql.Composed:
+    """Return what becomes of a row whose blob is gone."""
+    cleared = sql.SQL("{} = {}").format(sql.Identifier(blob.column), sql.Literal(blob.cleared))
+    if blob.deleted_at is None:
+        return cleared
+    moment = sql.SQL("{} = {}").format(sql.Identifier(blob.deleted_at), selection.now(blob.deleted_at))
+    return sql.SQL("{}, {}").format(cleared, moment)

@@ -1,0 +1,363 @@
+"""One batch: one transaction, one round trip, and every condition checked inside it.
+
+The pipeline is BEGIN, settings and gate, dependants, the DELETE with its audit entry, COMMIT. The DELETE itself checks
+the predicate, the holds, the fencing token and the stop switch, on a snapshot taken after the gate: a hold, a lease
+take-over or a stop that was committed before is seen, one that comes later waits until this batch is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.engine import anonymisation
+from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement
+from scripts.lifecycle.engine.politeness import Look
+from scripts.lifecycle.engine.selection import Reach, Selection
+from scripts.lifecycle.engine.windows import Window
+from scripts.lifecycle.policy.policies import Anonymize, SoftDelete, table_identifier
+from scripts.utils.db_utils import Connection, Database, connection_lost
+
+_DELETE = sql.SQL("""gone AS (
+    DELETE FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+    RETURNING {id} AS key, {rule} AS rule
+)""")
+
+# The rule is worked out before the row changes: it may look at the very columns that mark it.
+_SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
+    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE
+), gone AS (
+    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.key, c.rule
+)""")
+
+# As above; a row that changed since its values were read is left for the closing pass.
+_ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
+    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
+     WHERE {rows} AND {removable}{still_fresh} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE
+), gone AS (
+    UPDATE {table} t SET {marks} FROM chosen c JOIN fresh f ON f.key = c.key WHERE {same}
+    RETURNING c.key, c.rule
+)""")
+
+_AUDITED = sql.SQL("""
+WITH {may_run}, {gone}, audited AS (
+    SELECT rule, count(*) AS rows,
+           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
+                            %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
+      FROM gone GROUP BY rule
+)
+SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
+  FROM may_run
+""")
+
+_FREE = sql.SQL("t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED))")
+# Every partition has a row of that ctid: the one in another partition may be the very row that somebody has locked.
+_FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
+    SELECT t.tableoid, t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED)""")
+
+# What the blobs' removal then carries out. An intent that is open already stands for the same.
+_INTEND = sql.SQL("""
+WITH {may_run}, written AS (
+    INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, run_id)
+    SELECT %(policy)s, {rule}, %(table_name)s, {id}, t.{blob}, {person}, %(run_id)s
+      FROM {table} t WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+        ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
+    RETURNING id
+)
+SELECT owned, stopped, (SELECT count(*) FROM written) FROM may_run
+""")
+
+# A child that is being added while its parent goes: the DELETE would wait for it, then not look again, and the foreign
+# key would delete it or cut it off unseen. Locked first, no child can be added, and later statements see every child.
+_LOCK = sql.SQL("""
+SELECT count(*) FROM (SELECT FROM {table} t WHERE {rows} AND {removable} FOR UPDATE {skip_locked}) locked
+""")
+
+_DEPENDANTS = sql.SQL("""
+WITH {may_run}, parents AS MATERIALIZED (
+    SELECT {referenced} FROM {table} t
+     WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
+       FOR UPDATE {skip_locked}
+), reached AS (
+    {change} RETURNING {child_id} AS key
+)
+SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
+                        %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
+""")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a batch found and did."""
+
+    owned: bool
+    stopped: bool
+    deleted: int
+    answer: tuple[Any, ...] | None = None
+    """The answer to the path's question, if one was asked."""
+    looked: tuple[Any, ...] | None = None
+    """What the look at the server saw, if one was taken."""
+
+
+class Ambiguous(Exception):
+    """The connection broke; whether the batch was committed must be settled by its entry ids."""
+
+    def __init__(self, entry_ids: list[UUID]) -> None:
+        super().__init__("the connection broke before the server's answer")
+        self.entry_ids = entry_ids
+
+
+class BatchWriter:
+    """Composes a policy's batches once and runs them.
+
+    Args:
+        database: Where.
+        selection: What is to go.
+        context: Lease and run record.
+        pseudonym: Makes the keyed pseudonyms of a policy that anonymises by them.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        selection: Selection,
+        context: Context,
+        pseudonym: Callable[[str], str] | None = None,
+    ) -> None:
+        policy = selection.policy
+        if policy.archive:
+            raise ValueError(f"rows of policy {policy.name} are archived before they are deleted")
+        self._database = database
+        self._pseudonym = pseudonym
+        # Kept from batch to batch: lending one anew costs a round trip for its check.
+        self._connection: Connection | None = None
+        self._lent = ExitStack()
+        self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
+        self._selection = selection
+        self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
+        self._gated = GatedTransaction(policy.batch)
+        self._constants: dict[str, Any] = {
+            **selection.parameters,
+            **context.parameters(),
+            "policy": policy.name,
+            "action": policy.action,
+            "reason_prefix": selection.reason_prefix,
+            "facts": Jsonb(context.noted(selection.facts)),
+        }
+
+    def close(self) -> None:
+        """Give the connection back; the next batch takes a checked one."""
+        self._connection = None
+        self._lent.close()
+
+    def run(
+        self,
+        window: Window,
+        *,
+        excluded: list[str],
+        skip_locked: bool = False,
+        question: tuple[sql.Composed, dict[str, Any]] | None = None,
+        heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        look: Look | None = None,
+    ) -> Outcome:
+        """Delete what is due in a window, and audit it.
+
+        Args:
+            window: Where.
+            excluded: Keys to leave alone: rows that cannot be deleted.
+            skip_locked: Leave rows that somebody else has locked instead of waiting for them.
+            question: Asked in the same round trip.
+            heartbeat: Written in the same transaction.
+            look: Asked last, while the batch still holds its locks: later nobody waits for it any more.
+
+        Raises:
+            Ambiguous: The connection broke.
+            GateClosed: The gate could not be passed in time; nothing of the batch happened.
+            psycopg.Error: Anything else that the server refused; nothing of the batch happened.
+        """
+        parameters, entry_ids = self._parameters(window, excluded)
+        try:
+            if self._connection is None:
+                self._connection = self._lent.enter_context(self._database.connection())
+            parameters |= self._fresh(self._connection, window, parameters)
+            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
+        except psycopg.OperationalError as error:
+            if connection_lost(error):
+                self.close()
+                raise Ambiguous(entry_ids) from error
+            raise
+
+    def within(self, connection: Connection, window: Window) -> Outcome:
+        """Do the same in a transaction that somebody else has opened behind the gate, and will commit.
+
+        Raises:
+            psycopg.Error: What the server refused; the transaction must be undone.
+        """
+        parameters, _ = self._parameters(window, [])
+        parameters |= self._fresh(connection, window, parameters)
+        for statement in self._statements(connection, window.clause, skip_locked=False):
+            cursor = connection.execute(statement, parameters)
+        return Outcome(*(cursor.fetchone() or (False, False, 0)))
+
+    def _parameters(self, window: Window, excluded: list[str]) -> tuple[dict[str, Any], list[UUID]]:
+        """Return a batch's parameters, and the ids of its audit entries."""
+        entries = {rule: uuid4() for rule in self._selection.due_before}
+        reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
+        named = {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
+        return self._constants | window.parameters | reached | named, [*entries.values(), *reached.values()]
+
+    def _fresh(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Read the values that become pseudonyms, and work those out."""
+        section = self._selection.policy.anonymize
+        if section is None or not section.pseudonymised:
+            return {}
+        if self._pseudonym is None:
+            raise ValueError("a policy with pseudonyms is carried out by who has their key")
+        where = sql.SQL("{} AND {}").format(window.clause, self._removable)
+        query = anonymisation.read(section, self._selection.table, self._selection.record, where)
+        with self._gated.reading(connection):
+            rows = connection.execute(query, parameters).fetchall()
+        return dict(anonymisation.parameters_of(section, rows, self._pseudonym))
+
+    def _send(
+        self,
+        connection: Connection,
+        window: Window,
+        parameters: dict[str, Any],
+        skip_locked: bool,
+        question: tuple[sql.Composed, dict[str, Any]] | None,
+        heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
+        look: Look | None,
+    ) -> Outcome:
+        composed = self._statements(connection, window.clause, skip_locked=skip_locked)
+        statements: list[Statement] = [(statement, parameters) for statement in composed]
+        # The look last: what it sees is who waits for the whole batch.
+        statements += [extra for extra in (question, heartbeat, look) if extra]
+        cursors = self._gated.send(connection, statements)
+        owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
+        answer = cursors[len(composed)].fetchone() if question else None
+        return Outcome(owned, stopped, deleted, answer, cursors[-1].fetchone() if look else None)
+
+    def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
+        """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""
+        kept = (window.as_bytes(connection), skip_locked)
+        if kept not in self._composed:
+            statements = [self._lock(window, skip_locked=skip_locked)] if self._locks_first else []
+            statements += [
+                self._dependants(number, reach, window, skip_locked=skip_locked)
+                for number, reach in enumerate(self._selection.reaches)
+            ]
+            statements.append(self._delete(window, skip_locked=skip_locked))
+            self._composed[kept] = [statement.as_bytes(connection) for statement in statements]
+        return self._composed[kept]
+
+    def _delete(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        selection = self._selection
+        children_left = [
+            sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {})").format(
+                table_identifier(reach.foreign_key.table), reach.foreign_key.joins("c")
+            )
+            for reach in selection.reaches
+        ]
+        removable = sql.SQL(" AND ").join([self._removable, *children_left])
+        if skip_locked:
+            free = _FREE_IN_PARTITIONS if selection.partitioned else _FREE
+            rows = free.format(table=selection.table, rows=rows, removable=removable)
+        names: dict[str, sql.Composable] = {
+            "table": selection.table,
+            "rows": rows,
+            "removable": removable,
+            "id": selection.record.id("t"),
+            "named": selection.record.named("t"),
+            "same": selection.record.same("t", "c"),
+            "rule": selection.rule_name,
+        }
+        policy = selection.policy
+        if policy.blob:
+            person = sql.SQL("t.{}::text").format(sql.Identifier(policy.person)) if policy.person else sql.SQL("NULL")
+            return _INTEND.format(may_run=MAY_RUN, blob=sql.Identifier(policy.blob.column), person=person, **names)
+        if policy.soft_delete:
+            gone = _SOFT_DELETE.format(marks=_marks(selection, policy.soft_delete), **names)
+        elif policy.anonymize:
+            gone = self._anonymize(policy.anonymize, names)
+        else:
+            gone = _DELETE.format(**names)
+        return _AUDITED.format(may_run=MAY_RUN, gone=gone)
+
+    def _anonymize(self, section: Anonymize, names: dict[str, sql.Composable]) -> sql.Composed:
+        selection = self._selection
+        marks = anonymisation.marks(section, selection.column_type, selection.now)
+        if not section.pseudonymised:
+            return _SOFT_DELETE.format(marks=marks, **names)
+        still_fresh = anonymisation.STILL_FRESH.format(id=selection.record.id("t"))
+        return _ANONYMIZE.format(fresh=anonymisation.fresh(section), still_fresh=still_fresh, marks=marks, **names)
+
+    @property
+    def _removable(self) -> sql.Composed:
+        selection = self._selection
+        return sql.SQL("{} AND {} <> ALL(%(excluded)s::text[])").format(selection.removable, selection.record.id("t"))
+
+    def _lock(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        return _LOCK.format(
+            table=self._selection.table,
+            rows=rows,
+            removable=self._removable,
+            skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
+        )
+
+    def _dependants(self, number: int, reach: Reach, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        selection, foreign_key = self._selection, reach.foreign_key
+        child = table_identifier(foreign_key.table)
+        joins = foreign_key.joins("c")
+        if reach.action == "delete":
+            change = sql.SQL("DELETE FROM {} c USING parents t WHERE {}").format(child, joins)
+        else:
+            nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in reach.nulled)
+            change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
+        return _DEPENDANTS.format(
+            may_run=MAY_RUN,
+            referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
+            table=selection.table,
+            rows=rows,
+            removable=self._removable,
+            skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
+            change=change,
+            child_id=reach.record.id("c"),
+            child_name=sql.Literal(foreign_key.table),
+            action=sql.Literal(reach.action),
+            number=sql.SQL(str(number)),
+        )
+
+    def settle(self, entry_ids: list[UUID]) -> int | None:
+        """Find out what became of an ambiguous batch.
+
+        Returns:
+            How many of the policy's rows it deleted, or None if nothing of it happened.
+        """
+        with self._database.closing_gate() as connection:
+            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
+            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+            row = connection.execute(
+                "SELECT sum(cardinality(resource_ids)) FILTER (WHERE resource_type = %s) FROM ops.audit_batches"
+                " WHERE id = ANY(%s) HAVING count(*) > 0",
+                (self._selection.policy.table, entry_ids),
+            ).fetchone()
+        return int(row[0] or 0) if row else None
+
+
+def _marks(selection: Selection, columns: SoftDelete) -> sql.Composed:
+    moment = sql.SQL("{} = {}").format(sql.Identifier(columns.deleted_at), selection.now(columns.deleted_at))
+    if columns.flag is None:
+        return moment
+    return sql.SQL("{} = true, {}").format(sql.Identifier(columns.flag), moment)

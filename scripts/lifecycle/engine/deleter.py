@@ -1,0 +1,325 @@
+"""Deletes along a path, batch by batch, through whatever a bad day brings.
+
+A locked row is waited for briefly, then left to the closing pass. A lost connection or a deadlock repeats the batch; a
+COMMIT whose answer was lost is settled first. A batch that takes too long is split. A batch that the database refuses
+is bisected to the row, which goes to a person, and everything else of it goes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.engine import poison
+from scripts.lifecycle.engine.batches import Ambiguous, BatchWriter, Outcome
+from scripts.lifecycle.engine.gated import Context, GateClosed, gate_stays_closed, require_may_run
+from scripts.lifecycle.engine.politeness import START_ROWS, Politeness, Step
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
+from scripts.lifecycle.jobs import runs
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy
+from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
+from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import pseudonym
+from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen, retry
+from scripts.utils.tracing import span
+
+HEARTBEAT_SECONDS = 5.0  # or a third of REDIS_LOCK_TIMEOUT, if that is less
+PROGRESS_SECONDS = 10.0
+PROBE_SECONDS = 300.0
+RETRY_ATTEMPTS = 6
+RETRY_SECONDS = 60.0
+
+Question = tuple[sql.Composed, dict[str, Any]]
+
+
+class _WindowLocked(Exception):
+    """Not even the rows that nobody locked could be had in time."""
+
+
+class Deleter:
+    """Carries out one policy's deletions in one run.
+
+    Args:
+        run: The run; it holds the job's lock.
+        selection: What is to go.
+        context: Lease and run record.
+        politeness: What is known of the others; its first look was taken.
+    """
+
+    def __init__(self, run: Run, selection: Selection, context: Context, politeness: Politeness) -> None:
+        self._run = run
+        self._selection = selection
+        self._policy = selection.policy
+        self._context = context
+        self._log = get_logger().bind(policy=self._policy.name)
+        self._writer = BatchWriter(run.database, selection, context, lambda text: pseudonym(run.settings, text))
+        self._breaker = CircuitBreaker(
+            f"locks of {self._policy.table}",
+            failure_limit=Fraction(4, 5),
+            counts=lambda error: isinstance(error, _WindowLocked),
+        )
+        self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
+        self._heartbeat_at = self._progress_at = time.monotonic()
+        self._counted = "blobs_intended" if self._policy.blob else "records_deleted"
+        self._politeness = politeness
+        self._pause_told_at = -PROGRESS_SECONDS
+        self.batch_rows = run.options.batch_size or self._policy.batch.rows
+        """Rows a batch at most."""
+        self._rows = run.options.batch_size or START_ROWS
+        self.deleted = 0
+        """Rows that are gone; of blobs, intents written."""
+        self.batches = 0
+        self.queued = 0
+        self.poison: list[str] = []
+        self.locked = False
+        """Whether rows were left out because somebody else had them locked."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._writer.close()
+
+    @property
+    def limit_reached(self) -> bool:
+        """Whether ``--limit`` allows no further row."""
+        limit = self._run.options.limit
+        return limit is not None and self.deleted >= limit
+
+    def follow(self, path: Path) -> None:
+        """Delete along a path; each batch asks for the next window in its own round trip.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: Too many rows are refused, or one row takes too long.
+            DatabaseUnavailable: PostgreSQL went away.
+        """
+        rows = self._entries
+        window = path.following(None, self._ask(path.question(None, rows)), rows)
+        step = Step(rows)
+        while window is not None and not self.limit_reached:
+            self._make_room(step)
+            self._run.checkpoint()
+            started = time.monotonic()
+            # Under a limit the next window's size depends on what this batch deletes, so it is asked for afterwards.
+            ahead = self._run.options.limit is None
+            following = self._entries
+            with span("batch", self._policy.name) as facts:
+                outcome = self._delete(window, path.question(window, following) if ahead else None)
+                facts[self._counted] = outcome.deleted
+            seconds = time.monotonic() - started
+            self.batches += 1
+            self._tell(outcome, seconds)
+            self._politeness.learn(outcome.looked)
+            step = self._politeness.after(rows, seconds)
+            if self._run.options.batch_size is None:
+                self._rows = step.rows
+            rows = following if ahead else self._entries
+            answer = outcome.answer if ahead else self._ask(path.question(window, rows))
+            window = path.following(window, answer, rows)
+
+    @property
+    def _entries(self) -> int:
+        limit = self._run.options.limit
+        rows = min(self._rows, self.batch_rows)
+        return rows if limit is None else max(1, min(rows, limit - self.deleted))
+
+    def _make_room(self, step: Step) -> None:
+        """Pause if somebody needs it; a signal ends the pause at once."""
+        if step.reason is None:
+            return
+        started = time.monotonic()
+        try:
+            # The heartbeat rides in the batches: a pause may not be longer than it can wait.
+            self._run.pause(min(step.pause, self._heartbeat_every))
+        finally:
+            seconds = time.monotonic() - started
+            self._politeness.paused(step.reason, seconds)
+            self._tell_pause(step.reason, seconds)
+
+    def _tell_pause(self, reason: str, seconds: float) -> None:
+        say = self._log.debug
+        if time.monotonic() - self._pause_told_at >= PROGRESS_SECONDS:
+            self._pause_told_at = time.monotonic()
+            say = self._log.info
+        say("paused", reason=reason, seconds=round(seconds, 4), pauses_so_far=self._politeness.pauses)
+
+    def _tell(self, outcome: Outcome, seconds: float) -> None:
+        if not self._policy.blob:
+            self._run.advance(self._policy.name, self.deleted)
+        say = self._log.debug
+        if time.monotonic() - self._progress_at >= PROGRESS_SECONDS:
+            self._progress_at = time.monotonic()
+            say = self._log.info
+        say(
+            "batch_completed",
+            batch=self.batches,
+            duration_seconds=round(seconds, 4),
+            **{self._counted: outcome.deleted, f"{self._counted}_so_far": self.deleted},
+        )
+
+    def _ask(self, question: Question | None) -> tuple[Any, ...] | None:
+        if question is None:
+            return None
+        self._politeness.ours += 2  # the transaction, and the check of a connection that is lent
+        return self._read(lambda connection: connection.execute(*question).fetchone())
+
+    def _read(self, work: Callable[[Connection], Result]) -> Result:
+        try:
+            return self._run.database.read(work, statement_timeout=PROBE_SECONDS)
+        except psycopg.errors.LockNotAvailable:
+            raise unreadable(self._policy) from None
+
+    def _delete(self, window: Window, question: Question | None) -> Outcome:
+        try:
+            return self._breaker.call(lambda: self._patiently(window, question))
+        except _WindowLocked:
+            self._log.warning("window_locked", effect="left for the closing pass")
+        except CircuitOpen:
+            raise StoppedEarly(
+                "breaker_open", f"{self._policy.table} stays locked by another session: four of five batches gave up"
+            ) from None
+        except psycopg.errors.QueryCanceled as error:
+            self._split(window, error)
+        except psycopg.Error as error:
+            if not poison.is_about_a_row(error):
+                raise
+            self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
+            self._isolate(self._keys(window))
+        return Outcome(owned=True, stopped=False, deleted=0, answer=self._ask(question))
+
+    def _patiently(self, window: Window, question: Question | None) -> Outcome:
+        """Wait briefly for locked rows, then do without them."""
+        try:
+            return self._surely(window, question, skip_locked=False)
+        except psycopg.errors.LockNotAvailable:
+            self.locked = True
+            self._log.info("rows_locked", effect="skipping locked rows")
+        try:
+            return self._surely(window, question, skip_locked=True)
+        except psycopg.errors.LockNotAvailable as error:
+            raise _WindowLocked from error
+
+    def _surely(self, window: Window, question: Question | None, *, skip_locked: bool) -> Outcome:
+        """Repeat a batch through lost connections and deadlocks; a lost answer is settled before."""
+
+        def once() -> Outcome:
+            self._politeness.ours += 1
+            try:
+                return self._writer.run(
+                    window,
+                    excluded=self.poison,
+                    skip_locked=skip_locked,
+                    question=question,
+                    heartbeat=self._heartbeat(),
+                    look=self._politeness.look(),
+                )
+            except Ambiguous as ambiguous:
+                settled = self._settle(ambiguous.entry_ids)
+                if settled is None:
+                    raise
+                self._log.info("commit_settled", records_deleted=settled)
+                return Outcome(owned=True, stopped=False, deleted=settled, answer=self._ask(question))
+
+        try:
+            outcome = retry(
+                once,
+                on=lambda error: isinstance(error, Ambiguous | GateClosed) or is_deadlock(error),
+                attempts=RETRY_ATTEMPTS,
+                seconds=RETRY_SECONDS,
+                before_wait=self._before_retry,
+            )
+        except GateClosed:
+            raise gate_stays_closed() from None
+        except Ambiguous as error:
+            raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
+        require_may_run(owned=outcome.owned, stopped=outcome.stopped)
+        self.deleted += outcome.deleted
+        return outcome
+
+    def _before_retry(self, attempt: int, error: BaseException) -> None:
+        name = "GateClosed" if isinstance(error, GateClosed) else type(error.__cause__ or error).__name__
+        self._log.warning("batch_retry", attempt=attempt, error=name)
+        self._run.checkpoint()  # nothing of the batch happened
+
+    def _settle(self, entry_ids: list[UUID]) -> int | None:
+        return retry(
+            lambda: self._writer.settle(entry_ids),
+            on=lambda error: connection_lost(error) or is_deadlock(error),
+            attempts=RETRY_ATTEMPTS,
+            seconds=RETRY_SECONDS,
+        )
+
+    def _heartbeat(self) -> tuple[sql.Composed, dict[str, Any]] | None:
+        if time.monotonic() - self._heartbeat_at < self._heartbeat_every:
+            return None
+        self._heartbeat_at = time.monotonic()
+        return runs.heartbeat(
+            self._context.run_id,
+            lease=self._run.lock.name,
+            fencing_token=self._run.lock.fencing_token,
+            records=0 if self._policy.blob else self.deleted,
+            batches=self.batches,
+            pauses=self._politeness.pauses,
+        )
+
+    def _keys(self, window: Window) -> list[str]:
+        statement = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+            self._selection.record.id("t"), self._selection.table, window.clause, self._selection.removable
+        )
+        parameters = self._selection.parameters | window.parameters
+        rows = self._read(lambda connection: connection.execute(statement, parameters).fetchall())
+        return [key for (key,) in rows if key not in self.poison]
+
+    def _split(self, window: Window, error: psycopg.Error) -> None:
+        """Do a batch that took too long in smaller ones, and make the following ones smaller too."""
+        keys = self._keys(window)
+        if len(keys) <= 1:
+            raise poison.too_slow(self._policy) from error
+        self._log.warning("batch_timed_out", rows=len(keys), effect="splitting it")
+        self.batch_rows = min(self.batch_rows, len(keys) // 2)
+        for part in _halves(keys):
+            self._run.checkpoint()
+            self._delete(chosen_keys(self._selection, part), None)
+
+    def _isolate(self, keys: list[str]) -> None:
+        """Bisect to the rows that the database refuses to delete."""
+        parts = [keys] if keys else []
+        while parts:
+            self._run.checkpoint()
+            part = parts.pop()
+            try:
+                self._patiently(chosen_keys(self._selection, part), None)
+            except _WindowLocked:
+                continue
+            except psycopg.errors.QueryCanceled as error:
+                self._split(chosen_keys(self._selection, part), error)
+            except psycopg.Error as error:
+                if not poison.is_about_a_row(error):
+                    raise
+                if len(part) == 1:
+                    self._hand_over(part[0], error)
+                else:
+                    parts += _halves(part)
+
+    def _hand_over(self, key: str, error: psycopg.Error) -> None:
+        self.poison.append(key)
+        self.queued += poison.hand_over(self._run, self._policy, key, error)
+        poison.require_few(self._policy, self.poison)
+
+
+def unreadable(policy: Policy) -> StoppedEarly:
+    """Return what it means that a table could not even be read."""
+    return StoppedEarly("breaker_open", f"{policy.table} stays locked by another session, even against reading")
+
+
+def _halves(keys: list[str]) -> list[list[str]]:
+    middle = len(keys) // 2
+    return [keys[:middle], keys[middle:]]

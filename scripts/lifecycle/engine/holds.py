@@ -1,0 +1,274 @@
+"""Legal holds: what must not be deleted although its period has ended (GDPR Art. 17(3)(e)).
+
+Placing, changing or releasing one closes the gate (a trigger on ops.legal_holds): it waits for the batches under way,
+and every batch that begins afterwards sees it. Once :func:`place` has returned, nothing under the hold is deleted, but
+for blobs that the store had been asked for before: those are named.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
+from uuid import UUID
+
+from psycopg.rows import class_row
+
+from scripts.lifecycle.audit import audit
+from scripts.lifecycle.engine.resources import require_row, table_exists
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.logging_utils import get_logger
+
+_BY_DECISION = "queue item %"
+WARNING = timedelta(days=14)
+"""So long before a hold ends by itself it is said that it will: enough for a lawyer to answer."""
+_COLUMNS = "h.id, h.scope, h.table_name, h.resource_id, h.reason, h.placed_by, h.placed_at, h.expires_at"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A hold in force. Its person, if it has one, is not shown: a list ends up in terminals and logs."""
+
+    id: UUID
+    scope: str
+    table_name: str | None
+    resource_id: str | None
+    reason: str
+    placed_by: str
+    placed_at: datetime
+    expires_at: datetime | None
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Tell whether it ends by itself within :data:`WARNING`."""
+        return self.expires_at is not None and self.expires_at <= now + WARNING
+
+    @property
+    def subject(self) -> str:
+        """What is held, without who or which."""
+        if self.scope == "person":
+            return "on a person"
+        return f"on {'a row' if self.scope == 'row' else 'all'} of {self.table_name}"
+
+
+class HeldByOthers(OpsError):
+    """A hold that a decision on the queue did not place, and cannot end."""
+
+    stop_reason = "held"
+
+
+class What(TypedDict, total=False):
+    """What is held: a row (table and resource id), a person, or a whole table."""
+
+    table: str | None
+    """With its schema, as the policy file writes it."""
+    resource_id: str | None
+    """One row of the table."""
+    person: str | None
+    """A normalized e-mail address."""
+    expires_at: datetime | None
+    """When the hold ends by itself."""
+    key: tuple[str, ...] | None
+    """The table's key columns, by which the row is looked for; None: not looked for."""
+
+
+def place(database: Database, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
+    """Hold something, in a transaction of its own.
+
+    Args:
+        database: Where the holds are.
+        operator: Who places it, a handle.
+        reason: Free text, kept on the hold.
+        what: What is held.
+
+    Returns:
+        The hold's id.
+
+    Raises:
+        Misconfigured: As :func:`check` raises it.
+        GateBusy: The batches under way did not end in time; nothing is held.
+    """
+    with database.closing_gate() as connection:
+        return place_within(connection, operator=operator, reason=reason, **what)
+
+
+def place_within(connection: Connection, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
+    """Place a hold in a transaction of :meth:`Database.closing_gate`; it holds once that is committed.
+
+    Arguments, result and errors as for :func:`place`.
+    """
+    # Before the row is looked for: a batch under way may be deleting it.
+    connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+    scope = check(connection, **what)
+    table, resource_id, person = what.get("table"), what.get("resource_id"), what.get("person")
+    row = connection.execute(
+        "INSERT INTO ops.legal_holds (scope, table_name, resource_id, person, reason, placed_by, expires_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s) RETURNING id",
+        (scope, table, resource_id, person, reason, operator, what.get("expires_at")),
+    ).fetchone()
+    if row is None:
+        raise AssertionError("an INSERT that is not refused returns its row")
+    hold_id: UUID = row[0]
+    _audit(connection, hold_id, "hold_placed", operator, scope)
+    in_flight = _keep_blobs(connection, table, resource_id, person)
+    if in_flight:
+        get_logger().warning(
+            "blobs_in_flight",
+            hold=str(hold_id),
+            rows=in_flight,
+            effect="the store was asked to delete their blobs before this hold, and may have done so",
+        )
+    return hold_id
+
+
+def check(connection: Connection, **what: Unpack[What]) -> str:
+    """Check that a hold would hold something; arguments as for :func:`place`.
+
+    Returns:
+        Its scope: ``row``, ``person`` or ``table``.
+
+    Raises:
+        Misconfigured: Not exactly one of the three is named, table or row do not exist, or the expiry has passed.
+    """
+    table, resource_id, person = what.get("table"), what.get("resource_id"), what.get("person")
+    if bool(person) == bool(table) or (resource_id is not None and not (table and resource_id)):
+        raise Misconfigured("a hold is on a table, on a row of a table, or on a person: name exactly one of them")
+    if table and not table_exists(connection, table):
+        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+    row = connection.execute("SELECT %s::timestamptz <= now()", (what.get("expires_at"),)).fetchone()
+    if row and row[0]:
+        raise Misconfigured("the hold would already have expired")
+    if table and resource_id and (key := what.get("key")):
+        require_row(connection, table, key, resource_id)
+    return "person" if person else "row" if resource_id else "table"
+
+
+def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:
+    """Cancel what was to be asked of the store, and return the rows for which it has been asked already."""
+    rows = connection.execute(
+        "WITH under AS ("
+        " SELECT id, status, resource_id FROM ops.blob_deletions WHERE closed_at IS NULL AND (person = %(person)s"
+        " OR table_name = %(table)s AND (resource_id = %(id)s OR %(id)s::text IS NULL))"
+        "), kept AS ("
+        " UPDATE ops.blob_deletions d SET status = 'cancelled', reason = 'held', closed_at = now(), blob = NULL,"
+        " person = NULL FROM under u WHERE d.id = u.id AND u.status = 'pending'"
+        ") SELECT resource_id FROM under WHERE status = 'sending' ORDER BY resource_id",
+        {"person": person, "table": table, "id": resource_id},
+    ).fetchall()
+    return [key for (key,) in rows]
+
+
+def active(database: Database) -> list[Hold]:
+    """Return the holds in force, oldest first."""
+    with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
+        return cursor.execute(
+            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
+            " WHERE h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()) ORDER BY h.placed_at, h.id"
+        ).fetchall()
+
+
+def ending(database: Database) -> list[Hold]:
+    """Return the holds that end by themselves within :data:`WARNING`, the next one first.
+
+    What another hold keeps for longer does not become free, so nobody need be told.
+    """
+    with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
+        return cursor.execute(
+            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
+            " WHERE h.released_at IS NULL AND h.expires_at > now() AND h.expires_at <= now() + %s"
+            " AND NOT EXISTS (SELECT FROM ops.legal_holds o WHERE o.released_at IS NULL AND o.scope = h.scope"
+            " AND (o.expires_at IS NULL OR o.expires_at > h.expires_at)"
+            " AND (o.table_name, o.resource_id, o.person) IS NOT DISTINCT FROM (h.table_name, h.resource_id, h.person))"
+            " ORDER BY h.expires_at, h.id",
+            (WARNING,),
+        ).fetchall()
+
+
+def release(database: Database, hold_id: UUID, *, operator: str) -> None:
+    """End a hold and forget its person; the next run takes what is due.
+
+    Raises:
+        OpsError: There is no such hold in force; someone may have released it first.
+    """
+    with database.closing_gate() as connection:
+        row = connection.execute(
+            "UPDATE ops.legal_holds SET released_at = now(), released_by = %s, person = NULL"
+            " WHERE id = %s AND released_at IS NULL RETURNING scope",
+            (operator, hold_id),
+        ).fetchone()
+        if row is None:
+            raise _not_in_force(hold_id)
+        _audit(connection, hold_id, "hold_released", operator, row[0])
+
+
+def forget_expired(database: Database, person: str, *, actor: str, request: UUID) -> None:
+    """Forget whom holds named that ran out by themselves: she has asked to be erased."""
+    with database.closing_gate() as connection:
+        rows = connection.execute(
+            "UPDATE ops.legal_holds SET released_at = expires_at, released_by = %s, person = NULL"
+            " WHERE scope = 'person' AND person = %s AND released_at IS NULL AND expires_at <= now()"
+            " RETURNING id::text",
+            (actor, person),
+        ).fetchall()
+        if rows:
+            audit.append(
+                connection,
+                actor=actor,
+                action="hold_forgotten",
+                resource_type="ops.legal_holds",
+                resource_ids=[key for (key,) in rows],
+                reason="erasure_request:holds",
+                run_id=request,
+            )
+
+
+def release_row(connection: Connection, table: str, resource_id: str, *, operator: str) -> int:
+    """End the holds that decisions on the queue placed on one row, in a transaction of :meth:`Database.closing_gate`.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        HeldByOthers: Somebody else's hold is on the row too; nothing was released.
+    """
+    other = connection.execute(
+        "SELECT id, placed_by FROM ops.legal_holds WHERE scope = 'row' AND table_name = %s AND resource_id = %s"
+        " AND released_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AND reason NOT LIKE %s LIMIT 1",
+        (table, resource_id, _BY_DECISION),
+    ).fetchone()
+    if other:
+        raise HeldByOthers(f"hold {other[0]}, placed by {other[1]}, is on the row: it is released by legal_holds.py")
+    rows = connection.execute(
+        "UPDATE ops.legal_holds SET released_at = now(), released_by = %s WHERE scope = 'row' AND table_name = %s"
+        " AND resource_id = %s AND released_at IS NULL AND reason LIKE %s RETURNING id",
+        (operator, table, resource_id, _BY_DECISION),
+    ).fetchall()
+    for (hold_id,) in rows:
+        _audit(connection, hold_id, "hold_released", operator, "row")
+    return len(rows)
+
+
+def require_in_force(connection: Connection, hold_id: UUID) -> None:
+    """Check that there is something to release.
+
+    Raises:
+        OpsError: There is no such hold in force.
+    """
+    row = connection.execute("SELECT FROM ops.legal_holds WHERE id = %s AND released_at IS NULL", (hold_id,)).fetchone()
+    if row is None:
+        raise _not_in_force(hold_id)
+
+
+def _not_in_force(hold_id: UUID) -> OpsError:
+    return OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
+
+
+def _audit(connection: Connection, hold_id: UUID, action: str, operator: str, scope: str) -> None:
+    audit.append(
+        connection,
+        actor=f"operator:{operator}",
+        action=action,
+        resource_type="ops.legal_holds",
+        resource_ids=[str(hold_id)],
+        reason=f"legal_hold/{scope}",
+    )

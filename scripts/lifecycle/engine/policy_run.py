@@ -1,0 +1,202 @@
+"""What happens around one policy's work: its run record, its ending, and what is left counted afresh.
+
+The last line of a record is counted from the data and from the audit, because a job that is green and deletes nothing
+is the failure that everybody else has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import UUID, uuid4
+
+import psycopg
+
+from scripts.lifecycle.engine.politeness import PAUSE_SHARE, Politeness
+from scripts.lifecycle.engine.preflight import Cleared, preflight
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import Survey, survey
+from scripts.lifecycle.jobs import runs
+from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused
+from scripts.lifecycle.jobs.run import Run, sla_status
+from scripts.lifecycle.policy.policies import Policy
+from scripts.utils import error_reporting
+from scripts.utils.blob_token import store_of
+from scripts.utils.db_utils import Connection, connection_lost, explained
+from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, PolicyFailed, StoppedEarly
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import retry
+from scripts.utils.tracing import span
+
+SURVEY_SECONDS = 1800.0
+# Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
+SIGNALLED_SURVEY_SECONDS = 5.0
+# A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
+STOPPED_SURVEY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a policy's run ended."""
+
+    status: str
+    stop_reason: str
+    exit_code: ExitCode
+    error: str | None = None
+
+
+def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
+    """Check the policy against the database, and count."""
+    with naming_what_is_locked(policy):
+        with span("preflight", policy.name):
+            cleared = preflight(connection, policy, run.cutoff)
+        if policy.blob:
+            cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
+        with span("survey", policy.name) as facts:
+            found = survey(connection, cleared.selection)
+            facts["due"] = found.due
+    if found.unnameable:
+        whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
+        raise PolicyFailed(
+            "preflight_failed",
+            f"policy {policy.name} was not started: {found.unnameable} due rows of {whose} have a text key"
+            " that is no UUID and may be personal data, which the audit must not hold",
+        )
+    return cleared, found
+
+
+@contextmanager
+def naming_what_is_locked(policy: Policy) -> Iterator[None]:
+    """Say which tables were asked for: PostgreSQL does not say which one it could not have."""
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        tables = " or ".join(sorted({policy.table, *(dependant.table for dependant in policy.dependants)}))
+        raise PolicyFailed(
+            "table_locked",
+            f"policy {policy.name}: {tables} stays locked by another session, even against reading; look for the"
+            " session in pg_stat_activity, have it end, and run again",
+        ) from error
+
+
+class PolicyRun(ABC):
+    """One policy in one real run, from its record's first line to its last."""
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        self._run = run
+        self._policy = policy
+        self._name = policy.name
+        self._log = get_logger().bind(policy=policy.name)
+        self._selection: Selection | None = None
+        self._residue: Survey | None = None
+        self._deleted = 0
+        self._batches = 0
+        self._partitions: list[str] = []
+        self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
+        self._queued = 0
+        self._last_look_seconds = SURVEY_SECONDS
+
+    def carry_out(self) -> None:
+        """Run the policy from its record's first line to its last."""
+        with error_reporting.about(self._name), span("policy", self._name) as facts:
+            self._carry_out()
+            facts["records_deleted"] = self._run.results[-1].records_deleted
+
+    def _carry_out(self) -> None:
+        run_id = self._open()
+        ending = Ending("failed", "bug", ExitCode.FAILED)
+        try:
+            ending = self.work(run_id)
+        except StoppedEarly as stop:
+            by_signal = stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT)
+            status = "interrupted" if by_signal else "partial"
+            self._last_look_seconds = SIGNALLED_SURVEY_SECONDS if by_signal else STOPPED_SURVEY_SECONDS
+            ending = Ending(status, stop.stop_reason, stop.exit_code, str(stop))
+            raise
+        except DatabaseUnavailable as error:
+            ending = Ending("failed", "database_unavailable", error.exit_code, str(error))
+            raise
+        except PolicyFailed as error:
+            ending = Ending("failed", error.stop_reason, error.exit_code, str(error))
+        except psycopg.Error as error:
+            known = explained(error)
+            ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
+            if isinstance(known, DatabaseUnavailable):
+                raise known from error
+        finally:
+            if ending.status == "failed":
+                self._log.error("policy_failed", stop_reason=ending.stop_reason, error=ending.error)
+            self._close(run_id, ending)
+
+    @abstractmethod
+    def work(self, run_id: UUID) -> Ending:
+        """Do what this run is for.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: The policy cannot be carried out.
+        """
+
+    def _open(self) -> UUID:
+        run_id = uuid4()
+        self._run.database.write(
+            lambda connection: runs.open_run(
+                connection,
+                run_id,
+                script=self._run.script,
+                policy=self._name,
+                correlation_id=self._run.correlation_id,
+                cutoff=self._run.cutoff,
+                policy_hash=self._run.policies.hash,
+                fencing_token=self._run.lock.fencing_token,
+                budget_seconds=self._run.budget_seconds,
+                version=self._run.settings.render_git_commit,
+                trace_id=self._run.trace.trace_id,
+            )
+        )
+        return run_id
+
+    def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
+        with naming_what_is_locked(self._policy):
+            return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
+
+    def _close(self, run_id: UUID, ending: Ending) -> None:
+        """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
+        deleted = self._deleted
+        try:
+            with self._run.database.transaction(read_only=True) as connection:
+                deleted = runs.audited_rows(connection, run_id, self._policy.table)
+            if self._residue is None and self._selection is not None:
+                self._residue = self._survey(self._selection, self._last_look_seconds)
+        except (psycopg.Error, OpsError) as error:
+            self._log.warning("residue_not_counted", error=type(error).__name__)
+        found, overdue = self._residue, self._policy.overdue
+        age = found.oldest_overdue_seconds if found else None
+        result = PolicyResult(
+            policy=self._name,
+            status=ending.status,
+            stop_reason=ending.stop_reason,
+            exit_code=ending.exit_code,
+            error=ending.error,
+            records_deleted=deleted,
+            records_held=found.held if found else None,
+            records_queued=self._queued,
+            records_remaining=found.remaining if found else None,
+            oldest_overdue_seconds=age,
+            batches=self._batches,
+            partitions=tuple(self._partitions),
+            pauses=self._politeness.pauses,
+            sla_status=sla_status(self._run, age, overdue.warning, overdue.critical),
+        )
+        self._run.results.append(result)
+        try:
+            retry(
+                lambda: runs.close_run(self._run.database, run_id, result),
+                on=connection_lost,
+                attempts=4,
+                seconds=10.0,
+            )
+        except (psycopg.Error, DatabaseUnavailable) as error:
+            self._log.error("run_record_not_closed", error=type(error).__name__)

@@ -1,0 +1,164 @@
+"""Rows that people name: is the table there, which column is its key, is the row there?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.engine.record_keys import RecordKey
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import detached_from
+from scripts.lifecycle.policy.policies import PolicySet, table_identifier
+from scripts.utils.db_utils import Connection, local_settings
+from scripts.utils.errors import Misconfigured, describe_database_error
+from scripts.utils.logging_utils import get_logger
+
+_LOOK_SECONDS = 5.0
+# With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
+_TYPES = """
+SELECT a.attname, format_type(a.atttypid, -1) FROM pg_attribute a
+ WHERE a.attrelid = to_regclass(%s) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+_CANNOT_LOOK = (
+    psycopg.errors.InsufficientPrivilege,
+    psycopg.errors.UndefinedColumn,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+)
+
+
+def key_of(policies: PolicySet, table: str) -> tuple[str, ...] | None:
+    """Return the key columns of a table that some policy deletes from or reaches, by the policy file; None: no such."""
+    for policy in policies.policies.values():
+        if policy.table == table:
+            return policy.key
+    reached = (dependant for policy in policies.policies.values() for dependant in policy.dependants)
+    return next((dependant.key for dependant in reached if dependant.table == table), None)
+
+
+def column_types(connection: Connection, table: str) -> dict[str, str]:
+    """Return the type of each column of a table, as ``format_type`` writes it; empty: there is no such table."""
+    name = sql.SQL(".").join(map(sql.Identifier, table.split("."))).as_string(connection)
+    return dict(connection.execute(_TYPES, (name,)).fetchall())
+
+
+def require_resource(connection: Connection, policies: PolicySet, table: str, resource_id: str) -> None:
+    """Check that a table exists and, where a policy names its key, that the row does.
+
+    Raises:
+        Misconfigured: One of them does not.
+    """
+    if not table_exists(connection, table):
+        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+    if key := key_of(policies, table):
+        require_row(connection, table, key, resource_id)
+
+
+def require_row(connection: Connection, table: str, key: tuple[str, ...], resource_id: str) -> None:
+    """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
+    types = column_types(connection, table)
+    if not types.keys() >= set(key):
+        get_logger().warning("row_not_checked", table=table, error=f"the table has no column {' and '.join(key)}")
+        return
+    record = RecordKey(key, types)
+    row = None
+    try:
+        with connection.transaction():
+            # The gate is closed meanwhile: no job's batch goes on until this has an answer.
+            connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
+            # A row of a partition that a job has detached is still there, and can still be kept.
+            for place in (table, *detached_from(connection, table)):
+                statement = sql.SQL("SELECT {id} FROM {table} t WHERE {is_it}").format(
+                    id=record.id("t"), table=table_identifier(place), is_it=record.is_("t", sql.Placeholder("row_key"))
+                )
+                row = row or connection.execute(statement, {"row_key": resource_id}).fetchone()
+    except psycopg.DataError:
+        row = None  # such as letters where the key is a number
+    except _CANNOT_LOOK as error:
+        get_logger().warning("row_not_checked", table=table, error=describe_database_error(error))
+        return
+    if row is None:
+        names = key[0] if len(key) == 1 else f"({', '.join(key)})"
+        raise Misconfigured(f"there is no row in {table} whose {names} is the given id")
+    # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
+    if row[0] != resource_id:
+        raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What is true of one row right now."""
+
+    due: bool
+    held: bool
+    referenced: bool
+    nameable: bool
+    names_blob: bool
+    moments: dict[str, str | None]
+    """The columns that its policy looks at, if they are moments, as text (UTC)."""
+
+    @property
+    def why_kept(self) -> str:
+        """Say what keeps it; empty: nothing does."""
+        reasons = {
+            "a legal hold keeps it (legal_holds.py list)": self.held,
+            "something else still needs it": self.referenced,
+            "its key could be personal data, which the audit must not hold": not self.nameable,
+            "its period has not ended, or an exception keeps it": not self.due,
+        }
+        return "; ".join(reason for reason, applies in reasons.items() if applies)
+
+
+def row_state(connection: Connection, selection: Selection, key: str) -> RowState | None:
+    """Return what is true of a row; None: it is not there."""
+    statement = sql.SQL(
+        "SELECT {due}, {held}, {referenced}, {nameable}, {names_blob}, jsonb_build_object({moments})"
+        " FROM {table} t WHERE {is_it}"
+    ).format(
+        due=selection.due,
+        held=selection.held,
+        referenced=selection.referenced,
+        nameable=selection.nameable,
+        names_blob=selection.names_blob("t") if selection.policy.blob else sql.SQL("false"),
+        moments=sql.SQL(", ").join(
+            sql.SQL("{}::text, t.{}::text").format(sql.Literal(name), sql.Identifier(name))
+            for name in selection.moments
+        ),
+        table=selection.table,
+        is_it=selection.record.is_("t", sql.Placeholder("row_key")),
+    )
+    try:
+        with connection.transaction():
+            row = connection.execute(statement, selection.parameters | {"row_key": key}).fetchone()
+    except psycopg.DataError:
+        return None  # such as letters where the key is a number
+    return RowState(*row) if row else None
+
+
+def blob_named_by(connection: Connection, selection: Selection, key: str) -> str | None:
+    """Return what a row names as its blob; None: nothing, or there is no such row."""
+    if selection.policy.blob is None:
+        return None
+    row = connection.execute(
+        sql.SQL("SELECT CASE WHEN {} THEN t.{} END FROM {} t WHERE {}").format(
+            selection.names_blob("t"),
+            sql.Identifier(selection.policy.blob.column),
+            selection.table,
+            selection.record.is_("t", sql.Placeholder("row_key")),
+        ),
+        {"row_key": key},
+    ).fetchone()
+    return row[0] if row else None
+
+
+def table_exists(connection: Connection, table: str) -> bool:
+    """Tell whether there is such a table."""
+    schema, _, name = table.partition(".")
+    row = connection.execute(
+        "SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = %s AND c.relname = %s AND c.relkind IN ('r', 'p')",
+        (schema, name),
+    ).fetchone()
+    return row is not None

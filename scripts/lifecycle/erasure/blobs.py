@@ -1,0 +1,161 @@
+"""A person's blobs: gone before the rows that name them, by the same ledger as every other (docs/decisions/0008)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import sql
+
+from scripts.lifecycle.blobs.blob_intents import Intent, Intents
+from scripts.lifecycle.blobs.blobs import client_for, refused, why_not_ours
+from scripts.lifecycle.engine.batches import BatchWriter
+from scripts.lifecycle.engine.gated import Context, GatedTransaction, repeated, require_may_run
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.windows import chosen_keys
+from scripts.lifecycle.erasure.plan import ErasurePlan, Target
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_token import store_of
+from scripts.utils.errors import PolicyFailed
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import CircuitOpen
+
+_RULE = "blob"
+
+
+class OfPerson(Selection):
+    """A person's rows that name a blob, whatever their age.
+
+    Args:
+        selection: What the policy selects.
+        target: Which rows are hers.
+        parameters: Who she is, and what the audit says of her.
+    """
+
+    def __init__(self, selection: Selection, target: Target, parameters: dict[str, Any]) -> None:
+        self.__dict__.update(selection.__dict__)
+        self.parameters = {**selection.parameters, **parameters}
+        self.due_before = {_RULE: datetime.max.replace(tzinfo=UTC)}
+        self._target = target
+
+    @property
+    def reason_prefix(self) -> str:
+        """What stands before the rule in the audit's reason code."""
+        return "erasure_request:"
+
+    @property
+    def facts(self) -> dict[str, dict[str, str]]:
+        """What the audit keeps: her pseudonym."""
+        return {_RULE: self.parameters["facts"].obj}
+
+    @property
+    def due(self) -> sql.Composed:
+        """All that nothing keeps."""
+        return sql.SQL("({} AND {})").format(self._target.free, self._target.names_blob)
+
+    @property
+    def rule_name(self) -> sql.Composed:
+        """What stands for a rule."""
+        return sql.SQL("{}::text").format(sql.Literal(_RULE))
+
+
+class BlobsOfPeople:
+    """Deletes people's blobs in one run.
+
+    Args:
+        run: The run; it holds the job's lock.
+        plan: Which rows are whose.
+    """
+
+    def __init__(self, run: Run, plan: ErasurePlan) -> None:
+        self._run = run
+        self._plan = plan
+        self._client: BlobClient | None = None
+        self._selections: dict[str, Selection] = {}
+        self.refused: PolicyFailed | None = None
+        """The store refuses every call: no further one is made in this run."""
+
+    def close(self) -> None:
+        """Close the connections to the store."""
+        if self._client:
+            self._client.close()
+
+    def erase(self, policy: Policy, context: Context, parameters: dict[str, Any]) -> None:
+        """Delete what her rows of the policy's table name; what cannot be deleted keeps its row.
+
+        Raises:
+            PolicyFailed: The database contradicts the policy.
+            StoppedEarly: The run must stop.
+        """
+        if self.refused:
+            return
+        target = self._plan.targets[policy.table]
+        keys = self._keys(target, parameters)
+        if not keys:
+            return
+        selection = OfPerson(self._selection(policy), target, parameters)
+        self._intend(selection, policy, context, keys)
+        intents = Intents(self._run.database, selection, context, only=keys)
+        after: int | None = 0
+        while after is not None:
+            self._run.checkpoint()
+            claim = intents.claim(after, len(keys))
+            gone = [intent.id for intent in claim.intents if self._ask(policy, intents, intent)]
+            if gone:
+                intents.confirm(gone)
+            after = claim.last_id
+
+    def _selection(self, policy: Policy) -> Selection:
+        if policy.name not in self._selections:
+            cleared = self._run.database.read(lambda connection: preflight(connection, policy, self._run.cutoff))
+            cleared.selection.parameters["blob_store"] = store_of(self._run.settings).lower()
+            self._selections[policy.name] = cleared.selection
+        return self._selections[policy.name]
+
+    def _keys(self, target: Target, parameters: dict[str, Any]) -> list[str]:
+        """Return which of her rows name a blob that may go."""
+        query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+            target.record.id("t"), table_identifier(target.table), target.free, target.names_blob
+        )
+        return [key for (key,) in self._run.database.read(lambda c: c.execute(query, parameters).fetchall())]
+
+    def _intend(self, selection: OfPerson, policy: Policy, context: Context, keys: list[str]) -> None:
+        """Write the intents; one that a killed run left stands for the same."""
+        database = self._run.database
+
+        def once() -> None:
+            with GatedTransaction(policy.batch).opened(database) as connection:
+                written = BatchWriter(database, selection, context).within(connection, chosen_keys(selection, keys))
+                require_may_run(owned=written.owned, stopped=written.stopped)
+
+        repeated(once, attempts=4)
+
+    def _ask(self, policy: Policy, intents: Intents, intent: Intent) -> bool:
+        """Ask the store; True: the blob is gone. What it did not answer stays open: it may have done it."""
+        if policy.blob is None or self.refused:
+            return False
+        if self._client is None:
+            self._client = client_for(self._run)
+        pathname = self._client.pathname(intent.blob)
+        reason = why_not_ours(policy.blob, pathname)
+        if pathname is None or reason:
+            intents.fail(intent, reason or "foreign_store")
+            return False
+        try:
+            self._client.delete([pathname])
+        except BlobCallFailed as error:
+            if error.code == "not_found":
+                return True
+            get_logger().warning("blob_not_deleted", policy=policy.name, error=error.code)
+            if error.fatal:
+                self.refused = refused(error)
+            elif not error.retryable:
+                intents.fail(intent, error.code)
+            return False
+        except CircuitOpen:
+            get_logger().warning("blob_not_deleted", policy=policy.name, error="too many calls failed")
+            return False
+        return True

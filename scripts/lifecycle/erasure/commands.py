@@ -1,0 +1,207 @@
+"""What a person does with erasure requests: add, preview, export, list, show, identify, cancel, certify, verify."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.table import Table
+
+from scripts.lifecycle.archives.catalogue import entries
+from scripts.lifecycle.archives.keys import ArchiveKeys
+from scripts.lifecycle.archives.verify import rows_out_of_reach
+from scripts.lifecycle.erasure import certificate
+from scripts.lifecycle.erasure import requests as erasure_requests
+from scripts.lifecycle.erasure.erasure import Eraser
+from scripts.lifecycle.erasure.job import foreseen, kept_for_now
+from scripts.lifecycle.erasure.plan import Found
+from scripts.lifecycle.erasure.portability import export
+from scripts.lifecycle.erasure.requests import Request
+from scripts.lifecycle.jobs.run import Run
+from scripts.utils import pages
+from scripts.utils.addresses import normalize_email
+from scripts.utils.archive_store import store_of
+from scripts.utils.errors import Misconfigured
+from scripts.utils.logging_utils import get_logger
+
+
+def _address() -> str:
+    try:
+        address = sys.stdin.readline().strip()
+    except UnicodeDecodeError:
+        raise Misconfigured("that is not an e-mail address: it is no text") from None
+    normalize_email(address)
+    return address
+
+
+def _free_words(run: Run, *names: str) -> None:
+    for name in names:
+        if "@" in str(getattr(run.options.flags, name) or ""):
+            raise Misconfigured(f"--{name} must not hold an address: it stays on the request")
+
+
+def _add(run: Run) -> None:
+    _free_words(run, "channel", "identity")
+    flags, address = run.options.flags, _address()
+    if run.options.dry_run:
+        get_logger().warning(
+            "erasure_would_be_entered", dry_run=True, effect="CLEANUP_DRY_RUN is set: nothing is entered"
+        )
+        return
+    request = erasure_requests.again_if_she_is_entered_twice(
+        lambda: run.database.write(
+            lambda connection: erasure_requests.add(
+                connection,
+                email=address,
+                channel=flags.channel or "operator",
+                requested_at=flags.requested_at,
+                identity=flags.identity,
+                days=run.settings.gdpr_deletion_deadline_days,
+            )
+        )
+    )
+    entered = run.database.read(lambda connection: erasure_requests.find(connection, request))
+    get_logger().info("erasure_entered", **entered.facts())
+
+
+def _preview(run: Run) -> None:
+    address = _address()
+    eraser = Eraser(run)
+    found = eraser.search(normalize_email(address), address)
+    if not run.display.enabled:
+        get_logger().info("erasure_preview", **foreseen(found))
+    else:
+        run.display.show(_preview_table(run, found))
+
+
+def _preview_table(run: Run, found: list[Found]) -> Table:
+    table = Table(title="what an erasure would do")
+    for heading in ("table", "rows", "action", "ground", "kept for now"):
+        table.add_column(heading, overflow="fold")
+    kept = kept_for_now(found)
+    for each in found:
+        steps = [step for step in run.policies.erasure.values() if step.table == each.table]
+        table.add_row(
+            each.table,
+            str(each.rows),
+            " or ".join(dict.fromkeys(step.action for step in steps)) or "forget",
+            "; ".join(dict.fromkeys(step.ground for step in steps)),
+            ", ".join(f"{reason}: {rows}" for reason, rows in kept.get(each.table, {}).items()) or "-",
+        )
+    return table
+
+
+def _export(run: Run) -> None:
+    output: Path | None = run.options.flags.output
+    if output is None:
+        raise Misconfigured("--export needs --output FILE: personal data is not printed")
+    counts = export(run, normalize_email(_address()), output)
+    get_logger().info("export_written", output=str(output), records=counts)
+
+
+def _list(run: Run) -> None:
+    requests = erasure_requests.listed(run.database, everything=run.options.flags.all)
+    if not run.display.enabled:
+        for request in requests:
+            get_logger().info("erasure_request", **request.facts())
+        return
+    table = Table(title="erasure requests")
+    for heading in ("request", "status", "channel", "asked (UTC)", "deadline (UTC)", "identity"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "request")
+    for request in requests:
+        moments = (f"{at:%Y-%m-%d %H:%M}" if at else "-" for at in (request.requested_at, request.deadline_at))
+        table.add_row(str(request.id), request.status, request.channel, *moments, request.identity_method or "not yet")
+    run.display.show(table)
+
+
+def _found(run: Run) -> Request:
+    return run.database.read(lambda connection: erasure_requests.find(connection, run.options.flags.request))
+
+
+def _show(run: Run) -> None:
+    request = _found(run)
+    facts: dict[str, object] = {}
+    if request.person:
+        facts = foreseen(Eraser(run).search(request.person, request.email or ""))
+    elif request.certificate:
+        facts = {"done": request.certificate["done"], "kept": request.certificate["kept"]}
+    get_logger().info("erasure_request", **request.facts(), **facts)
+
+
+def _identify(run: Run) -> None:
+    _free_words(run, "method")
+    flags = run.options.flags
+    if run.options.dry_run:
+        _found(run)
+        get_logger().warning("erasure_would_be_identified", dry_run=True, request=str(flags.request))
+        return
+    erasure_requests.identify(run.database, flags.request, method=flags.method, operator=run.operator)
+    get_logger().info("erasure_identified", request=str(flags.request))
+
+
+def _cancel(run: Run) -> None:
+    request = run.options.flags.request
+    if run.options.dry_run:
+        _found(run)
+        get_logger().warning("erasure_would_be_cancelled", dry_run=True, request=str(request))
+        return
+    erasure_requests.cancel(run.database, request, operator=run.operator)
+    get_logger().info("erasure_cancelled", request=str(request))
+
+
+def _certificate(run: Run) -> None:
+    flags = run.options.flags
+    request = _found(run)
+    text = certificate.as_html(request) if flags.format == "html" else certificate.as_json(request)
+    if flags.output:
+        pages.write(flags.output, text)
+        get_logger().info("certificate_written", request=str(request.id), output=str(flags.output))
+    else:
+        sys.stdout.write(text)
+
+
+def _verify(run: Run) -> None:
+    path: Path = run.options.flags.certificate
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"{path}: cannot be read ({type(error).__name__})") from None
+    facts = certificate.verify(run.database, text)
+    if run.options.flags.archives:
+        _prove_unreadable(run, facts["request"])
+    get_logger().info("certificate_verified", request=facts["request"], fulfilled_at=facts["fulfilled_at"])
+
+
+def _prove_unreadable(run: Run, request: str) -> None:
+    keys = ArchiveKeys(run.database, run.settings)
+    keys.check()
+    rows = run.database.read(
+        lambda connection: connection.execute(
+            "SELECT resource_id::bigint FROM ops.audit_log WHERE run_id = %s AND action = 'destroy_key'", (request,)
+        ).fetchall()
+    )
+    destroyed = {key for (key,) in rows}
+    chosen = run.database.read(lambda connection: entries(connection, statuses=["sealed", "expiring"]))
+    out_of_reach = rows_out_of_reach(
+        run.database, store_of(run.settings), keys, chosen, destroyed, between=run.checkpoint
+    )
+    get_logger().info(
+        "archives_unreadable", request=request, keys=len(destroyed), archives=len(chosen), rows=out_of_reach
+    )
+
+
+VERBS: Mapping[str, Callable[[Run], None]] = MappingProxyType(
+    {
+        "add": _add,
+        "preview": _preview,
+        "export": _export,
+        "list": _list,
+        "show": _show,
+        "identify": _identify,
+        "cancel": _cancel,
+        "certificate": _certificate,
+        "verify": _verify,
+    }
+)

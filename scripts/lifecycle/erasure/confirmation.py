@@ -1,0 +1,86 @@
+"""What follows an erasure: the certificate beside the archives, a last message to the person, and her address is gone.
+
+Killed between sending and forgetting, it is sent a second time: better than an address that is kept. A mail server that
+refuses it until the deadline, or none at all, leaves her untold; that is logged, and the address goes all the same.
+"""
+
+from __future__ import annotations
+
+from scripts.lifecycle.erasure import certificate
+from scripts.lifecycle.erasure.requests import TABLE, Request
+from scripts.lifecycle.jobs.run import Run
+from scripts.utils import mail
+from scripts.utils.archive_store import ArchiveStore
+from scripts.utils.logging_utils import get_logger
+
+# In a row. A server that is down takes its time to say so: to wait for it for each person would take the whole run.
+_FAILURES = 3
+_SUBJECT = "Your data has been erased"
+_TEXT = """\
+You asked us to erase your personal data. That has been done.
+
+Reference: {request}
+Asked on:  {requested_at:.10}
+Done on:   {fulfilled_at:.10}
+
+What the law obliges us to keep (figures and dates of payments, for the tax office) no longer names you.
+Backups, in which your data may still be, are gone by {backups_rolled_over_by:.10}.
+
+This address was used for this message and is now forgotten.
+"""
+
+
+class Aftercare:
+    """Closes what was carried out, in one run.
+
+    Args:
+        run: The run.
+        store: Where the archives are.
+    """
+
+    def __init__(self, run: Run, store: ArchiveStore) -> None:
+        self._run = run
+        self._store = store
+        self._failures = 0
+
+    def finish(self, request: Request) -> bool:
+        """Keep the certificate, tell the person, forget the address; safe to repeat.
+
+        Returns:
+            Whether she was told.
+
+        Raises:
+            ArchiveStoreFailed: The certificate could not be kept; the next run tries again.
+        """
+        run = self._run
+        certificate.keep(self._store, request)
+        told = self._tell(request)
+        # Tried again until the deadline; no address is kept for ever on the strength of a mail server that refuses it.
+        later = request.email and not told and mail.can_write(run.settings)
+        keep_address = bool(later and request.deadline_at and request.deadline_at > run.cutoff)
+        run.database.write(
+            lambda connection: connection.execute(
+                f"UPDATE {TABLE} SET certified_at = coalesce(certified_at, now()),"  # noqa: S608 - constants
+                " email = CASE WHEN %(keep)s THEN email END,"
+                " confirmed_at = CASE WHEN %(told)s THEN now() ELSE confirmed_at END WHERE id = %(id)s",
+                {"keep": keep_address, "told": told, "id": request.id},
+            )
+        )
+        return told
+
+    def _tell(self, request: Request) -> bool:
+        if request.email is None:
+            return False
+        if self._failures >= _FAILURES:
+            reason = "mail failed again and again: it is not tried any more in this run"
+            get_logger().warning("erasure_not_confirmed", request=str(request.id), error=reason)
+            return False
+        try:
+            facts = request.certificate or {}
+            mail.send_to(self._run.settings, request.email, subject=_SUBJECT, text=_TEXT.format(**facts))
+        except mail.MailNotSent as error:
+            self._failures += 1
+            get_logger().warning("erasure_not_confirmed", request=str(request.id), error=str(error))
+            return False
+        self._failures = 0
+        return True

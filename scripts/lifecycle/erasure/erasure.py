@@ -1,0 +1,364 @@
+"""Carrying erasures out: the oldest deadline first, each safe to interrupt at any point and to run again.
+
+    ledger → blobs → children, parents, queue, archive key → a fresh search → certificate, sealed by the audit
+
+The ledger's line is durable before the first row goes. Rows go in one transaction a person behind the gate, with their
+audit; what a hold, an open order or a failing blob keeps becomes an ``erasure_blocked`` item, and the rest goes on. A
+request is fulfilled in the transaction whose own search finds nothing.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import Enum, auto
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.archives.keys import ArchiveKeys
+from scripts.lifecycle.engine import holds
+from scripts.lifecycle.engine.gated import Context, GatedTransaction, repeated, require_may_run
+from scripts.lifecycle.engine.poison import is_about_a_row
+from scripts.lifecycle.erasure import certificate
+from scripts.lifecycle.erasure import ledger as erasure_ledger
+from scripts.lifecycle.erasure import requests as erasure_requests
+from scripts.lifecycle.erasure.blobs import BlobsOfPeople
+from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
+from scripts.lifecycle.erasure.requests import TABLE, Request
+from scripts.lifecycle.jobs.handover import Item, raise_item
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Batch
+from scripts.utils.archive_store import ArchiveStore, store_of
+from scripts.utils.db_utils import Connection, is_deadlock
+from scripts.utils.errors import Misconfigured, describe_database_error
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import ledger_digest, pseudonym, suppression
+from scripts.utils.retry_utils import retry
+
+ITEM_TYPE = "erasure_blocked"
+_BATCH = Batch.model_construct(
+    rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60)
+)
+# What appears while a person is being erased is taken by the next pass; who keeps writing is left for the next run.
+_PASSES = 3
+
+
+class Outcome(Enum):
+    """What became of one request in one run."""
+
+    FULFILLED = auto()
+    BLOCKED = auto()
+    BLOCKED_ANEW = auto()
+    """Nobody knew before that something is in the way."""
+    UNFINISHED = auto()
+    """Somebody keeps writing: the next run goes on."""
+    WITHDRAWN = auto()
+    """Before its turn came."""
+
+
+class Eraser:
+    """Erases people, in one run.
+
+    Args:
+        run: The run.
+
+    Raises:
+        Misconfigured: Place, key or section that an erasure needs is missing.
+        PolicyFailed: The database contradicts the policy file.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._settings = run.settings
+        self.store: ArchiveStore = store_of(run.settings)
+        self.plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies))
+        # Composed once: for each request anew it would cost more than sending it.
+        with run.database.connection() as connection:
+            self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
+            self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
+            self._look = self.plan.look().as_bytes(connection)
+        self._gated = GatedTransaction(_BATCH)
+        self._keys = archive_keys_of(run)
+        self.blobs = BlobsOfPeople(run, self.plan)
+
+    def parameters(self, person: str, address: str, request: Request | None = None) -> dict[str, Any]:
+        """Return who a person is, for every statement.
+
+        Raises:
+            Misconfigured: A key is not set.
+        """
+        named = pseudonym(self._settings, person)
+        return self.plan.parameters | {
+            "person": person,
+            "addresses": addresses(person, address.strip() or person),
+            "pseudonym": named,
+            "suppression": suppression(self._settings, person),
+            "archive_pseudonym": self._keys.pseudonyms([person.encode()])[0] if self._keys else None,
+            "facts": Jsonb({"person": named, "policy_hash": self._run.policies.hash}),
+            "names": Jsonb({}),
+            "rows": self._run.options.batch_size or _BATCH.rows,
+            "run_id": request.id if request else None,
+        }
+
+    def look(self, connection: Connection, parameters: dict[str, Any]) -> list[Found]:
+        """Search for everything about a person; what is not found is not in the list."""
+        rows = connection.execute(self._look, parameters).fetchall()
+        return [
+            Found(table, count, {reason: rows for reason, rows in kept.items() if rows}, unnameable)
+            for table, count, kept, unnameable in rows
+            if count
+        ]
+
+    def search(self, person: str, address: str) -> list[Found]:
+        """Search for everything about a person, whether she has asked or not."""
+        parameters = self.parameters(person, address)
+        return self._run.database.read(lambda connection: self.look(connection, parameters))
+
+    def close(self) -> None:
+        """Close the connections to the blob store."""
+        self.blobs.close()
+
+    def carry_out(self, request: Request) -> Outcome:
+        """Erase one person as far as nothing is in the way.
+
+        Raises:
+            StoppedEarly: The run must stop; what was done stands, the next run goes on.
+            ArchiveStoreFailed: The ledger could not be written; nothing was erased.
+        """
+        person = request.person or ""
+        self._keys = self._keys or archive_keys_of(self._run)  # the very first archive may be made meanwhile
+        parameters = self.parameters(person, request.email or "", request)
+        context = self._context(request.id)
+        if not self._begin(request, parameters):
+            get_logger().info("erasure_withdrawn", request=str(request.id))
+            return Outcome.WITHDRAWN
+        parameters |= context.parameters()
+        found = self._run.database.read(lambda connection: self.look(connection, parameters))
+        if any(each.table == HOLDS for each in found):
+            holds.forget_expired(self._run.database, person, actor=f"system:{self._run.script}", request=request.id)
+        naming = {each.table for each in found if BLOB in each.kept}
+        for policy in self._run.policies.policies.values():
+            if policy.blob and policy.table in naming:
+                self.blobs.erase(policy, context, parameters)
+        refused: dict[str, str] = {}
+        passes = 0
+        while True:
+            self._run.checkpoint()
+            before, passes = found, passes + 1
+            parameters["names"] = Jsonb(self._names(found, parameters))
+            refused = self._rows(parameters)
+            found = self._finish(request, parameters, context)
+            if not found:
+                get_logger().info("erasure_fulfilled", request=str(request.id))
+                return Outcome.FULFILLED
+            stuck = found == before and all(each.kept for each in found)
+            # Rows that refer to rows of their own table go from the last one up, a pass each.
+            fewer = sum(each.rows for each in found) < sum(each.rows for each in before)
+            if refused or stuck or (passes >= _PASSES and not fewer):
+                return self._block(request, found, refused)
+
+    def _context(self, request: UUID) -> Context:
+        run = self._run
+        lock = run.lock
+        return Context(lock.name, lock.fencing_token, run.script, request, policy_hash=run.policies.hash)
+
+    def _begin(self, request: Request, parameters: dict[str, Any]) -> bool:
+        """Write the ledger, then say that it has begun; a request that was begun before has its line already.
+
+        Returns:
+            Whether it is open: it was read a while ago, and may have been withdrawn since.
+        """
+        if request.ledger_at:
+            return True
+        if self._run.database.read(lambda c: erasure_requests.find(c, request.id)).closed_at:
+            return False
+        now = self._run.database.now()
+        digest = ledger_digest(self._settings, parameters["person"])
+        whose = parameters["archive_pseudonym"]
+        erasure_ledger.write(self.store, request, digest=digest, archive_pseudonym=whose, now=now)
+        statement = (
+            f"UPDATE {TABLE} SET status = 'running', started_at = coalesce(started_at, now()), ledger_at = now(),"  # noqa: S608
+            " policy_hash = %s WHERE id = %s AND closed_at IS NULL"
+        )
+        facts = (self._run.policies.hash, request.id)
+        begun = self._run.database.write(lambda connection: connection.execute(statement, facts).rowcount)
+        if not begun:
+            erasure_ledger.take_back(self.store, request)
+        return bool(begun)
+
+    def _names(self, found: list[Found], parameters: dict[str, Any]) -> dict[str, str]:
+        """Return pseudonyms for the keys that could be personal themselves."""
+        tables = [each.table for each in found if each.unnameable]
+
+        def read(connection: Connection) -> list[str]:
+            keys: list[str] = []
+            for target in (self.plan.targets[table] for table in tables):
+                query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
+                    target.record.id("t"), sql.Identifier(*target.table.split(".")), target.left, target.unnameable
+                )
+                keys += [key for (key,) in connection.execute(query, parameters)]
+            return keys
+
+        return {key: pseudonym(self._settings, key) for key in self._run.database.read(read)} if tables else {}
+
+    def _rows(self, parameters: dict[str, Any]) -> dict[str, str]:
+        """Delete and change what nothing keeps, batch by batch; return what the database refuses, by step."""
+        while True:
+            self._run.checkpoint()
+            try:
+                together = [*self._locks.values(), *(statement for _, statement in self._statements)]
+                counts = self._together(together, parameters)
+            except psycopg.Error as error:
+                if not (_passes(error) or _is_about_her(error)):
+                    raise
+                return self._one_by_one(parameters)
+            if max(counts) < parameters["rows"]:
+                return {}
+
+    def _one_by_one(self, parameters: dict[str, Any]) -> dict[str, str]:
+        """Do each step by itself, so that one that is refused keeps no other from being done."""
+        refused: dict[str, str] = {}
+        for name, statement in self._statements:
+            step = self.plan.steps.get(name)
+            lock = [self._locks[step.table]] if step and step.table in self._locks else []
+            try:
+                while self._together([*lock, statement], parameters)[-1] >= parameters["rows"]:
+                    self._run.checkpoint()
+            except psycopg.Error as error:
+                if not (_passes(error) or _is_about_her(error)):
+                    raise
+                refused[name] = LOCKED if _passes(error) else describe_database_error(error)
+        return refused
+
+    def _together(self, statements: list[bytes], parameters: dict[str, Any]) -> list[int]:
+        """Run statements in one transaction behind the gate; return the rows of each."""
+
+        def once() -> list[int]:
+            with self._run.database.connection() as connection:
+                cursors = self._gated.send(connection, [(statement, parameters) for statement in statements])
+                answers = [cursor.fetchone() or (False, False, 0) for cursor in cursors]
+                for owned, stopped, *_ in answers:
+                    require_may_run(owned=owned, stopped=stopped)
+                return [int(answer[2]) for answer in answers]
+
+        # What is gone is gone, and is audited in the transaction that took it.
+        return repeated(once, attempts=4)
+
+    def destroy_key(self, line: erasure_ledger.Line) -> bool:
+        """Destroy the archive key of somebody whom no table names any more; a restore brought it back.
+
+        Returns:
+            Whether there is none now; False: a hold keeps it.
+        """
+        parameters = self.plan.parameters | self._context(UUID(line.request)).parameters()
+        parameters |= {"archive_pseudonym": bytes.fromhex(line.archive_pseudonym or ""), "person": None}
+        parameters |= {"facts": Jsonb({"replayed": line.request})}
+        destroyed = self._together(
+            [statement for name, statement in self._statements if name == "archives"], parameters
+        )
+        get_logger().warning("erasure_replayed", request=line.request, archive_keys_destroyed=destroyed[0])
+        left = self._run.database.read(
+            lambda connection: connection.execute(
+                "SELECT FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea", parameters
+            ).fetchone()
+        )
+        return left is None
+
+    def _finish(self, request: Request, parameters: dict[str, Any], context: Context) -> list[Found]:
+        """Search once more; if nothing is found, fulfil the request in the same transaction, with its certificate."""
+
+        def once(connection: Connection) -> list[Found]:
+            row = connection.execute(
+                f"SELECT now(), started_at FROM {TABLE} WHERE id = %s AND closed_at IS NULL FOR UPDATE",  # noqa: S608
+                (request.id,),
+            ).fetchone()
+            found = self.look(connection, parameters)
+            if row is None or found:
+                return found if row else []  # a COMMIT whose answer was lost: it is fulfilled
+            current = erasure_requests.find(connection, request.id)
+            facts = certificate.body(connection, current, self._run.policies, self._settings, row[0])
+            actor = str(context.parameters()["actor"])
+            head = certificate.seal(connection, current, facts, actor=actor, person=parameters["pseudonym"])
+            connection.execute(
+                f"UPDATE {TABLE} SET status = 'fulfilled', closed_at = now(), closed_because = 'fulfilled',"  # noqa: S608
+                " person = NULL, certificate = %s, audit_head = %s WHERE id = %s",
+                (Jsonb(facts), head, request.id),
+            )
+            connection.execute(
+                "UPDATE ops.manual_resolution_queue SET status = 'resolved', resolved_at = clock_timestamp(),"
+                " resolved_by = %s, decision = 'fulfilled', context = '{}', claim_expires_at = NULL,"
+                " deferred_until = NULL, before_last = NULL WHERE item_type = %s AND resource_type = %s"
+                " AND resource_id = %s AND status <> 'resolved'",
+                (actor, ITEM_TYPE, TABLE, str(request.id)),
+            )
+            return []
+
+        return retry(lambda: self._run.database.write(once), on=is_deadlock, attempts=4, seconds=30.0)
+
+    def _block(self, request: Request, found: list[Found], refused: dict[str, str]) -> Outcome:
+        """Tell a person what is in the way; the deadline goes on."""
+        kept = {each.table: each.kept or {LOCKED: each.rows} for each in found}
+        get_logger().warning("erasure_blocked", request=str(request.id), kept=kept, refused=refused)
+        # Somebody is writing to her rows right now: that passes, and the next run goes on.
+        reasons = {*refused.values(), *(reason for each in kept.values() for reason in each)}
+        if LOCKED in reasons and reasons <= {LOCKED, REFERENCED}:
+            return Outcome.UNFINISHED
+        item = Item(
+            item_type=ITEM_TYPE,
+            resource_type=TABLE,
+            priority="critical",
+            reason="something is in the way of an erasure, whose deadline goes on",
+            raised_by=f"system:{self._run.script}",
+            context={
+                "kept": kept,
+                "refused": refused,
+                "deadline": request.deadline_at.isoformat() if request.deadline_at else None,
+            },
+        )
+        new = raise_item(self._run.database, self._settings, item, str(request.id))
+        self._run.database.write(
+            lambda connection: connection.execute(
+                f"UPDATE {TABLE} SET status = 'blocked' WHERE id = %s AND closed_at IS NULL",  # noqa: S608 - constants
+                (request.id,),
+            )
+        )
+        return Outcome.BLOCKED_ANEW if new else Outcome.BLOCKED
+
+
+def _passes(error: psycopg.Error) -> bool:
+    """Tell whether somebody is writing to her rows right now."""
+    return isinstance(error, psycopg.errors.LockNotAvailable) or is_deadlock(error)
+
+
+def _is_about_her(error: psycopg.Error) -> bool:
+    """Tell whether the server refused because of her rows: then everybody else's turn comes all the same.
+
+    The rights were looked at before: what is missing now, a trigger of the application's wants. Who has very many rows
+    runs out of time.
+    """
+    return is_about_a_row(error) or str(error.sqlstate).startswith("42") or error.sqlstate == "57014"
+
+
+def archive_keys_of(run: Run) -> ArchiveKeys | None:
+    """Return the archives' keys; None: nothing was ever archived.
+
+    Raises:
+        Misconfigured: There are keys, and no master key.
+    """
+    if run.settings.archive_master_key:
+        keys = ArchiveKeys(run.database, run.settings)
+        keys.check()
+        return keys if _any_keys(run) else None
+    if _any_keys(run):
+        raise Misconfigured("ARCHIVE_MASTER_KEY is not set: a person's archives are erased by destroying her key")
+    return None
+
+
+def _any_keys(run: Run) -> bool:
+    row = run.database.read(
+        lambda connection: connection.execute("SELECT FROM ops.archive_keys WHERE kind = 'lookup' LIMIT 1").fetchone()
+    )
+    return row is not None

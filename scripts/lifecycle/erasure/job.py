@@ -1,0 +1,160 @@
+"""The nightly work on erasure requests, and its dry run; replaying what a restore of the database has undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from scripts.lifecycle.erasure import ledger as erasure_ledger
+from scripts.lifecycle.erasure import requests as erasure_requests
+from scripts.lifecycle.erasure.confirmation import Aftercare
+from scripts.lifecycle.erasure.erasure import Eraser, Outcome
+from scripts.lifecycle.erasure.ledger import Line
+from scripts.lifecycle.erasure.plan import BLOB, REFERENCED, Found
+from scripts.lifecycle.erasure.requests import Request
+from scripts.lifecycle.jobs.run import Run
+from scripts.utils.addresses import normalize_email
+from scripts.utils.db_utils import Database
+from scripts.utils.errors import ExitCode, Misconfigured
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import ledger_digest
+
+
+@dataclass
+class Tally:
+    """What a run came to, in requests."""
+
+    taken_in: int = 0
+    fulfilled: int = 0
+    blocked: int = 0
+    newly_queued: int = 0
+    unfinished: int = 0
+    confirmed: int = 0
+    waiting_for_identity: int = 0
+
+
+def enforce(run: Run) -> None:
+    """Carry out every request that may be, the oldest deadline first.
+
+    Raises:
+        ArchiveStoreFailed: Ledger or certificate could not be written; nobody else is erased.
+        PolicyFailed: The blob store refuses every call, after everything else was done.
+        StoppedEarly: The run must stop; the next one goes on.
+    """
+    eraser = Eraser(run)
+    if run.options.dry_run:
+        _predict(run, eraser)
+        return
+    tally = Tally(erasure_requests.take_in(run.database, run.settings.gdpr_deletion_deadline_days))
+    tally.waiting_for_identity = erasure_requests.waiting(run.database)
+    try:
+        if run.options.flags.replay:
+            _replay(run, eraser)
+        _carry_out(run, eraser, tally)
+        erasure_ledger.forget(
+            run.database, eraser.store, days=run.settings.backup_retention_days, between=run.checkpoint
+        )
+    finally:
+        eraser.close()
+        run.facts |= asdict(tally)
+    if eraser.blobs.refused:
+        raise eraser.blobs.refused
+    if tally.unfinished:
+        run.ending = ExitCode.STOPPED_EARLY
+    elif tally.newly_queued:
+        run.ending = ExitCode.NEEDS_A_PERSON
+
+
+def _carry_out(run: Run, eraser: Eraser, tally: Tally) -> None:
+    aftercare = Aftercare(run, eraser.store)
+    for request in erasure_requests.to_finish(run.database):  # what an earlier run left untold
+        run.checkpoint()
+        tally.confirmed += aftercare.finish(request)
+    for number, request in enumerate(erasure_requests.to_carry_out(run.database)):
+        if run.options.limit is not None and number >= run.options.limit:
+            return
+        run.checkpoint()
+        outcome = eraser.carry_out(request)
+        tally.fulfilled += outcome is Outcome.FULFILLED
+        tally.unfinished += outcome is Outcome.UNFINISHED
+        tally.blocked += outcome in (Outcome.BLOCKED, Outcome.BLOCKED_ANEW)
+        tally.newly_queued += outcome is Outcome.BLOCKED_ANEW
+        if outcome is Outcome.FULFILLED:
+            tally.confirmed += aftercare.finish(_fresh(run.database, request))
+
+
+def _fresh(database: Database, request: Request) -> Request:
+    return database.read(lambda connection: erasure_requests.find(connection, request.id))
+
+
+def _predict(run: Run, eraser: Eraser) -> None:
+    """Say of each request what a run would find; write nothing."""
+    if run.options.flags.replay:
+        for line in _undone(run, eraser):
+            get_logger().info("erasure_would_be_replayed", request=line.request, begun_at=line.started_at)
+    total = 0
+    for request in erasure_requests.listed(run.database, everything=False):
+        run.checkpoint()
+        total += 1
+        try:
+            person = request.person or normalize_email(request.email or "")
+        except Misconfigured:
+            get_logger().warning("erasure_would_be_rejected", request=str(request.id), error="that is not an address")
+            continue
+        get_logger().info(
+            "erasure_predicted",
+            **request.facts(),
+            waits_for_identity=request.identity_verified_at is None,
+            **foreseen(eraser.search(person, request.email or "")),
+        )
+    run.facts |= {"requests": total}
+
+
+def foreseen(found: Iterable[Found]) -> dict[str, object]:
+    """Return what there is of a person, and what would keep it."""
+    found = list(found)
+    return {
+        "found": {each.table: each.rows for each in found},
+        "blobs": sum(each.kept.get(BLOB, 0) for each in found),
+        "kept": kept_for_now(found),
+    }
+
+
+def kept_for_now(found: Iterable[Found]) -> dict[str, dict[str, int]]:
+    """Return why rows would stay, by table; not for their blobs, nor for what refers to them: both go before."""
+    kept = {
+        each.table: {reason: rows for reason, rows in each.kept.items() if reason not in (BLOB, REFERENCED)}
+        for each in found
+    }
+    return {table: reasons for table, reasons in kept.items() if reasons}
+
+
+def _undone(run: Run, eraser: Eraser) -> list[Line]:
+    return erasure_ledger.undone(run.database, eraser.store, days=run.settings.backup_retention_days)
+
+
+def _replay(run: Run, eraser: Eraser) -> None:
+    """Enter again what a restore of the database to a point in time has undone."""
+    lines = _undone(run, eraser)
+    found = erasure_ledger.people(
+        run.database,
+        run.policies.erasure,
+        lambda person: ledger_digest(run.settings, person),
+        {line.digest for line in lines},
+    )
+    for line in lines:
+        run.checkpoint()
+        if line.digest in found:
+            _reopen(run.database, line, found[line.digest])
+        elif eraser.destroy_key(line):
+            _settle(run.database, line)
+        get_logger().warning("erasure_replayed", request=line.request, begun_at=line.started_at)
+    run.facts |= {"replayed": len(lines)}
+
+
+def _reopen(database: Database, line: Line, person: str) -> None:
+    database.write(lambda connection: erasure_ledger.reopen(connection, line, person))
+
+
+def _settle(database: Database, line: Line) -> None:
+    database.write(lambda connection: erasure_ledger.settle(connection, line, "cancelled", "nobody_left"))

@@ -1,0 +1,201 @@
+"""The erasure ledger: what must be erased again after a restore of the database to a point in time.
+
+One object a request beside the archives, written before the first row goes. It names nobody: a keyed digest stands for
+the person, and is compared with whom the restored tables name. After BACKUP_RETENTION_DAYS no backup can bring anybody
+back, and the object goes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+
+from scripts.lifecycle.erasure.requests import TABLE, Request
+from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
+from scripts.utils.archive_store import ArchiveStore, ObjectMissing
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.errors import OpsError
+
+PREFIX = "erasure/ledger/"
+REPLAY = "replay"
+_PAGE = 5000
+
+
+class LedgerBroken(OpsError):
+    """An object of the ledger cannot be read: who must be erased again is not known."""
+
+    stop_reason = "ledger_broken"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One erasure that was begun."""
+
+    request: str
+    digest: str
+    archive_pseudonym: str | None
+    """What stands for her among the archives' keys, hexadecimal."""
+    channel: str
+    requested_at: str
+    deadline_at: str
+    identity_method: str
+    started_at: str
+
+
+def write(
+    store: ArchiveStore, request: Request, *, digest: str, archive_pseudonym: bytes | None, now: datetime
+) -> None:
+    """Write a request's line; the same line again does no harm.
+
+    Raises:
+        ArchiveStoreFailed: It is not there for good, and nothing may be erased.
+    """
+    line = Line(
+        request=str(request.id),
+        digest=digest,
+        archive_pseudonym=archive_pseudonym.hex() if archive_pseudonym else None,
+        channel=request.channel,
+        requested_at=request.requested_at.isoformat(),
+        deadline_at=(request.deadline_at or request.requested_at).isoformat(),
+        identity_method=request.identity_method or "",
+        started_at=now.isoformat(),
+    )
+    with store.writing(_name(request.id)) as file:
+        file.write(json.dumps(asdict(line), indent=1).encode())
+
+
+def take_back(store: ArchiveStore, request: Request) -> None:
+    """Delete the line of a request that was withdrawn while it was written."""
+    store.delete(_name(request.id))
+
+
+def forget(database: Database, store: ArchiveStore, *, days: int, between: Callable[[], None]) -> int:
+    """Delete the lines of erasures that no backup can undo any more.
+
+    Returns:
+        How many went.
+    """
+    rows = database.read(
+        lambda connection: connection.execute(
+            f"SELECT id FROM {TABLE} WHERE ledger_at IS NOT NULL AND closed_at < now() - make_interval(days => %s)",  # noqa: S608
+            (days,),
+        ).fetchall()
+    )
+    for (request,) in rows:
+        between()
+        store.delete(_name(request))
+        database.write(
+            lambda connection, request=request: connection.execute(  # type: ignore[misc]
+                f"UPDATE {TABLE} SET ledger_at = NULL WHERE id = %s",  # noqa: S608 - constants
+                (request,),
+            )
+        )
+    return len(rows)
+
+
+def lines(store: ArchiveStore, *, since: datetime) -> Iterator[Line]:
+    """Return the lines that a backup could undo: those of erasures begun since then.
+
+    Raises:
+        LedgerBroken: One cannot be read.
+    """
+    for name in store.names():
+        if not name.startswith(PREFIX):
+            continue
+        try:
+            line = Line(**json.loads(b"".join(store.read(name))))
+            wanted = datetime.fromisoformat(line.started_at) >= since
+            UUID(line.request), bytes.fromhex(line.archive_pseudonym or "")
+        except ObjectMissing:
+            continue  # it has just gone
+        except (ValueError, TypeError):
+            raise LedgerBroken(f"{name} is not a line of the erasure ledger: restore it, then replay again") from None
+        if wanted:
+            yield line
+
+
+def undone(database: Database, store: ArchiveStore, *, days: int) -> list[Line]:
+    """Return the erasures that this database does not know as fulfilled: it was restored to a point before them.
+
+    One that it knows as fulfilled is left alone: if the person is there again, she came back by herself.
+    """
+    since = database.now() - timedelta(days=days)
+    begun = {line.request: line for line in lines(store, since=since)}
+    rows = database.read(
+        lambda connection: connection.execute(
+            f"SELECT id::text FROM {TABLE} WHERE id = ANY(%s::uuid[]) AND closed_at IS NOT NULL",  # noqa: S608
+            ([*begun],),
+        ).fetchall()
+    )
+    return [line for request, line in begun.items() if (request,) not in rows]
+
+
+def people(
+    database: Database, steps: dict[str, ErasureStep], digest_of: Callable[[str], str], wanted: set[str]
+) -> dict[str, str]:
+    """Return who the digests stand for, as far as any table names them; memory does not grow with the tables."""
+    found: dict[str, str] = {}
+    # A request or a hold may be all that names her; what a hold keeps must not be taken for nobody's.
+    columns = {TABLE: "person", "ops.legal_holds": "person"}
+    columns |= {step.table: step.person for step in steps.values() if step.person}
+    for table, column in columns.items():
+        with database.transaction(read_only=True, statement_timeout=3600.0) as connection:
+            for person in _distinct(connection, table, column):
+                if (digest := digest_of(person)) in wanted:
+                    found[digest] = person
+    return found
+
+
+def _distinct(connection: Connection, table: str, column: str) -> Iterator[str]:
+    query = sql.SQL("SELECT DISTINCT t.{0}::text FROM {1} t WHERE t.{0} IS NOT NULL").format(
+        sql.Identifier(column), table_identifier(table)
+    )
+    with connection.cursor(name="people") as cursor:
+        cursor.itersize = _PAGE
+        for (person,) in cursor.execute(query):
+            yield person
+
+
+def reopen(connection: Connection, line: Line, person: str) -> None:
+    """Enter a request again that the restored database has lost, or has not carried out yet.
+
+    One of hers that is open already stands for it.
+    """
+    facts: dict[str, Any] = asdict(line) | {"person": person, "replay": REPLAY}
+    asked_again = connection.execute(
+        f"UPDATE {TABLE} SET identity_method = coalesce(identity_method, %(identity_method)s),"  # noqa: S608
+        " identity_verified_at = coalesce(identity_verified_at, now()) WHERE person = %(person)s AND id <> %(request)s"
+        " RETURNING id",
+        facts,
+    ).fetchone()
+    if asked_again:
+        settle(connection, line, "merged", "asked_before", merged_into=asked_again[0])
+        return
+    connection.execute(
+        f"INSERT INTO {TABLE} AS r (id, channel, requested_at, deadline_at, person, identity_method,"  # noqa: S608
+        " identity_verified_at, started_at, ledger_at, status) VALUES (%(request)s, %(replay)s,"
+        " %(requested_at)s, %(deadline_at)s, %(person)s, %(identity_method)s, now(), %(started_at)s, now(), 'running')"
+        " ON CONFLICT (id) DO UPDATE SET identity_method = coalesce(r.identity_method, EXCLUDED.identity_method),"
+        " identity_verified_at = coalesce(r.identity_verified_at, now())",
+        facts,
+    )
+
+
+def settle(connection: Connection, line: Line, status: str, because: str, merged_into: UUID | None = None) -> None:
+    """Enter a replayed request as closed: another replay leaves it alone, and its line goes when its time has come."""
+    connection.execute(
+        f"INSERT INTO {TABLE} (id, channel, requested_at, deadline_at, started_at, ledger_at, status, closed_at,"  # noqa: S608
+        " closed_because, merged_into) VALUES (%(request)s, %(replay)s, %(requested_at)s, %(deadline_at)s,"
+        " %(started_at)s, now(), %(status)s, now(), %(because)s, %(into)s) ON CONFLICT (id) DO NOTHING",
+        asdict(line) | {"replay": REPLAY, "status": status, "because": because, "into": merged_into},
+    )
+
+
+def _name(request: UUID | str) -> str:
+    return f"{PREFIX}{request}.json"

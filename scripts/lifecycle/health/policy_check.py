@@ -1,0 +1,51 @@
+"""The gate in front of a change: would every policy start, and has every table with personal data one?
+
+For a developer's CI, whose tables are empty: what is only warned of there is refused in production once the table is
+large, so a warning fails here too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scripts.lifecycle.health import database
+from scripts.lifecycle.health.erasure import erasure
+from scripts.lifecycle.health.findings import Check, Context, Finding, examine, failed, passed
+from scripts.lifecycle.health.personal_data import personal_data
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
+from scripts.utils.errors import ExitCode, Unwell
+from scripts.utils.logging_utils import get_logger
+
+
+def check(run: Run) -> None:
+    """Check the policy file against the database; each finding is a line.
+
+    Raises:
+        Unwell: Something would not work, or is not covered (exit 1).
+        StoppedEarly: The run must stop.
+    """
+    flags = run.options.flags
+    context = Context(run, flags.policy_file, flags.policy_file)
+    checks = [Check("policies", database.policies), Check("order", _order), Check("personal_data", personal_data)]
+    if run.policies.erasure:
+        checks.append(Check("erasure", erasure))
+    findings = list(examine(context, checks))
+    for finding in findings:
+        log = get_logger().info if finding.status == "PASS" else get_logger().error
+        log("policy_check", **finding.as_dict())
+    bad = sum(finding.status != "PASS" for finding in findings)
+    if bad:
+        raise Unwell(f"{bad} of {len(findings)} findings must be cured before this file is used", ExitCode.FAILED)
+
+
+def _order(context: Context) -> Iterator[Finding]:
+    policies = context.run.policies
+    order = in_order(policies.policies.values(), context.run.database.read(foreign_keys))
+    for name in policies.policies:
+        if policies.job_of(name) is None:
+            cure = "name it under the policies of a job"
+            yield failed(name, "no job carries it out, so nobody would notice if it were not", cure)
+    for cycle in order.cycles:
+        get_logger().warning("foreign_key_cycle", tables=cycle, effect="the file's order decides")
+    yield passed("order", " → ".join(order.names))

@@ -1,0 +1,266 @@
+"""A job and one run of it: what a script's work is given, and where its results go."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import FrameType
+from uuid import uuid4
+
+from scripts.lifecycle.jobs.results import SLA_ORDER, PolicyResult, SlaStatus
+from scripts.lifecycle.jobs.terminal import Display
+from scripts.lifecycle.policy.policies import PolicySet
+from scripts.utils.db_utils import Database
+from scripts.utils.errors import ExitCode, Misconfigured, OpsError, StoppedEarly
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.redis_lock import JobLock
+from scripts.utils.settings import Settings, handle
+from scripts.utils.tracing import Trace
+
+_PAUSE_SLICE_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a script is.
+
+    Args:
+        name: The script's name without ``.py``; also its key under ``jobs:`` in the policy file.
+        work: What it does, given the run.
+        description: First line of ``--help``.
+        changes_data: Whether it takes the job's lock, and knows ``--dry-run``. An operator's command does neither.
+        purges: Whether it deletes by policy: knows the caps, and closes with what was deleted.
+        events: Prefix of its start and closing events.
+        arguments: Adds flags of its own.
+        needs_database: Whether there is nothing to do without one; a health check has to say so itself.
+        commands: Of a job with verbs: those that are an operator's commands, with neither lock nor caps.
+    """
+
+    name: str
+    work: Callable[[Run], None]
+    description: str
+    changes_data: bool = True
+    purges: bool = True
+    events: str = "cleanup"
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    needs_database: bool = True
+    commands: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Options:
+    """The run's switches after flags, environment and policy file were weighed; durations in seconds."""
+
+    dry_run: bool
+    limit: int | None
+    batch_size: int | None
+    max_duration: float
+    confirm_cap: int | None
+    as_of: datetime | None
+    rollout: bool
+    flags: argparse.Namespace
+
+
+class Run:
+    """One run of a script: what its work needs, and where its results go."""
+
+    def __init__(self, job: Job, settings: Settings, policies: PolicySet, options: Options, display: Display) -> None:
+        self.script = job.name
+        self.job = job.name
+        """The job whose policy is being carried out: another one while this run does its work."""
+        self.settings = settings
+        self.policies = policies
+        self.options = options
+        self.display = display
+        self.correlation_id = uuid4().hex[:16]
+        self.trace = Trace.taken_up(settings.traceparent)
+        self.budget_seconds = options.max_duration
+        self.results: list[PolicyResult] = []
+        self.facts: dict[str, object] = {}
+        """What the closing line of a run says that does not delete by policy."""
+        self.ending = ExitCode.DONE
+        """What such a run came to: 4 where something new needs a person, 3 where work is left."""
+        self.database = Database(
+            settings.database_url.get_secret_value(),
+            application_name=f"{job.name} {self.correlation_id}",
+            max_size=settings.db_pool_size + settings.db_max_overflow,
+        )
+        self.started = time.monotonic()
+        self._signal: signal.Signals | None = None
+        self._lock: JobLock | None = None
+        self._outer: list[JobLock] = []
+        self._until: float | None = None
+        self._cutoff: datetime | None = None
+
+    @property
+    def cutoff(self) -> datetime:
+        """The one moment that the run judges everything by, from the database's clock, time-zone aware."""
+        if self._cutoff is None:
+            raise RuntimeError("this run has no cut-off yet")
+        return self._cutoff
+
+    def set_cutoff(self, now: datetime) -> None:
+        """Take ``--as-of`` or the database's now.
+
+        Raises:
+            Misconfigured: A real run would go beyond the database's clock.
+        """
+        if self.options.as_of and self.options.as_of > now and not self.options.dry_run:
+            raise Misconfigured("--as-of lies in the future: a real run never goes beyond the database's clock")
+        self._cutoff = self.options.as_of or now
+
+    def judge_by(self, moment: datetime) -> None:
+        """Take an earlier cut-off than the run's own: that of a plan.
+
+        Raises:
+            Misconfigured: It lies beyond the run's own.
+        """
+        if moment > self.cutoff:
+            raise Misconfigured("the plan is about the future: a real run never goes beyond the database's clock")
+        self._cutoff = moment
+
+    @property
+    def operator(self) -> str:
+        """Who is at the shell: ``--operator``, else OPERATOR, else the login name.
+
+        Raises:
+            Misconfigured: It is no handle; the audit must not hold an e-mail address.
+        """
+        named: str | None = self.options.flags.operator
+        return checked_operator(named or self.settings.operator or getpass.getuser())
+
+    @property
+    def lock(self) -> JobLock:
+        """The job's lock; only a real run of a job that changes data has one."""
+        if self._lock is None:
+            raise RuntimeError("this run holds no lock")
+        return self._lock
+
+    def take_lock(self, lock: JobLock) -> None:
+        """Acquire the job's lock for the length of the run."""
+        lock.acquire()
+        self._lock = lock
+
+    @contextmanager
+    def work_of(self, job: str, lock: JobLock | None, seconds: float) -> Iterator[None]:
+        """Do a job's work for so many seconds, under its own lock where it has one and this run does not hold it.
+
+        The run's own lock is looked after meanwhile: losing either of them ends the work.
+        """
+        former = self.job, self._lock, self._until
+        self.job, self._until = job, self.duration() + seconds
+        if lock is not None:
+            if former[1] is not None:
+                self._outer.append(former[1])
+            self._lock = lock
+        try:
+            yield
+        finally:
+            self.job, self._lock, self._until = former
+            if lock is not None and former[1] is not None:
+                self._outer.pop()
+
+    def duration(self) -> float:
+        """Return the seconds since the run began."""
+        return time.monotonic() - self.started
+
+    def heed(self, number: int, _frame: FrameType | None) -> None:
+        """Note a signal; the batch in hand is finished first."""
+        self._signal = signal.Signals(number)
+
+    def checkpoint(self) -> None:
+        """Stop here if the run must stop; called between batches only.
+
+        Raises:
+            StoppedEarly: A signal came, a lock was taken away, or the time budget, or this policy's share of it, is
+                used up.
+        """
+        self.stop_on_signal()
+        for lock in (*self._outer, *([self._lock] if self._lock else [])):
+            if lock.lost.is_set():
+                raise StoppedEarly("lock_lost", f"{lock.name} was released or taken over while running")
+        if self.duration() >= self.budget_seconds:
+            raise StoppedEarly("time_budget", f"the time budget of {self.budget_seconds:.0f} s is used up")
+        if self._until is not None and self.duration() >= self._until:
+            raise StoppedEarly("time_share", "this policy's share of the time budget is used up")
+
+    def stop_on_signal(self) -> None:
+        """Stop here if a signal came; called between two pieces of work only.
+
+        Raises:
+            StoppedEarly: One came.
+        """
+        if self._signal is not None:
+            code = ExitCode.SIGINT if self._signal is signal.SIGINT else ExitCode.SIGTERM
+            raise StoppedEarly(self._signal.name.lower(), f"{self._signal.name} received", code)
+
+    @contextmanager
+    def waiting_for_a_person(self) -> Iterator[None]:
+        """Let a signal end the wait for somebody's input at once; a person has no time budget.
+
+        Raises:
+            StoppedEarly: A signal came, before or meanwhile.
+        """
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.heed(number, frame)
+            self.stop_on_signal()
+
+        with ExitStack() as stack:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, stop))
+            self.stop_on_signal()
+            yield
+
+    def pause(self, seconds: float) -> None:
+        """Wait, but stop at once if the run must stop.
+
+        Raises:
+            StoppedEarly: As :meth:`checkpoint` raises it.
+        """
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.checkpoint()
+            time.sleep(min(left, _PAUSE_SLICE_SECONDS))
+
+    def expect(self, policy: str, rows: int) -> None:
+        """Tell the terminal how much there is to do."""
+        self.display.expect(policy, rows)
+
+    def advance(self, policy: str, rows: int) -> None:
+        """Tell the terminal how much is done."""
+        self.display.advance(policy, rows)
+
+    def fail(self, policy: str, error: OpsError) -> None:
+        """Record a policy that could not be looked at."""
+        get_logger().error("policy_failed", policy=policy, stop_reason=error.stop_reason, error=str(error))
+        self.results.append(PolicyResult(policy, "failed", error.stop_reason, error.exit_code, error=str(error)))
+
+
+def checked_operator(name: str) -> str:
+    """Return the name if it may stand in the audit.
+
+    Raises:
+        Misconfigured: It is an e-mail address, or has spaces.
+    """
+    try:
+        return handle(name)
+    except ValueError as error:
+        raise Misconfigured(f"--operator, OPERATOR or the login name {error}") from None
+
+
+def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: timedelta) -> SlaStatus:
+    """Judge a policy by the run's share of its time budget and by how far the oldest row is past its date."""
+    percent = 100 * run.duration() / run.budget_seconds
+    by_time = (percent >= run.settings.sla_warning_threshold_percent) + (
+        percent >= run.settings.sla_critical_threshold_percent
+    )
+    # Not counted is not zero: whoever cannot look cannot say that the promise was kept.
+    by_age = 1 if overdue is None else (overdue > warning.total_seconds()) + (overdue > critical.total_seconds())
+    return SLA_ORDER[max(by_time, by_age)]

@@ -1,0 +1,233 @@
+"""The run record: one row a run and policy in ops.job_runs.
+
+Its states, in words: ``running`` becomes ``completed`` (nothing left that may go), ``partial`` (stopped early, or rows
+left), ``failed`` or ``interrupted`` (a signal) when the run closes it, and ``abandoned`` when a later run or the
+monitor finds that its process is gone. ``skipped`` is a run that did not begin: another one held the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.policy.policies import PolicySet
+from scripts.utils.db_utils import Connection, Database
+
+
+def keep_policy_version(connection: Connection, policies: PolicySet, script: str) -> None:
+    """Keep the policy file by its hash, so that "under which rule" has an answer years later."""
+    connection.execute(
+        "INSERT INTO ops.policy_versions (hash, document, first_used_by) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+        (policies.hash, policies.document, script),
+    )
+
+
+NO_POLICY = "-"
+"""In the record of a job that carries out none."""
+
+_ABANDON = sql.SQL(
+    "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
+    " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
+    " WHERE b.run_id = r.id AND b.action IN"
+    " ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete', 'anonymize'))"
+    " WHERE status = 'running' AND {}"
+)
+
+
+def abandon_dead_runs(connection: Connection, script: str) -> int:
+    """Close what earlier runs of this script left open; only the holder of the script's lock may call it.
+
+    Returns:
+        How many runs were found abandoned.
+    """
+    return connection.execute(_ABANDON.format(sql.SQL("script = %s")), (script,)).rowcount
+
+
+def abandon_silent_run(connection: Connection, correlation_id: str, silent_seconds: float) -> int:
+    """Close a run that a monitor found dead, unless it has given a sign of life since.
+
+    A run that lives after all writes its true ending over it.
+
+    Returns:
+        How many records were closed, one a policy.
+    """
+    silent = sql.SQL("correlation_id = %s AND heartbeat_at < clock_timestamp() - make_interval(secs => %s)")
+    return connection.execute(_ABANDON.format(silent), (correlation_id, silent_seconds)).rowcount
+
+
+def note_lock_conflict(
+    connection: Connection, policies: PolicySet, script: str, correlation_id: str, now: datetime, version: str
+) -> None:
+    """Record that a run did not begin because another one held the lock, for each policy of the job."""
+    keep_policy_version(connection, policies, script)
+    spec = policies.jobs.get(script)
+    for policy in (spec.policies if spec else ()) or (NO_POLICY,):
+        connection.execute(
+            "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
+            " fencing_token, status, stop_reason, exit_code, host, pid, version)"
+            " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, 'skipped', 'lock_held', 75, %s, %s, %s)",
+            (script, policy, correlation_id, now, policies.hash, socket.gethostname(), os.getpid(), version),
+        )
+
+
+def note_not_begun(
+    connection: Connection,
+    policies: PolicySet,
+    *,
+    script: str,
+    policy: str,
+    correlation_id: str,
+    cutoff: datetime,
+    result: PolicyResult,
+    version: str,
+) -> None:
+    """Record a policy that a run did not get to, so that the next one takes it first."""
+    connection.execute(
+        "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
+        " fencing_token, status, stop_reason, exit_code, host, pid, version, error)"
+        " VALUES (gen_random_uuid(), %s, %s, %s, now(), %s, %s, 0, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            *(script, policy, correlation_id, cutoff, policies.hash),
+            *(result.status, result.stop_reason, int(result.exit_code)),
+            *(socket.gethostname(), os.getpid(), version, result.error),
+        ),
+    )
+
+
+def cut_short(connection: Connection, script: str, policies: Sequence[str]) -> dict[str, int]:
+    """Return the policies that the last run had no time for: 0 where it did not begin one, 1 where it did not end."""
+    rows = connection.execute(
+        "SELECT DISTINCT ON (policy) policy, stop_reason, fencing_token FROM ops.job_runs"
+        " WHERE script = %s AND policy = ANY(%s) AND status <> 'running' ORDER BY policy, started_at DESC",
+        (script, list(policies)),
+    ).fetchall()
+    return {policy: int(token > 0) for policy, reason, token in rows if reason in ("time_share", "time_budget")}
+
+
+def open_run(
+    connection: Connection,
+    run_id: UUID,
+    *,
+    script: str,
+    policy: str,
+    correlation_id: str,
+    cutoff: datetime,
+    policy_hash: str,
+    fencing_token: int,
+    budget_seconds: float,
+    version: str,
+    trace_id: str | None = None,
+) -> None:
+    """Insert the record of a run that begins; to do it twice makes one record."""
+    connection.execute(
+        "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token,"
+        " sla_budget_seconds, host, pid, version, trace_id)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (id) DO NOTHING",
+        (
+            run_id,
+            script,
+            policy,
+            correlation_id,
+            cutoff,
+            policy_hash,
+            fencing_token,
+            budget_seconds,
+            socket.gethostname(),
+            os.getpid(),
+            version,
+            trace_id,
+        ),
+    )
+
+
+def heartbeat(
+    run_id: UUID, *, lease: str, fencing_token: int, records: int, batches: int, pauses: dict[str, dict[str, float]]
+) -> tuple[sql.Composed, dict[str, Any]]:
+    """Return the statement that shows a run to be alive, on its record and on its lease."""
+    statement = sql.SQL(
+        "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
+        " WHERE name = %(lease)s AND fencing_token = %(token)s)"
+        " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(records)s,"
+        " batches = %(batches)s, pauses = %(pauses)s WHERE id = %(run_id)s"
+    ).format()
+    return statement, {
+        "lease": lease,
+        "token": fencing_token,
+        "records": records,
+        "batches": batches,
+        "pauses": Jsonb(pauses),
+        "run_id": run_id,
+    }
+
+
+def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
+    """Write what became of the run."""
+    columns: dict[str, object] = {
+        "status": result.status,
+        "stop_reason": result.stop_reason,
+        "exit_code": int(result.exit_code),
+        "records_processed": result.records_deleted,
+        "records_held": result.records_held,
+        "records_queued": result.records_queued,
+        "records_remaining": result.records_remaining,
+        "oldest_overdue_seconds": result.oldest_overdue_seconds,
+        "batches": result.batches,
+        "pauses": Jsonb(result.pauses),
+        "sla_status": result.sla_status,
+        "error": result.error,
+    }
+    assignments = sql.SQL(", ").join(
+        sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns
+    )
+    with database.transaction() as connection:
+        connection.execute(
+            sql.SQL("UPDATE ops.job_runs SET finished_at = now(), heartbeat_at = now(), {} WHERE id = %(id)s").format(
+                assignments
+            ),
+            columns | {"id": run_id},
+        )
+
+
+def audited_rows(connection: Connection, run_id: UUID, table: str) -> int:
+    """Return how many rows of a table the audit says that a run deleted: the truth, whatever the client remembers."""
+    row = connection.execute(
+        "SELECT coalesce(sum(cardinality(resource_ids)), 0) FROM ops.audit_batches"
+        " WHERE run_id = %s AND resource_type = %s",
+        (run_id, table),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def usual_rows(connection: Connection, scripts: Sequence[str], policy: str) -> float | None:
+    """Return how many rows the runs since the last completed one could be expected to delete, None without a history.
+
+    The median a day of the completed runs of the last 30 days, times the days since the last of them (at least one).
+    """
+    row = connection.execute(
+        "WITH days AS (SELECT started_at::date AS day, sum(records_processed) AS rows, max(started_at) AS last"
+        " FROM ops.job_runs WHERE script = ANY(%s) AND policy = %s AND status = 'completed'"
+        " AND started_at > now() - interval '30 days' GROUP BY 1)"
+        " SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rows)"
+        " * greatest(1, extract(epoch FROM now() - max(last)) / 86400) FROM days",
+        (list(scripts), policy),
+    ).fetchone()
+    return None if row is None or row[0] is None else float(row[0])
+
+
+def last_policy_document(connection: Connection, scripts: Sequence[str], policy: str, current_hash: str) -> str | None:
+    """Return the policy file of the last completed run if it was another version, else None."""
+    row = connection.execute(
+        "SELECT v.hash, v.document FROM ops.job_runs r JOIN ops.policy_versions v ON v.hash = r.policy_hash"
+        " WHERE r.script = ANY(%s) AND r.policy = %s AND r.status = 'completed' ORDER BY r.started_at DESC LIMIT 1",
+        (list(scripts), policy),
+    ).fetchone()
+    return None if row is None or row[0] == current_hash else str(row[1])

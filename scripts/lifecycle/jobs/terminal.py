@@ -1,0 +1,116 @@
+"""What a person at a terminal sees beside the log: progress while it runs, a table when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from scripts.lifecycle.jobs.results import PolicyResult
+
+_READABLE = 16  # characters a line, at least, where a cell goes on in the next one
+_FRAME = 3  # characters of border and padding a column
+
+
+class _Console(Console):
+    """A console whose reader may go away: rich would end the process with exit code 1, in the middle of its work."""
+
+    def on_broken_pipe(self) -> None:
+        """Fall silent."""
+        self.quiet = True
+
+
+class Display:
+    """Progress bar and closing table on standard error; silent where the log is for machines."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._console = _Console(stderr=True)
+        self.enabled = enabled
+        self._tasks: dict[str, TaskID] = {}
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (enabled and self._console.is_terminal),
+        )
+
+    def __enter__(self) -> Self:
+        """Show the progress bars."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take them away."""
+        self._progress.stop()
+
+    def expect(self, name: str, total: int) -> None:
+        """Begin a bar."""
+        self._tasks[name] = self._progress.add_task(name, total=total)
+
+    def advance(self, name: str, completed: int) -> None:
+        """Move a bar."""
+        self._progress.update(self._tasks[name], completed=completed)
+
+    def show(self, table: Table) -> None:
+        """Print a table of a command's own: its columns that must not wrap are whole, however narrow the terminal."""
+        # An id that is cut or broken into two lines cannot be copied, and a cut one may be another's.
+        widths = [_width(column) if column.no_wrap else min(_width(column), _READABLE) for column in table.columns]
+        needed = sum(widths) + _FRAME * len(widths) + 1
+        if needed > self._console.width:
+            table.width = needed
+        self._console.print(table, crop=False)
+
+    def say(self, text: str) -> None:
+        """Print a line or more; square brackets are text."""
+        self._progress.stop()
+        self._console.print(text, markup=False, highlight=False)
+
+    def ask(self, prompt: str) -> str:
+        """Wait for a person's line.
+
+        Raises:
+            EOFError: There will be none.
+        """
+        self._progress.stop()
+        return self._console.input(Text(prompt)).strip()
+
+    def summary(self, title: str, rows: Iterable[PolicyResult], *, dry_run: bool, duration: float) -> None:
+        """Show what every policy came to."""
+        self._progress.stop()
+        rows = list(rows)
+        if not self.enabled or not rows:
+            return
+        table = Table(title=f"{title}: {'dry run, nothing was written' if dry_run else f'{duration:.1f} s'}")
+        # In a narrow terminal a name continues on the next line; a figure that is cut would be a wrong one.
+        for heading in ("policy", "status"):
+            table.add_column(heading, overflow="fold")
+        for heading in ("would delete" if dry_run else "deleted", "held", "queued", "remaining"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for heading in ("SLA", "because"):
+            table.add_column(heading, overflow="fold")
+        for row in rows:
+            counts = (row.records_deleted, row.records_held, row.records_queued, row.records_remaining)
+            table.add_row(
+                row.policy,
+                row.status,
+                *("not counted" if count is None else f"{count:,}" for count in counts),
+                row.sla_status,
+                row.stop_reason,
+            )
+        self._console.print(table)
+
+
+def _width(column: Column) -> int:
+    """Return how many characters wide a column of plain text is when nothing in it wraps."""
+    return max(cell_len(line) for cell in (column.header, *column.cells) for line in str(cell).split("\n"))

@@ -1,0 +1,275 @@
+"""One alert a problem: raised once, reminded of with pauses, told to be over when it is.
+
+The state is in ops.alerts, so that monitors in processes of their own, also two at once, tell a problem once. Each
+change is a compare-and-set; telling the sinks comes afterwards (alert_delivery.py), outside any transaction.
+
+INFO goes to the log; WARNING to the log, Sentry and Slack; CRITICAL to the log, Sentry, Slack and PagerDuty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, get_args
+from uuid import UUID, uuid4
+
+from psycopg.rows import dict_row
+
+from scripts.lifecycle.monitoring.alert_delivery import Delivery
+from scripts.utils.alert_sinks import SEVERITIES, News, Severity, sinks_of
+from scripts.utils.db_utils import Connection, Database
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.redaction import redact
+from scripts.utils.settings import Settings
+
+_OPEN = """
+INSERT INTO ops.alerts (id, key, severity, what, how_bad, what_to_do, runbook, raised_by, since, waiting)
+VALUES (%(id)s, %(key)s, %(severity)s, %(what)s, %(how_bad)s, %(what_to_do)s, %(runbook)s, %(script)s,
+        coalesce(%(since)s::timestamptz, now()), %(sinks)s::text[])
+ON CONFLICT (key) WHERE resolved_at IS NULL DO NOTHING RETURNING id
+"""
+
+# The row is locked before it is compared: of two monitors the second sees what the first one told.
+_SEEN_AGAIN = """
+WITH seen AS (
+    SELECT id, CASE
+               WHEN severity <> %(severity)s THEN
+                   CASE WHEN array_position(%(severities)s, severity) < array_position(%(severities)s, %(severity)s)
+                        THEN 'worsened' ELSE 'eased' END
+               WHEN severity <> 'info' AND news_at <= clock_timestamp() - make_interval(hours => %(pause)s)
+                    THEN 'reminder'
+               END AS news
+      FROM ops.alerts WHERE key = %(key)s AND resolved_at IS NULL FOR UPDATE
+)
+UPDATE ops.alerts a
+   SET severity = %(severity)s, what = %(what)s, how_bad = %(how_bad)s, what_to_do = %(what_to_do)s,
+       runbook = %(runbook)s, since = least(a.since, %(since)s::timestamptz), last_seen_at = clock_timestamp(),
+       occurrences = a.occurrences + 1, version = a.version + (s.news IS NOT NULL)::int,
+       news = coalesce(s.news, a.news),
+       news_at = CASE WHEN s.news IS NULL THEN a.news_at ELSE clock_timestamp() END,
+       reminded_at = CASE WHEN s.news = 'reminder' THEN clock_timestamp() ELSE a.reminded_at END,
+       -- Whoever saw it first may have had fewer sinks: a monitor run by hand must swallow nobody's page.
+       waiting = CASE WHEN s.news IS NULL
+                           THEN ARRAY(SELECT unnest(a.waiting)
+                                       UNION SELECT sink FROM unnest(%(sinks)s::text[]) AS n (sink)
+                                              WHERE NOT a.told ? sink)
+                      WHEN s.news = 'eased' THEN ARRAY(SELECT unnest(%(sinks)s::text[])
+                                                        UNION SELECT jsonb_object_keys(a.told))
+                      ELSE %(sinks)s::text[] END
+  FROM seen s WHERE a.id = s.id
+RETURNING a.id, s.news
+"""
+
+# Whoever was told of it, or may have been, is told that it is over.
+_RECOVER = """
+UPDATE ops.alerts
+   SET resolved_at = clock_timestamp(), version = version + 1, news = 'recovered', news_at = clock_timestamp(),
+       waiting = ARRAY(SELECT jsonb_object_keys(told))
+ WHERE resolved_at IS NULL AND CASE WHEN %(exactly)s THEN key = %(scope)s ELSE starts_with(key, %(scope)s) END
+   AND NOT key = ANY(%(still)s)
+   AND NOT EXISTS (SELECT FROM unnest(%(unknown)s::text[]) AS u (scope) WHERE starts_with(key, u.scope))
+   AND (%(measured_at)s::timestamptz IS NULL OR last_seen_at <= %(measured_at)s)
+RETURNING key, severity, what, how_bad, what_to_do, runbook, since
+"""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A problem, for whoever is woken up by it; no personal data in any of it.
+
+    Args:
+        key: The same problem always has the same key, such as ``sla:cleanup_pdfs:missed``.
+        severity: ``info``, ``warning`` or ``critical``.
+        what: What is wrong, in one line.
+        how_bad: Figures: how much, how long, against which threshold.
+        what_to_do: The first thing to do.
+        runbook: A page of this repository with its anchor, or an address.
+        since: When the problem began; None: when it was first seen.
+    """
+
+    key: str
+    severity: Severity
+    what: str
+    how_bad: str
+    what_to_do: str
+    runbook: str
+    since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be told.
+
+        Raises:
+            ValueError: The key is empty or could hold an address, or the severity is none of the three.
+        """
+        if not self.key or "@" in self.key or self.severity not in get_args(Severity):
+            raise ValueError(f"no alert: key {self.key!r}, severity {self.severity!r}")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What became of a monitor's view: keys that are new, and keys that are over."""
+
+    raised: list[str] = field(default_factory=list)
+    recovered: list[str] = field(default_factory=list)
+
+
+class Alerts:
+    """The problems of this installation, as one process sees and changes them.
+
+    No method may be called inside a transaction: it opens its own, and talks HTTP after it. With CLEANUP_DRY_RUN set,
+    what would be raised or recovered is logged, and nothing is written or sent.
+
+    Args:
+        database: Where the state is.
+        settings: The sinks, the pause between reminders, the addresses.
+        script: Who looks.
+    """
+
+    def __init__(self, database: Database, settings: Settings, script: str) -> None:
+        self._database = database
+        self._settings = settings
+        self._script = script
+        self._sinks = sinks_of(settings)
+        self._delivery = Delivery(database, self._sinks, settings.alert_source)
+        self._dry_run = settings.cleanup_dry_run
+
+    def raise_(self, alert: Alert) -> bool:
+        """Say that there is a problem, as often as it is seen.
+
+        Returns:
+            Whether it is new. One that is open is updated, and told again if it got better or worse, or if the pause
+            between reminders is over.
+        """
+        new = self._note(alert)
+        self.deliver()
+        return new
+
+    def recover(self, key: str) -> bool:
+        """Say that a problem is over.
+
+        Returns:
+            Whether it was open.
+        """
+        over = self._end(key, exactly=True)
+        self.deliver()
+        return bool(over)
+
+    def settle(
+        self,
+        scope: str,
+        alerts: Sequence[Alert],
+        *,
+        unknown: Collection[str] = (),
+        measured_at: datetime | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> Settled:
+        """Take a monitor's whole view: these problems there are, and no others.
+
+        Args:
+            scope: The beginning of the keys that the view covers; what is open under it and not among ``alerts`` is
+                over.
+            alerts: All that is wrong.
+            unknown: Beginnings of keys that could not be looked at: nothing under them is over.
+            measured_at: When the view was taken, by the database's clock; what another monitor has seen since then is
+                not over.
+            between: Called before each alert; may raise to stop.
+
+        Raises:
+            ValueError: An alert's key is not under the scope: its recovery would never come.
+        """
+        if outside := [alert.key for alert in alerts if not alert.key.startswith(scope)]:
+            raise ValueError(f"not under {scope}: {', '.join(outside)}")
+        raised = []
+        for alert in alerts:
+            between()
+            raised += [alert.key] if self._note(alert) else []
+        over = self._end(scope, still=[alert.key for alert in alerts], unknown=unknown, measured_at=measured_at)
+        self.deliver()
+        return Settled(raised, over)
+
+    def deliver(self) -> None:
+        """Tell each sink what it has yet to be told; the next run asks one that is down again."""
+        if not self._dry_run:
+            self._delivery.deliver()
+
+    def _note(self, alert: Alert) -> bool:
+        if self._dry_run:
+            get_logger().warning("alert_would_be_raised", dry_run=True, alert=alert.key, what=alert.what)
+            return False
+        mine = uuid4()
+        # The key stays as it is: another one would be another problem.
+        texts = {name: str(redact(getattr(alert, name))) for name in ("what", "how_bad", "what_to_do")}
+        texts["key"] = alert.key
+        facts: dict[str, Any] = {
+            "id": mine,
+            **texts,
+            "severity": alert.severity,
+            "severities": list(SEVERITIES),
+            "runbook": self._address(alert.runbook),
+            "script": self._script,
+            "since": alert.since,
+            "sinks": self._told_of(alert.severity),
+            "pause": self._settings.alert_reminder_hours,
+        }
+
+        def work(connection: Connection) -> tuple[UUID, News | None]:
+            while True:
+                opened = connection.execute(_OPEN, facts).fetchone()
+                if opened:
+                    return mine, "raised"
+                # Gone again: somebody else saw it recover between the two statements.
+                if again := connection.execute(_SEEN_AGAIN, facts).fetchone():
+                    return again[0], again[1]
+
+        row, news = self._database.write(work)
+        # After a COMMIT whose answer was lost, the second attempt finds the row of the first.
+        new = row == mine
+        if new or news:
+            _log("raised" if new else str(news), {**texts, "severity": alert.severity, "runbook": facts["runbook"]})
+        return new
+
+    def _end(
+        self,
+        scope: str,
+        *,
+        exactly: bool = False,
+        still: Collection[str] = (),
+        unknown: Collection[str] = (),
+        measured_at: datetime | None = None,
+    ) -> list[str]:
+        facts = {
+            "scope": scope,
+            "exactly": exactly,
+            "still": list(still),
+            "unknown": list(unknown),
+            "measured_at": measured_at,
+        }
+        if self._dry_run:
+            get_logger().info("alerts_would_be_settled", dry_run=True, scope=scope, still_open=sorted(still))
+            return []
+
+        def work(connection: Connection) -> list[dict[str, Any]]:
+            with connection.cursor(row_factory=dict_row) as cursor:
+                return cursor.execute(_RECOVER, facts).fetchall()
+
+        over = self._database.write(work)
+        for row in over:
+            _log("recovered", row)
+        return sorted(row["key"] for row in over)
+
+    def _told_of(self, severity: Severity) -> list[str]:
+        return [sink.name for sink in self._sinks if SEVERITIES.index(severity) >= SEVERITIES.index(sink.least)]
+
+    def _address(self, runbook: str) -> str:
+        base = self._settings.alert_runbook_url
+        return f"{base.rstrip('/')}/{runbook}" if base and "://" not in runbook else runbook
+
+
+def _log(news: str, facts: dict[str, Any]) -> None:
+    log = get_logger()
+    write = {"info": log.info, "warning": log.warning, "critical": log.error}[facts["severity"]]
+    kept = ("what", "how_bad", "what_to_do", "runbook")
+    (log.info if news in ("recovered", "eased") else write)(
+        f"alert_{news}", alert=facts["key"], severity=facts["severity"], **{name: facts[name] for name in kept}
+    )

@@ -1,0 +1,101 @@
+"""The service level that the user was promised: what lies past its date, counted on the data itself.
+
+By the purge's own selection, in a READ ONLY transaction with short time-outs: whoever watches must not hold up those
+that work. What cannot be counted is said to be unknown; it is never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+import psycopg
+
+from scripts.lifecycle.engine.policy_run import naming_what_is_locked
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import Survey, survey
+from scripts.lifecycle.policy.policies import Policy
+from scripts.utils.blob_token import store_of
+from scripts.utils.db_utils import Connection, Database, connection_lost
+from scripts.utils.errors import PolicyFailed, describe_database_error
+from scripts.utils.settings import Settings
+
+LOCK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Residue:
+    """What lies past its date at one moment."""
+
+    remaining: int
+    """Rows past their date that no hold keeps."""
+    held: int
+    oldest_overdue_seconds: float
+    late: int
+    """Of these, rows further past their date than the policy's warning threshold: the backlog."""
+    left_behind: int | None
+    """Rows that the last completed run had to delete, and that are still there unexplained; None: no such run."""
+
+
+def measure(
+    database: Database, settings: Settings, policy: Policy, *, now: datetime, completed: datetime | None, seconds: float
+) -> Residue:
+    """Count what lies past its date.
+
+    One pass over what is due; a second and a third only where something is late, or older than the last run.
+
+    Args:
+        database: As the jobs' role.
+        settings: Names the Blob store, where there is one.
+        policy: The policy.
+        now: The database's clock.
+        completed: Cut-off of the last run that says that it completed; None: there was none.
+        seconds: Longest run time of one statement.
+
+    Raises:
+        PolicyFailed: It could not be counted; says why and what to do.
+    """
+
+    def at(connection: Connection, moment: datetime) -> Survey:
+        selection: Selection = preflight(connection, policy, moment).selection
+        if policy.blob and settings.blob_read_write_token:
+            selection.parameters["blob_store"] = store_of(settings).lower()
+        return survey(connection, selection)
+
+    try:
+        with (
+            naming_what_is_locked(policy),
+            database.transaction(read_only=True, lock_timeout=LOCK_SECONDS, statement_timeout=seconds) as connection,
+        ):
+            found = at(connection, now)
+            overdue = found.oldest_overdue_seconds
+            threshold = policy.overdue.warning
+            late = at(connection, now - threshold).remaining if overdue > threshold.total_seconds() else 0
+            left = None
+            if completed:
+                left = 0
+                if overdue > (now - completed).total_seconds():
+                    left = max(0, at(connection, completed).removable - _explained(connection, policy))
+            return Residue(found.remaining, found.held, overdue, late, left)
+    except psycopg.errors.QueryCanceled:
+        raise PolicyFailed(
+            "count_timeout",
+            f"policy {policy.name}: what is past its date in {policy.table} was not counted within {seconds:.0f} s; see"
+            " that the rules' columns are indexed and the table is analysed, or raise SLA_COUNT_SECONDS",
+        ) from None
+    except psycopg.Error as error:
+        if connection_lost(error):
+            raise
+        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from None
+
+
+def _explained(connection: Connection, policy: Policy) -> int:
+    """Return how many rows of the table a run could not delete and handed to a person."""
+    other = [exception.queue.item_type for exception in policy.exceptions.values() if exception.queue]
+    row = connection.execute(
+        "SELECT count(DISTINCT resource_id) FROM ops.manual_resolution_queue"
+        " WHERE status <> 'resolved' AND resource_type = %s AND NOT item_type = ANY(%s)",
+        (policy.table, other),
+    ).fetchone()
+    return int(row[0]) if row else 0

@@ -1,0 +1,665 @@
+"""The policy file, parsed once into frozen objects; every problem is named with its place.
+
+What is wrong in the file itself is found here, before any connection. What the database contradicts (a missing table
+or column) is the purge's preflight.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from cronsim import CronSim, CronSimError
+from dateutil.relativedelta import relativedelta
+from psycopg import sql
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from scripts.utils.errors import Misconfigured
+from scripts.utils.strict_yaml import StrictLoader
+
+DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[2] / "retention" / "retention_policies.yaml"
+
+_PERIOD = re.compile(r"(\d+) (minute|hour|day|week|month|year)s?")
+_DURATION = re.compile(r"(\d+) (millisecond|second|minute|hour|day)s?")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
+# A policy is named by its place in the file, so no key that a file could hold.
+_NAME_KEY = "(name)"
+_LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
+# Proof, and what proof stands on: no policy may change it, whatever it says.
+_NEVER_CHANGED = frozenset(
+    {
+        *("ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"),
+        *("ops.detached_partitions", "ops.partition_rights"),
+    }
+)
+# Four years of months: 365 days are shorter than a year in one of them, and 31 days longer than a month in some.
+_CALENDAR = tuple(datetime(2000 + month // 12, 1 + month % 12, 1, tzinfo=UTC) for month in range(48))
+
+
+@dataclass(frozen=True)
+class Period:
+    """How long something is kept. Months and years are calendar ones, in UTC."""
+
+    text: str
+    length: relativedelta | None
+    """None: forever."""
+
+    def before(self, moment: datetime) -> datetime | None:
+        """Return the moment by which the anchor must lie for a row to be due; None: never."""
+        return None if self.length is None else moment - self.length
+
+    def is_shorter_than(self, other: Period, at: datetime) -> bool:
+        """Tell whether this period frees rows that the other one keeps."""
+        mine, theirs = self.before(at), other.before(at)
+        return mine is not None and (theirs is None or mine > theirs)
+
+    def may_be_shorter_than(self, other: Period) -> bool:
+        """Tell whether there is a day on which this period is the shorter one."""
+        return any(self.is_shorter_than(other, day) for day in _CALENDAR)
+
+
+def _period(value: object) -> Period:
+    if value == "forever":
+        return Period("forever", None)
+    match = _PERIOD.fullmatch(str(value))
+    if not match:
+        raise ValueError("is not a period: write a number and a unit, such as '24 hours' or '7 years', or 'forever'")
+    period = Period(str(value), relativedelta(**{match[2] + "s": int(match[1])}))  # type: ignore[arg-type]
+    try:
+        period.before(datetime(2000, 1, 1, tzinfo=UTC))
+    except (OverflowError, ValueError):
+        raise ValueError("reaches back beyond the calendar: write 'forever'") from None
+    return period
+
+
+def _duration(value: object) -> timedelta:
+    match = _DURATION.fullmatch(str(value))
+    if not match or int(match[1]) == 0:
+        raise ValueError("is not a duration: write a number and a unit, such as '500 milliseconds' or '25 hours'")
+    try:
+        return timedelta(**{match[2] + "s": int(match[1])})
+    except OverflowError:
+        raise ValueError("is too long") from None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one column must be; ``in`` and ``not_in`` compare its text with ``values``."""
+
+    operator: Literal["set", "unset", "in", "not_in"]
+    values: tuple[str, ...] = ()
+
+
+def _condition(value: object) -> Condition:
+    if value in ("set", "unset"):
+        return Condition(value)
+    operator: Any
+    operator, operands = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else ("in", [value])
+    if (
+        operator not in ("in", "not_in")
+        or not isinstance(operands, list)
+        or not operands
+        or not all(isinstance(operand, str | int) for operand in operands)
+    ):
+        raise ValueError("is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}")
+    # PostgreSQL writes booleans as true and false, and so does YAML.
+    return Condition(operator, tuple(str(o).lower() if isinstance(o, bool) else str(o) for o in operands))
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What becomes of one column's value when its row is anonymised."""
+
+    how: Literal["null", "constant", "pseudonym", "truncate_ip", "suppression"]
+    constant: str | None = None
+
+
+def _treatment(value: object) -> Treatment:
+    if value is None:
+        return Treatment("null")
+    if value in ("pseudonym", "truncate_ip"):
+        return Treatment(value)
+    if isinstance(value, dict) and value.keys() == {"constant"} and isinstance(value["constant"], str | int):
+        constant = value["constant"]
+        return Treatment("constant", str(constant).lower() if isinstance(constant, bool) else str(constant))
+    raise ValueError("is not a treatment: write null, pseudonym, truncate_ip or {constant: ...}")
+
+
+def _erasure_treatment(value: object) -> Treatment:
+    return Treatment("suppression") if value == "suppression" else _treatment(value)
+
+
+def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not pattern.fullmatch(value):
+            raise ValueError(f"is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _cron(value: str) -> str:
+    try:
+        CronSim(value, datetime(2026, 1, 1))  # noqa: DTZ001 - only the expression is checked
+    except CronSimError as error:
+        raise ValueError(f"is not a cron expression: {error}") from None
+    return value
+
+
+Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
+Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as public.quiz_responses")]
+Column = Annotated[str, Field(min_length=1)]
+
+
+def _columns(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+def _each_once(columns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(columns)) < len(columns):
+        raise ValueError("names a column twice")
+    return columns
+
+
+Columns = Annotated[
+    tuple[Column, ...], Field(min_length=1, max_length=8), BeforeValidator(_columns), AfterValidator(_each_once)
+]
+"""One column, or a list of several."""
+PeriodField = Annotated[Period, BeforeValidator(_period)]
+ConditionField = Annotated[Condition, BeforeValidator(_condition)]
+TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
+ErasureTreatmentField = Annotated[Treatment, BeforeValidator(_erasure_treatment)]
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+
+
+def table_identifier(table: str) -> sql.Identifier:
+    """Return ``schema.table`` quoted for SQL."""
+    return sql.Identifier(*table.split("."))
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+
+class Rule(_Model):
+    """Rows that meet ``when`` are due once ``anchor`` lies more than ``keep`` in the past."""
+
+    when: dict[Column, ConditionField] = Field(default_factory=dict)
+    anchor: Column
+    floor: PeriodField | None = None
+    """The least that the law or a promise allows; ``keep`` may not be shorter."""
+    ceiling: PeriodField | None = None
+    """The most that it allows; ``keep`` may not be longer."""
+    keep: PeriodField
+
+    @field_validator("ceiling")
+    @classmethod
+    def _above_the_floor(cls, ceiling: Period | None, info: ValidationInfo) -> Period | None:
+        floor = info.data.get("floor")
+        if ceiling and floor and ceiling.may_be_shorter_than(floor):
+            raise ValueError(f"must not be shorter than the floor of {floor.text}")
+        return ceiling
+
+    @field_validator("keep")
+    @classmethod
+    def _within_the_law(cls, keep: Period, info: ValidationInfo) -> Period:
+        floor, ceiling = info.data.get("floor"), info.data.get("ceiling")
+        if floor and keep.may_be_shorter_than(floor):
+            raise ValueError(f"{keep.text} is shorter than the floor of {floor.text}")
+        if ceiling and ceiling.may_be_shorter_than(keep):
+            raise ValueError(f"{keep.text} is longer than the ceiling of {ceiling.text}")
+        return keep
+
+
+class QueueRule(_Model):
+    """Excepted rows older than this are handed to a person, once."""
+
+    item_type: Name
+    priority: Literal["critical", "high", "medium", "low"]
+    anchor: Column
+    after: PeriodField
+    reason: str = Field(min_length=1)
+
+
+class RowException(_Model):
+    """Rows that no rule may take, whatever their age."""
+
+    when: dict[Column, ConditionField] = Field(min_length=1)
+    queue: QueueRule | None = None
+
+
+class Dependant(_Model):
+    """A foreign key that points at the policy's table, and what becomes of its rows."""
+
+    table: Table
+    column: Columns
+    """The foreign key's columns; of several the first is enough where no other foreign key of the table has it."""
+    action: Literal["delete", "set_null", "refuse"]
+    key: Columns = ("id",)
+    person: Column | None = None
+    """Who a row there is about, for legal holds; not said: as the policy on that table says, if there is one."""
+
+
+class Batch(_Model):
+    """How big a batch is and how long it may wait and run."""
+
+    rows: int = Field(ge=1, le=100_000)
+    lock_timeout: Duration
+    statement_timeout: Duration
+
+
+class Overdue(_Model):
+    """How far past its date the oldest row may be."""
+
+    warning: Duration
+    critical: Duration
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Overdue:
+        if self.warning > self.critical:
+            raise ValueError("warning must not be longer than critical")
+        return self
+
+
+class SoftDelete(_Model):
+    """The columns that mark a row as deleted; a second policy deletes it for good, anchored at ``deleted_at``."""
+
+    flag: Column | None = None
+    """Set to true, where the table has such a column."""
+    deleted_at: Column
+
+
+class Blob(_Model):
+    """The blob that a row names, and what becomes of the row once it is gone."""
+
+    column: Column
+    """Holds the blob's URL or pathname."""
+    deleted_at: Column | None
+    """Set to the moment (UTC) when the blob was gone."""
+    cleared: str | None = None
+    """What the column holds afterwards: null, or a text where it may not be null."""
+    prefix: str = Field(min_length=1)
+    """Only blobs whose pathname starts with this are the policy's; nothing else in the store is touched."""
+    orphans: PeriodField
+    """How long a blob that no row names is kept after its upload."""
+    item_type: Name
+    """What a blob that cannot be deleted is on the manual-resolution queue."""
+    priority: Literal["critical", "high", "medium", "low"]
+
+
+class Anonymize(_Model):
+    """What becomes of each personal column; the row stays."""
+
+    columns: dict[Column, TreatmentField] = Field(min_length=1)
+    marker: Column | None
+    """Set to the moment when it was done; null: the columns' values say it, and each night looks at them all."""
+
+    @property
+    def pseudonymised(self) -> tuple[str, ...]:
+        """The columns whose new value is worked out here, because its key must not reach the server."""
+        return tuple(name for name, treatment in self.columns.items() if treatment.how == "pseudonym")
+
+
+class Lookup(_Model):
+    """A value taken from the one row of another table that has the same value in a column."""
+
+    take: Column
+    from_table: Table = Field(alias="from")
+    same: Column
+    """A column of both tables."""
+
+
+class Remedy(_Model):
+    """What a person may decide about a row, and what that does to it; nothing: it is only noted."""
+
+    label: str = Field(min_length=1)
+    delete: bool = False
+    set: dict[Column, str | int | bool | Lookup | None] = Field(default_factory=dict)
+    """Columns and their new values: ``now``, null, a text, or a lookup."""
+
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> Remedy:
+        if self.delete and self.set:
+            raise ValueError("a row that is deleted has nothing to set")
+        return self
+
+
+class Archive(_Model):
+    """What is kept of a row elsewhere, before it is deleted here."""
+
+    personal: tuple[Column, ...]
+    """Unreadable once the person's key is destroyed; everything else stays readable."""
+    keep: PeriodField
+    """How long an archive is kept after it was sealed."""
+    rows: int = Field(ge=1, le=50_000)
+    """Rows an archive at most."""
+
+
+class ErasureStep(_Model):
+    """What becomes of one table's rows about a person who asked for erasure (GDPR Art. 17)."""
+
+    table: Table
+    key: Columns
+    person: Column | None
+    """Says whose row it is, as ``normalized_email``; null: its foreign keys alone say it."""
+    action: Literal["delete", "anonymize"]
+    when: dict[Column, ConditionField] = Field(default_factory=dict)
+    """Only these rows of the person's."""
+    columns: dict[Column, ErasureTreatmentField] = Field(default_factory=dict)
+    """What becomes of each personal column, where the row stays."""
+    blocked_by: dict[Name, dict[Column, ConditionField]] = Field(default_factory=dict)
+    """Rows that stay until a person has decided, by the reason's name."""
+    ground: str = Field(min_length=1)
+    """Why it goes, or why what stays may stay; it stands on the certificate."""
+
+    @model_validator(mode="after")
+    def _says_what_its_action_needs(self) -> ErasureStep:
+        if (self.action == "anonymize") != bool(self.columns):
+            raise ValueError("action anonymize and the section columns belong together")
+        if self.columns.keys() & set(self.key):
+            raise ValueError("columns must not name the key: it is audited")
+        if self.table in _NEVER_CHANGED:
+            raise ValueError(f"{self.table} is proof: it holds no personal data, and nothing changes it")
+        return self
+
+
+class Policy(_Model):
+    """What is kept how long, why, and how it goes."""
+
+    name: Name = Field(validation_alias=_NAME_KEY)
+    description: str = Field(min_length=1)
+    table: Table
+    key: Columns
+    """What tells one row from every other: a column, or a list of them."""
+    person: Column | None
+    action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
+    soft_delete: SoftDelete | None = None
+    archive: Archive | None = None
+    blob: Blob | None = None
+    anonymize: Anonymize | None = None
+    rules: dict[Name, Rule]
+    exceptions: dict[Name, RowException] = Field(default_factory=dict)
+    dependants: tuple[Dependant, ...]
+    drop_partitions: bool = True
+    """Whether partitions of which every row is due may be dropped instead of emptied, where the table has such."""
+    decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
+    """What a person may decide about a row, by the type of its item on the manual-resolution queue."""
+    legal_basis: str = Field(min_length=1)
+    owner: str = Field(min_length=1)
+    decision: str = Field(min_length=1)
+    max_rows: int = Field(ge=1)
+    max_poison: int = Field(ge=0)
+    batch: Batch
+    overdue: Overdue
+
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_little_to_stay(cls, policy: Any) -> Any:
+        """A policy that only counts has no batches, caps and thresholds to state."""
+        if isinstance(policy, dict) and policy.get("action") == "retain":
+            return _OF_WHAT_STAYS | policy
+        return policy
+
+    @model_validator(mode="after")
+    def _says_what_its_action_needs(self) -> Policy:
+        for action, name, section in (
+            ("soft_delete", "soft_delete", self.soft_delete),
+            ("delete_blob", "blob", self.blob),
+            ("archive_then_delete", "archive", self.archive),
+            ("anonymize", "anonymize", self.anonymize),
+        ):
+            if (self.action == action) != (section is not None):
+                raise ValueError(f"action {action} and the section {name} belong together")
+        if not self.removes_rows and self.dependants:
+            raise ValueError(f"dependants are for rows that go; action {self.action} keeps them")
+        if any(remedy.delete for remedy in self.remedies) and self.action not in ("delete", "soft_delete"):
+            raise ValueError(f"decisions cannot delete rows where the action is {self.action}")
+        if self.anonymize and {*self.key, self.anonymize.marker} & self.anonymize.columns.keys():
+            raise ValueError("anonymize.columns must name neither the key, which is audited, nor the marker")
+        if self.archive:
+            self._says_what_its_archive_needs(self.archive)
+        return self
+
+    def _says_what_its_archive_needs(self, archive: Archive) -> None:
+        if any(dependant.action != "refuse" for dependant in self.dependants):
+            raise ValueError("a row is archived without its dependants: they may only be 'refuse' here")
+        if len(set(archive.personal)) < len(archive.personal):
+            raise ValueError("archive.personal names a column twice")
+        if self.person and self.person not in archive.personal:
+            raise ValueError("archive.personal must name the person column: it is the first thing that is personal")
+        if archive.personal and not self.person:
+            raise ValueError("archive.personal needs the person column: whose key would they be under?")
+        if set(self.key) & set(archive.personal):
+            raise ValueError("archive.personal must not name the key: it stands in the audit")
+
+    @model_validator(mode="after")
+    def _stays_or_goes(self) -> Policy:
+        if self.action != "retain":
+            if not self.rules:
+                raise ValueError("rules: Dictionary should have at least 1 item, or nothing would ever be due")
+            changed = {self.table, *(dependant.table for dependant in self.dependants)} & _NEVER_CHANGED
+            if changed:
+                raise ValueError(
+                    f"{', '.join(sorted(changed))} is proof: no policy changes it; only retain may name it"
+                )
+        elif any(rule.keep.length is not None for rule in self.rules.values()):
+            raise ValueError("what is retained has no period that ends: its rules keep 'forever'")
+        elif self.exceptions or self.decisions:
+            raise ValueError("what is retained has no exceptions and no decisions: nothing happens to it")
+        return self
+
+    @property
+    def removes_rows(self) -> bool:
+        """Whether a row is gone from its table afterwards."""
+        return self.action in ("delete", "archive_then_delete")
+
+    @property
+    def dropping_rule(self) -> str | None:
+        """The rule by which whole partitions could go; None: rows of this policy go one by one."""
+        due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
+        whole = self.removes_rows and self.drop_partitions and len(self.key) == 1
+        return due[0] if whole and len(due) == 1 == len(self.rules) else None
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The columns that the action itself changes."""
+        if self.soft_delete:
+            return tuple(filter(None, (self.soft_delete.flag, self.soft_delete.deleted_at)))
+        if self.blob:
+            return tuple(filter(None, (self.blob.column, self.blob.deleted_at)))
+        if self.anonymize:
+            return tuple(filter(None, (*self.anonymize.columns, self.anonymize.marker)))
+        return ()
+
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Everything that a person may decide about one of its rows."""
+        return tuple(remedy for named in self.decisions.values() for remedy in named.values())
+
+    def reason(self, rule: str) -> str:
+        """Return the audit's reason code for a row that went by this rule."""
+        return f"retention_policy:{self.name}/{rule}"
+
+
+_OF_WHAT_STAYS: dict[str, Any] = {
+    "rules": {},
+    "dependants": [],
+    "max_rows": 1,
+    "max_poison": 0,
+    "batch": {"rows": 1, "lock_timeout": "500 milliseconds", "statement_timeout": "60 seconds"},
+    "overdue": {"warning": "1 day", "critical": "1 day"},
+}
+
+
+class JobSpec(_Model):
+    """When a script runs, how long it may take, its lock, and the policies that it carries out."""
+
+    schedule: Annotated[str, AfterValidator(_cron)]
+    budget: Duration
+    policies: tuple[Name, ...] = ()
+    lock: Annotated[str, _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses")] | None = None
+
+
+class _Document(_Model):
+    policies: dict[Name, Policy] = Field(min_length=1)
+    jobs: dict[Name, JobSpec]
+    kept: dict[Table, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    erasure: dict[Name, ErasureStep] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_policies(cls, document: Any) -> Any:
+        if isinstance(document, dict) and isinstance(document.get("policies"), dict):
+            named = {
+                name: {**policy, _NAME_KEY: name} if isinstance(policy, dict) else policy
+                for name, policy in document["policies"].items()
+            }
+            return document | {"policies": named}
+        return document
+
+    @model_validator(mode="after")
+    def _one_policy_for_one_thing(self) -> _Document:
+        seen: dict[tuple[str, str], str] = {}
+        for name, policy in self.policies.items():
+            other = seen.setdefault((policy.table, policy.action), name)
+            if other != name:
+                raise ValueError(f"policies.{name}: {other} already says what to {policy.action} in {policy.table}")
+        return self
+
+    @model_validator(mode="after")
+    def _erasure_reaches_every_person(self) -> _Document:
+        steps: dict[str, ErasureStep] = {}
+        for name, step in self.erasure.items():
+            first = steps.setdefault(step.table, step)
+            if (first.key, first.person) != (step.key, step.person):
+                raise ValueError(f"erasure.{name}: its key and person differ from another step of {step.table}")
+        for name, policy in self.policies.items():
+            if self.erasure and policy.person and policy.table not in steps:
+                raise ValueError(f"erasure: no step is about {policy.table}, where policy {name} knows a person")
+            if self.erasure and policy.person and policy.person != steps[policy.table].person:
+                raise ValueError(f"erasure: {policy.table} and policy {name} differ about the person column")
+        return self
+
+    @model_validator(mode="after")
+    def _one_job_for_one_policy(self) -> _Document:
+        seen: dict[str, str] = {}
+        for job, spec in self.jobs.items():
+            for name in spec.policies:
+                if name not in self.policies:
+                    raise ValueError(f"jobs.{job}.policies: there is no policy {name}")
+                if name in seen:
+                    raise ValueError(f"jobs.{job}.policies: {name} is already carried out by {seen[name]}")
+                seen[name] = job
+        return self
+
+
+@dataclass(frozen=True)
+class PolicySet:
+    """One version of the policy file."""
+
+    policies: dict[str, Policy]
+    jobs: dict[str, JobSpec]
+    hash: str
+    """sha-256 of the file's bytes, hexadecimal."""
+    document: str
+    kept: dict[str, str] = field(default_factory=dict)
+    """Tables with personal data that no period covers, and why."""
+    erasure: dict[str, ErasureStep] = field(default_factory=dict)
+    """What becomes of the rows of a person who asked for erasure, by the step's name, in the file's order."""
+
+    def job_of(self, policy: str) -> str | None:
+        """Return the job that carries a policy out; None: no job names it."""
+        return next((name for name, job in self.jobs.items() if policy in job.policies), None)
+
+
+def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
+    """Read and check a policy file.
+
+    Raises:
+        Misconfigured: Names every problem with its place.
+    """
+    try:
+        text = path.read_bytes().decode()  # as it is: line ends are under the hash
+    except (OSError, UnicodeDecodeError) as error:
+        raise Misconfigured(f"policy file {path}: cannot be read ({type(error).__name__})") from None
+    return parse_policies(text, str(path))
+
+
+def parse_policies(text: str, place: str) -> PolicySet:
+    """Check the text of a policy file; ``place`` names it in messages.
+
+    Raises:
+        Misconfigured: Names every problem with its place.
+    """
+    try:
+        loader = StrictLoader(text)
+        root = loader.get_single_node()
+        content = loader.construct_document(root) if root else None
+        document = _Document.model_validate(content)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise Misconfigured(f"policy file {place}, line {line}: {error.problem}") from None
+    except yaml.YAMLError:
+        raise Misconfigured(f"policy file {place}: holds characters that YAML does not allow") from None
+    except ValidationError as error:
+        problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
+        raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    policies = {
+        name: policy.model_copy(update={"dependants": with_people(document.policies, policy.dependants)})
+        for name, policy in document.policies.items()
+    }
+    return PolicySet(policies, document.jobs, digest, text, document.kept, document.erasure)
+
+
+def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant]) -> tuple[Dependant, ...]:
+    """Let each dependant that does not say whom its rows are about have the person of its own table's first policy."""
+    people = {policy.table: policy.person for policy in reversed(list(policies.values())) if policy.person}
+    return tuple(
+        dependant
+        if "person" in dependant.model_fields_set or dependant.table not in people
+        else dependant.model_copy(update={"person": people[dependant.table]})
+        for dependant in dependants
+    )
+
+
+def _problem(detail: Any, root: yaml.Node | None) -> str:
+    message = detail["msg"].removeprefix("Value error, ")
+    path: list[str] = []
+    node = root
+    line = 1
+    for step in detail["loc"]:
+        child = _child(node, step)
+        if child is None and detail["type"] not in ("missing", "extra_forbidden"):
+            break  # the rest of the location names a type, not a place in the file
+        path.append(str(step))
+        if child is None:
+            break
+        line, node = child[0].start_mark.line + 1, child[1]
+    message = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(detail["type"], message)
+    return f"{'.'.join(path)} (line {line}): {message}" if path else message
+
+
+def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        return next(((key, value) for key, value in node.value if key.value == str(step)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step], node.value[step]
+    return None

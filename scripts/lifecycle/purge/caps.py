@@ -1,0 +1,52 @@
+"""How much a run may delete without being asked: on by default, checked before the first row goes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from scripts.lifecycle.engine.survey import Survey
+from scripts.lifecycle.jobs import runs
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy, parse_policies
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import OpsError
+
+UNUSUAL_FACTOR = 20
+UNUSUAL_MINIMUM_ROWS = 10_000
+
+
+def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
+    """Return why so many rows must not go without being asked for, or None."""
+    rows = found.removable if run.options.limit is None else min(found.removable, run.options.limit)
+    confirmed = run.options.confirm_cap
+    if confirmed is not None:
+        return f"{rows} rows are due, --confirm-cap allows {confirmed}" if rows > confirmed else None
+    cure = f"look at a dry run, then allow it once with --confirm-cap {rows}, or some more"
+    if rows > policy.max_rows:
+        return f"{rows} rows are due, the policy's max_rows is {policy.max_rows}: {cure}"
+    scripts = {run.script, run.job}
+    usual = runs.usual_rows(connection, list(scripts), policy.name)
+    if usual is not None and rows > UNUSUAL_MINIMUM_ROWS and rows > UNUSUAL_FACTOR * usual:
+        return f"{rows} rows are due, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
+    document = runs.last_policy_document(connection, list(scripts), policy.name, run.policies.hash)
+    shortened = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
+    if shortened:
+        return f"the period of {', '.join(shortened)} became shorter since the last completed run: {cure}"
+    return None
+
+
+def _shortened(document: str, policy: Policy, at: datetime, *, rules: bool) -> list[str]:
+    try:
+        former = parse_policies(document, "of the last completed run").policies.get(policy.name)
+    except OpsError:
+        return []  # written for an older version of the suite: nothing to compare
+    if former is None:
+        return []
+    shortened = [
+        name
+        for name, rule in policy.rules.items()
+        if rules and name in former.rules and rule.keep.is_shorter_than(former.rules[name].keep, at)
+    ]
+    if policy.archive and former.archive and policy.archive.keep.is_shorter_than(former.archive.keep, at):
+        shortened.append("archive")
+    return shortened

@@ -1,0 +1,92 @@
+"""What is kept on purpose, counted and never touched: a policy whose action is ``retain``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.engine.survey import Survey
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import ExitCode, PolicyFailed, describe_database_error
+from scripts.utils.logging_utils import get_logger
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """How much is kept, and since when."""
+
+    rows: int
+    oldest: datetime | None
+    """Of the rules' anchors; None: the policy names none, or there are no rows."""
+
+
+def count(connection: Connection, run: Run, policy: Policy) -> Inventory:
+    """Check the policy against the database, and count.
+
+    Raises:
+        PolicyFailed: Table or column is missing, or hidden from this role.
+    """
+    selection = preflight(connection, policy, run.cutoff).selection
+    anchors = [selection.instant(rule.anchor) for rule in policy.rules.values()]
+    oldest = sql.SQL("least({})").format(sql.SQL(", ").join(sql.SQL("min({})").format(each) for each in anchors))
+    row = connection.execute(
+        sql.SQL("SELECT count(*), {} FROM {} t").format(
+            oldest if anchors else sql.SQL("NULL::timestamptz"), table_identifier(policy.table)
+        )
+    ).fetchone()
+    return Inventory(row[0], row[1]) if row else Inventory(0, None)
+
+
+def tell(policy: Policy, found: Inventory) -> None:
+    """Say what is kept, and why."""
+    get_logger().info(
+        "policy_retained",
+        policy=policy.name,
+        rows=found.rows,
+        oldest=found.oldest.isoformat() if found.oldest else None,
+        legal_basis=policy.legal_basis,
+    )
+
+
+def look(run: Run, policy: Policy) -> PolicyResult:
+    """Take the inventory in a dry run.
+
+    Raises:
+        PolicyFailed: It could not be taken.
+    """
+    try:
+        found = run.database.read(lambda link: count(link, run, policy), statement_timeout=SURVEY_SECONDS)
+    except psycopg.Error as error:
+        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
+    tell(policy, found)
+    return PolicyResult(
+        policy.name,
+        "completed",
+        "dry_run",
+        ExitCode.DONE,
+        records_held=0,
+        records_remaining=0,
+        oldest_overdue_seconds=0.0,
+    )
+
+
+class InventoryRun(PolicyRun):
+    """The same in a real run, which leaves a record."""
+
+    def work(self, run_id: UUID) -> Ending:  # noqa: ARG002 - nothing is written that would name the run
+        """Count."""
+        found = self._run.database.read(
+            lambda link: count(link, self._run, self._policy), statement_timeout=SURVEY_SECONDS
+        )
+        tell(self._policy, found)
+        self._residue = Survey()
+        return Ending("completed", "retained", ExitCode.DONE)

@@ -1,0 +1,257 @@
+"""Many policies in one run: in order, each with its share of the time, none stopping the others.
+
+A policy that belongs to another job is carried out under that job's lock and stop switch, so that the two never work at
+once. What a share was too short for goes on with the time that the others left; what the whole budget was too short for
+goes first next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import psycopg
+
+from scripts.lifecycle.jobs import runs, stop_switch
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policy_order import Order, foreign_keys, in_order
+from scripts.lifecycle.purge.purge import purge
+from scripts.lifecycle.purge.rollout import added
+from scripts.utils import error_reporting
+from scripts.utils.db_utils import Connection, explained
+from scripts.utils.errors import (
+    DatabaseUnavailable,
+    ExitCode,
+    NotRun,
+    OpsError,
+    PolicyFailed,
+    StoppedEarly,
+    SwitchedOff,
+)
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.redis_lock import JobLock, connect_redis
+
+# A shorter share is not worth a policy's beginning and end.
+SHORTEST_SHARE_SECONDS = 1.0
+
+
+def own_policies(run: Run) -> list[str]:
+    """Return the policies that no other script carries out."""
+    own = [name for name in run.policies.policies if run.policies.job_of(name) in (None, run.script)]
+    unclaimed = [name for name in own if run.policies.job_of(name) is None]
+    if unclaimed:
+        get_logger().warning(
+            "policies_unclaimed",
+            policies=unclaimed,
+            effect="carried out, but not watched: name them under a job's policies",
+        )
+    return own
+
+
+def ordered(run: Run, names: Sequence[str]) -> list[str]:
+    """Put policies in the order in which this run takes them; a cycle of foreign keys is said."""
+
+    def look(connection: Connection) -> Order:
+        policies = [run.policies.policies[name] for name in names]
+        return in_order(policies, foreign_keys(connection), runs.cut_short(connection, run.script, names))
+
+    order = run.database.read(look)
+    for cycle in order.cycles:
+        get_logger().warning(
+            "foreign_key_cycle", tables=cycle, effect="no order suits all of them: the file's order decides"
+        )
+    return order.names
+
+
+def carry_out(run: Run, names: Sequence[str]) -> None:
+    """Carry out policies, in the order given; one result each is added to ``run.results``.
+
+    Raises:
+        StoppedEarly: A signal, the run's own lock or stop switch, or the time budget: those not begun are recorded.
+        DatabaseUnavailable: PostgreSQL went away for good.
+    """
+    _Orchestra(run).carry_out(names)
+
+
+class _Orchestra:
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._own = None if run.options.dry_run else run.lock
+
+    def carry_out(self, names: Sequence[str]) -> None:
+        todo = list(names)
+        begun: set[str] = set()
+        try:
+            while todo:
+                cut = []
+                for place, name in enumerate(todo):
+                    self._run.checkpoint()
+                    left = self._run.budget_seconds - self._run.duration()
+                    begun.add(name)
+                    if self._one(name, left / (len(todo) - place)):
+                        cut.append(name)
+                left = self._run.budget_seconds - self._run.duration()
+                todo = cut if cut and left / len(cut) >= SHORTEST_SHARE_SECONDS else []
+        except StoppedEarly as stop:
+            for name in [name for name in names if name not in begun]:
+                self._not_begun(name, stop.stop_reason, f"not begun: {stop}", stop.exit_code)
+            raise
+
+    def _one(self, name: str, seconds: float) -> bool:
+        """Carry one policy out, and tell whether its share of the time was too short."""
+        run = self._run
+        before = list(run.results)
+        began = run.duration()
+        failure: OpsError | None = None
+        try:
+            with self._its_lock(name) as lock, run.work_of(self._job_of(name), lock, seconds):
+                self._work(name)
+        except NotRun as error:
+            self._not_begun(name, error.stop_reason, str(error), ExitCode.STOPPED_EARLY)
+        except StoppedEarly as stop:
+            if self._ends_everything(stop):
+                raise
+            failure = stop
+        except DatabaseUnavailable:
+            raise
+        except OpsError as error:
+            failure = error
+        except psycopg.Error as error:
+            failure = explained(error)
+            if isinstance(failure, DatabaseUnavailable):
+                raise failure from error
+        except Exception as error:  # noqa: BLE001 - a bug that one policy meets must not keep the others from their data
+            error_reporting.report(error)
+            failure = PolicyFailed("bug", error_reporting.describe(error))
+        finally:
+            self._join(name, before, failure)
+        result = run.results[-1]
+        get_logger().info(
+            "policy_done",
+            policy=name,
+            status=result.status,
+            stop_reason=result.stop_reason,
+            records_deleted=result.records_deleted,
+            records_remaining=result.records_remaining,
+            duration_seconds=round(run.duration() - began, 3),
+            share_seconds=round(seconds, 3),
+        )
+        return result.stop_reason == "time_share"
+
+    def _work(self, name: str) -> None:
+        if self._run.policies.policies[name].action != "archive_then_delete":
+            purge(self._run, policy=name)
+            return
+        from scripts.lifecycle.purge.archive_job import archive_policy  # a tenth of a second that others need not wait
+
+        archive_policy(self._run, name)
+
+    def _join(self, name: str, before: list[PolicyResult], failure: OpsError | None) -> None:
+        """Make one result of what an earlier share and this one came to; one that broke off early has none yet."""
+        run = self._run
+        new = run.results[len(before) :]
+        if failure is not None and not new:
+            run.fail(name, failure)
+            new = run.results[len(before) :]
+        elif failure is not None and new[-1].exit_code is ExitCode.DONE:
+            # The rows are done, and what comes after them is not: archives past their own period.
+            run.fail(name, failure)
+            reason, code = failure.stop_reason, failure.exit_code
+            status = "partial" if isinstance(failure, StoppedEarly) else "failed"
+            new = [replace(new[-1], status=status, stop_reason=reason, exit_code=code, error=str(failure))]
+            run.results[:] = [*before, *new]
+        former = [result for result in before if result.policy == name]
+        if former and new:
+            run.results[:] = [result for result in before if result.policy != name] + [added(former[0], new[-1])]
+
+    def _job_of(self, name: str) -> str:
+        return self._run.policies.job_of(name) or self._run.script
+
+    @contextmanager
+    def _its_lock(self, name: str) -> Iterator[JobLock | None]:
+        """Take the lock that the policy's own job takes; None: it is this run's own, or nothing is written.
+
+        Raises:
+            LockHeld: That job is running; says who.
+            SwitchedOff: That job is stopped.
+        """
+        run, job = self._run, self._job_of(name)
+        if self._own is None:
+            yield None
+            return
+        self._show_life(self._own)
+        if job == run.script:
+            yield None
+            return
+        stop_switch.refuse_if_on(run.database, job)
+        wanted = run.policies.jobs[job].lock
+        if wanted is None or wanted == self._own.name:
+            yield None
+            return
+        client = connect_redis(run.settings.redis_url.get_secret_value(), run.script)
+        timeout = run.settings.redis_lock_timeout
+        lock = JobLock(run.database, client, name=wanted, timeout=timeout, run=run.correlation_id)
+        lock.acquire()
+        try:
+            yield lock
+        finally:
+            lock.release()
+
+    def _show_life(self, lock: JobLock) -> None:
+        """Keep the run's own lease fresh: the batches renew that of the policy's job."""
+        self._run.database.write(
+            lambda connection: connection.execute(
+                "UPDATE ops.leases SET heartbeat_at = clock_timestamp() WHERE name = %s AND fencing_token = %s",
+                (lock.name, lock.fencing_token),
+            )
+        )
+
+    def _ends_everything(self, stop: StoppedEarly) -> bool:
+        """Tell what stops the whole run from what stops one policy."""
+        if stop.stop_reason == "time_budget" or stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT):
+            return True
+        if self._own is not None and self._own.lost.is_set():
+            return True
+        if stop.stop_reason == "stop_switch":
+            try:
+                stop_switch.refuse_if_on(self._run.database, self._run.script)
+            except SwitchedOff:
+                return True
+        return stop.stop_reason == "lock_lost" and not self._still_own()
+
+    def _still_own(self) -> bool:
+        """Ask the lease, which decides, whether this run still has it."""
+        if self._own is None:
+            return True
+        name, token = self._own.name, self._own.fencing_token
+        return self._run.database.read(
+            lambda connection: (
+                connection.execute(
+                    "SELECT FROM ops.leases WHERE name = %s AND fencing_token = %s", (name, token)
+                ).fetchone()
+                is not None
+            )
+        )
+
+    def _not_begun(self, name: str, reason: str, message: str, code: ExitCode) -> None:
+        run = self._run
+        get_logger().warning("policy_not_begun", policy=name, stop_reason=reason, error=message)
+        result = PolicyResult(name, "partial", reason, code, error=message, sla_status="warning")
+        run.results.append(result)
+        if run.options.dry_run:
+            return
+        facts = {
+            "script": run.script,
+            "policy": name,
+            "correlation_id": run.correlation_id,
+            "cutoff": run.cutoff,
+            "result": result,
+            "version": run.settings.render_git_commit,
+        }
+        try:
+            with run.database.transaction() as connection:
+                runs.note_not_begun(connection, run.policies, **facts)  # type: ignore[arg-type]
+        except (psycopg.Error, OpsError) as error:
+            get_logger().warning("policy_not_noted", policy=name, error=type(error).__name__)

@@ -1,0 +1,492 @@
+"""Partitions of which every row is due: audited, and archived first if their policy says so, and dropped, not emptied.
+
+A short DETACH, marked in ops.detached_partitions and committed; then, behind the gate and in one transaction, every
+row looked at once more, the audit, the DROP. What is killed in between stands marked: its rows are counted as still to
+go, and the next run drops the partition or attaches it again. The functions of migration 0011 do it, with the rights of
+the migrations' role, and check by themselves what may be dropped. What cannot go so goes by batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID, uuid4
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import dict_row
+from psycopg.types.json import Jsonb
+
+from scripts.lifecycle.engine.gated import (
+    MAY_RUN,
+    Context,
+    GateClosed,
+    GatedTransaction,
+    gate_stays_closed,
+    require_may_run,
+)
+from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
+from scripts.lifecycle.engine.preflight import Cleared
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import Survey
+from scripts.lifecycle.jobs import handover, runs
+from scripts.lifecycle.jobs.run import Run
+from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
+from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
+from scripts.utils.logging_utils import get_logger
+from scripts.utils.retry_utils import retry
+from scripts.utils.tracing import span
+
+if TYPE_CHECKING:
+    from scripts.lifecycle.archives.batches import Archiver
+    from scripts.lifecycle.engine.deleter import Deleter
+    from scripts.lifecycle.purge.partition_archives import Piece
+
+_ATTEMPTS = 6
+_SECONDS = 60.0
+_BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+
+# The jobs' own session may write dates otherwise, so the bounds are read by a function.
+_EXPIRED = """
+SELECT p.partition::bigint AS oid, p.schema_name || '.' || p.partition_name AS name, p.ends_at,
+       ops.bound_start(p.bound, (SELECT a.atttypid FROM pg_attribute a
+                                  WHERE a.attrelid = %(table)s::oid AND a.attname = %(anchor)s)) AS starts_at,
+       CASE WHEN p.partition_name LIKE '%%.%%' THEN 'has a dot in its name' ELSE p.obstacle END AS obstacle
+  FROM ops.partitions_of(%(table)s::oid, %(anchor)s, least(%(due_before)s::timestamptz, %(until)s::timestamptz)) p
+"""
+
+_RIGHT = """
+SELECT %(cutoff)s::timestamptz - r.keep FROM ops.partition_rights r
+ WHERE r.policy = %(policy)s AND r.table_name = %(table_name)s AND r.anchor = %(anchor)s AND r.key = %(key)s
+   AND r.person IS NOT DISTINCT FROM %(person)s AND r.archives = %(archives)s
+   AND has_function_privilege('ops.drop_partition(uuid, uuid, text, text, jsonb, jsonb)', 'EXECUTE')
+"""
+
+_MARKED = """
+SELECT d.id, d.partition_oid::bigint AS oid, n.nspname || '.' || c.relname AS name, d.partition_name, d.ends_at
+  FROM ops.detached_partitions d
+  LEFT JOIN pg_class c ON c.oid = d.partition_oid AND c.relkind = 'r' AND NOT c.relispartition
+  LEFT JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE d.state = 'detached' AND d.policy = %s AND d.table_name = %s ORDER BY d.ends_at
+"""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition of the policy's table, or one that was."""
+
+    oid: int
+    name: str
+    """With its schema."""
+    rows: int = 0
+    mark: UUID | None = None
+    """Set: a run left it detached."""
+    starts_at: datetime | None = None
+    ends_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What is to become of the partitions that have expired."""
+
+    drop: tuple[Partition, ...] = ()
+    """Every row of them is due and nothing keeps it; what is detached already, then the oldest, first."""
+    attach: tuple[Partition, ...] = ()
+    """Detached, and not to be dropped now."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """Why others go by batches, and how many."""
+
+
+def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: bool = True) -> Look:
+    """Find the partitions that could go whole: a dry run's prediction and a run's list are the same.
+
+    Args:
+        connection: In a transaction that cannot write.
+        cleared: The policy's selection.
+        cutoff: The run's.
+        count: Look at every row of them; else every row that is past its date may go, as was counted just before.
+    """
+    selection = cleared.selection
+    policy, rule = selection.policy, selection.policy.dropping_rule
+    if not selection.partitioned:
+        return Look()
+    marked = _marked(connection, selection)
+    if rule is None:
+        return Look(attach=tuple(marked))
+    anchor = policy.rules[rule].anchor
+    names: dict[str, Any] = {"policy": policy.name, "table_name": policy.table, "key": policy.key[0]}
+    names |= {"person": policy.person, "archives": policy.archive is not None}
+    right = connection.execute(_RIGHT, names | {"anchor": anchor, "cutoff": cutoff}).fetchone()
+    until = right[0] if right else None
+    where = {"table": cleared.facts.oid, "anchor": anchor, "due_before": selection.due_before[rule], "until": until}
+    with connection.cursor(row_factory=dict_row) as cursor:
+        found = cursor.execute(_EXPIRED, where).fetchall()
+    if right is None:
+        return Look(attach=tuple(marked), kept={"need migrate.py --grants": len(found)} if found else {})
+    obstacles = Counter(row["obstacle"] for row in found if row["obstacle"])
+    free = [row for row in found if not row["obstacle"]]
+    counts = _counts_by_partition(connection, selection, anchor, free[-1]["ends_at"]) if free and count else {}
+    drop: list[Partition] = []
+    attach: list[Partition] = []
+    for mark in marked:
+        rows, removable = _count(connection, selection.at(mark.name)) if mark.oid else (0, -1)
+        # What is archived is archived from its table.
+        whole = rows == removable and policy.archive is None
+        (drop if whole else attach).append(Partition(mark.oid, mark.name, rows, mark.mark))
+    for row in free:
+        rows, removable = counts.get(row["oid"], (0, 0))
+        if rows == removable:
+            drop.append(Partition(row["oid"], row["name"], rows, starts_at=row["starts_at"], ends_at=row["ends_at"]))
+        else:
+            obstacles["hold rows that may not go"] += 1
+    return Look(tuple(drop), tuple(attach), dict(obstacles))
+
+
+def within(partitions: Iterable[Partition], limit: int | None, done: Callable[[], int]) -> Iterator[Partition]:
+    """Yield those that a limit leaves room for; the others go by batches, as far as it reaches.
+
+    Args:
+        partitions: In the order in which they go.
+        limit: Rows at most; None: no limit.
+        done: Tells how many rows are gone by now.
+    """
+    for partition in partitions:
+        if limit is not None and done() >= limit:
+            return
+        if limit is None or partition.rows <= limit - done():
+            yield partition
+
+
+def predicted(found: Look, limit: int | None) -> tuple[str, ...]:
+    """Return the names of the partitions that a run would drop."""
+    gone: list[Partition] = []
+    for partition in within(found.drop, limit, lambda: sum(partition.rows for partition in gone)):
+        gone.append(partition)  # noqa: PERF402 - the next one depends on it
+    return tuple(partition.name for partition in gone)
+
+
+class _Kept(Exception):
+    """A row of the partition may not go after all, or the table is no longer what was marked."""
+
+
+class PartitionDrops:
+    """Drops what has expired whole, in one run of one policy.
+
+    Args:
+        run: The run; it holds the job's lock.
+        cleared: The policy's selection.
+        context: Lease and run record.
+        worker: Takes what is left by batches; its figures are the run's.
+    """
+
+    def __init__(self, run: Run, cleared: Cleared, context: Context, worker: Deleter | Archiver) -> None:
+        self._run = run
+        self._cleared = cleared
+        self._selection = cleared.selection
+        self._policy = cleared.selection.policy
+        self._context = context
+        self._worker = worker
+        self._gated = GatedTransaction(self._policy.batch)
+        self._log = get_logger().bind(policy=self._policy.name)
+        self.dropped: list[str] = []
+        """Names of the partitions that are gone."""
+        self.stuck: list[str] = []
+        """Names of those that stay detached: a person has to look."""
+        self.queued = 0
+
+    def carry_out(self, survey: Survey) -> None:
+        """Finish what an earlier run left, then drop what has expired, partition by partition.
+
+        Args:
+            survey: What is past its date, counted just before.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            DatabaseUnavailable: PostgreSQL went away.
+        """
+        if not self._selection.partitioned:
+            return
+        policy = self._policy
+        # Then a row of an expired partition is a row that may go. Each is looked at again before it is dropped.
+        nothing_kept = survey.due == survey.removable and not policy.exceptions
+        nothing_kept &= not any(rule.when for rule in policy.rules.values())
+        count = not nothing_kept or self._run.options.limit is not None
+        found = self._look(count=count)
+        for partition in found.attach:
+            self._attach(partition, "not to be dropped by this run")
+        if found.attach and policy.archive:
+            found = self._look(count=count)  # they may go with the others, from their table
+        if found.kept:
+            self._log.info("partitions_by_batches", because=found.kept)
+        room = within(found.drop, self._run.options.limit, lambda: self._worker.deleted)
+        taken: set[Partition] = set()
+        for partition in room:
+            taken.add(partition)
+            self._run.checkpoint()
+            with span("partition", self._policy.name) as facts, self._archived(partition) as pieces:
+                facts["records_deleted"] = self._drop(partition, pieces)
+        for partition in found.drop:
+            if partition.mark and partition not in taken:
+                self._attach(partition, "larger than what the limit leaves")
+
+    def put_back(self) -> None:
+        """Attach what an earlier run left detached, and drop nothing."""
+        found = self._look(count=False)
+        for partition in (*found.attach, *found.drop):
+            if partition.mark:
+                self._attach(partition, "this run drops nothing")
+
+    def _look(self, *, count: bool) -> Look:
+        return self._run.database.read(
+            lambda connection: look(connection, self._cleared, self._run.cutoff, count=count),
+            statement_timeout=SURVEY_SECONDS,
+        )
+
+    def _archived(self, partition: Partition) -> AbstractContextManager[list[Piece] | None]:
+        """Archive a partition's rows if the policy does; None: it does not."""
+        if self._policy.archive is None or partition.ends_at is None:
+            return nullcontext()
+        from scripts.lifecycle.purge.partition_archives import (  # cryptography: others need not wait
+            archived,
+            walk_through,
+        )
+
+        anchor = self._policy.rules[str(self._policy.dropping_rule)].anchor
+        walk = walk_through(self._selection, anchor, partition.oid, partition.starts_at, partition.ends_at)
+        return archived(cast("Archiver", self._worker), walk)
+
+    def _drop(self, partition: Partition, pieces: list[Piece] | None) -> int:
+        """Let a partition go; returns how many rows it had, 0 if it stays."""
+        started = time.monotonic()
+        detached = partition if partition.mark else self._detach(partition)
+        if detached is None:
+            return 0
+        try:
+            rows = self._surely(
+                lambda connection: self._drop_now(connection, detached, pieces), lambda: self._gone(detached)
+            )
+        except _Kept:
+            return self._attach(detached, "a row of it may not go")
+        except _BUSY:
+            return self._attach(detached, "it was locked, or took too long")
+        except StoppedEarly as stop:
+            if stop.stop_reason != "lock_lost":  # then it is another run's
+                self._attach(detached, stop.stop_reason)
+            raise
+        except psycopg.Error as error:
+            if connection_lost(error):
+                raise _broken() from error
+            return self._attach(detached, describe_database_error(error))
+        self._worker.deleted += rows
+        self._worker.batches += len(pieces or ()) or 1
+        self.dropped.append(partition.name)
+        self._run.advance(self._policy.name, self._worker.deleted)
+        seconds = round(time.monotonic() - started, 4)
+        archives = {} if pieces is None else {"archives": len(pieces)}
+        self._log.info(
+            "partition_dropped", partition=partition.name, records_deleted=rows, duration_seconds=seconds, **archives
+        )
+        return rows
+
+    def _detach(self, partition: Partition) -> Partition | None:
+        mark = uuid4()
+        detached = Partition(partition.oid, partition.name, partition.rows, mark)
+
+        def step(connection: Connection) -> Partition:
+            # It needs the locks of the table, of the partition and of the default one: all within the time of one.
+            milliseconds = max(1, int(self._policy.batch.lock_timeout.total_seconds() * 1000))
+            connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(milliseconds),))
+            connection.execute(
+                "SELECT ops.detach_partition(%s, %s, %s::bigint::oid)", (mark, self._context.run_id, partition.oid)
+            )
+            return detached
+
+        try:
+            return self._surely(step, lambda: detached if self._state(mark) else None)
+        except _BUSY:
+            self._log.info("partition_locked", partition=partition.name, effect="left to the batches")
+        except psycopg.Error as error:
+            if connection_lost(error):
+                raise _broken() from error
+            self._log.warning(
+                "partition_refused", partition=partition.name, error=describe_database_error(error), effect="batches"
+            )
+        return None
+
+    def _drop_now(self, connection: Connection, partition: Partition, pieces: list[Piece] | None) -> int:
+        """Look at every row once more, audit, seal the archives and drop, in a transaction behind the gate."""
+        row = connection.execute("SELECT ops.lock_partition(%s)", (partition.mark,)).fetchone()
+        if row is None or row[0] is None:
+            raise _Kept
+        rows, removable = _count(connection, self._selection.at(partition.name))
+        if rows != removable:
+            raise _Kept
+        rule = str(self._policy.dropping_rule)
+        dropped = connection.execute(
+            "SELECT ops.drop_partition(%s, %s, %s, %s, %s, %s)",
+            (
+                *(partition.mark, self._context.run_id, self._context.parameters()["actor"]),
+                *(self._selection.reason_prefix + rule, Jsonb(self._context.noted(self._selection.facts)[rule])),
+                None if pieces is None else Jsonb([piece.claim for piece in pieces]),
+            ),
+        ).fetchone()
+        connection.execute(
+            *runs.heartbeat(
+                self._context.run_id,
+                lease=self._run.lock.name,
+                fencing_token=self._run.lock.fencing_token,
+                records=self._worker.deleted + rows,
+                batches=self._worker.batches + (len(pieces or ()) or 1),
+                pauses={},
+            )
+        )
+        return int(dropped[0]) if dropped else 0
+
+    def _gone(self, partition: Partition) -> int | None:
+        state = self._state(partition.mark)
+        return int(state[1]) if state and state[0] == "dropped" else None
+
+    def _state(self, mark: UUID | None) -> tuple[str, Any] | None:
+        """Find out what became of a mark, once nobody works on it any more."""
+        with self._run.database.closing_gate() as connection:
+            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
+            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+            row = connection.execute(
+                "SELECT state, row_count FROM ops.detached_partitions WHERE id = %s", (mark,)
+            ).fetchone()
+        return (row[0], row[1]) if row else None
+
+    def _surely(self, step: Callable[[Connection], Result], settled: Callable[[], Result | None]) -> Result:
+        """Do a step behind the gate; one whose COMMIT got no answer is settled by its mark."""
+
+        def once() -> Result:
+            try:
+                with self._gated.opened(self._run.database) as connection:
+                    self._require_may_run(connection)
+                    return step(connection)
+            except psycopg.OperationalError as error:
+                if not connection_lost(error):
+                    raise
+                done = retry(settled, on=connection_lost, attempts=_ATTEMPTS, seconds=_SECONDS)
+                if done is None:
+                    raise
+                self._log.info("commit_settled")
+                return done
+
+        try:
+            return retry(
+                once,
+                on=lambda error: isinstance(error, GateClosed) or is_deadlock(error) or connection_lost(error),
+                attempts=_ATTEMPTS,
+                seconds=_SECONDS,
+                before_wait=lambda attempt, error: self._log.warning(
+                    "partition_retry", attempt=attempt, error=type(error).__name__
+                ),
+            )
+        except GateClosed:
+            raise gate_stays_closed() from None
+
+    def _require_may_run(self, connection: Connection) -> None:
+        statement = sql.SQL("WITH {} SELECT owned, stopped FROM may_run").format(MAY_RUN)
+        owned, stopped = connection.execute(statement, self._context.parameters()).fetchone() or (False, False)
+        require_may_run(owned=owned, stopped=stopped)
+
+    def _attach(self, partition: Partition, why: str) -> int:
+        """Put a detached partition back; returns 0: how many of its rows are gone."""
+        batch = self._policy.batch
+
+        def once() -> str:
+            with self._run.database.transaction(
+                lock_timeout=batch.lock_timeout.total_seconds(),
+                statement_timeout=batch.statement_timeout.total_seconds(),
+            ) as connection:
+                row = connection.execute(
+                    "SELECT state FROM ops.detached_partitions WHERE id = %s", (partition.mark,)
+                ).fetchone()
+                if row and row[0] == "detached":
+                    row = connection.execute(
+                        "SELECT ops.attach_partition(%s, %s)", (partition.mark, self._context.run_id)
+                    ).fetchone()
+                return str(row[0]) if row else "gone"
+
+        try:
+            state = retry(
+                once,
+                on=lambda error: connection_lost(error) or is_deadlock(error),
+                attempts=_ATTEMPTS,
+                seconds=_SECONDS,
+            )
+        except _BUSY:
+            self._worker.locked = True
+            self._log.warning("partition_left_detached", partition=partition.name, effect="the next run tries again")
+            return 0
+        except psycopg.Error as error:
+            if connection_lost(error):
+                raise _broken() from error
+            self._hand_over(partition, error)
+            return 0
+        say = self._log.warning if state == "gone" else self._log.info
+        say(
+            "partition_put_back" if state == "attached" else f"partition_{state}", partition=partition.name, because=why
+        )
+        return 0
+
+    def _hand_over(self, partition: Partition, error: psycopg.Error) -> None:
+        """Rows of the same span came meanwhile, or somebody changed the table: only a person can know which way."""
+        self.stuck.append(partition.name)
+        problem = describe_database_error(error)
+        self._log.error("partition_stuck", partition=partition.name, error=problem)
+        item = handover.Item(
+            item_type="retention_exception",
+            resource_type=self._policy.table,
+            priority="high",
+            reason="a partition was detached and can be neither dropped nor attached again",
+            raised_by=f"system:{self._run.script}",
+            context={"policy": self._policy.name, "partition": partition.name, "error": problem},
+        )
+        self.queued += handover.raise_item(self._run.database, self._run.settings, item, partition.name)
+
+
+def _broken() -> DatabaseUnavailable:
+    return DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a partition")
+
+
+def _marked(connection: Connection, selection: Selection) -> list[Partition]:
+    """Return what a run left detached; without a name what is no table of its own any more."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        rows = cursor.execute(_MARKED, (selection.policy.name, selection.policy.table)).fetchall()
+    return [
+        Partition(row["oid"] if row["name"] else 0, row["name"] or row["partition_name"], mark=row["id"])
+        for row in rows
+    ]
+
+
+def _count(connection: Connection, selection: Selection) -> tuple[int, int]:
+    """Return how many rows a table has, and how many of them may go."""
+    statement = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {removable}) FROM {table} t").format(
+        removable=selection.removable, table=selection.table
+    )
+    row = connection.execute(statement, selection.parameters).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def _counts_by_partition(
+    connection: Connection, selection: Selection, anchor: str, ends_at: datetime
+) -> dict[int, tuple[int, int]]:
+    """Return the same of each partition that ends by then: one pass over all of them."""
+    statement = sql.SQL(
+        "SELECT t.tableoid::bigint, count(*), count(*) FILTER (WHERE {removable}) FROM {table} t"
+        " WHERE t.{anchor} < {end} GROUP BY 1"
+    ).format(
+        removable=selection.removable,
+        table=selection.table,
+        anchor=sql.Identifier(anchor),
+        end=selection.moment(anchor, "partitions_end"),
+    )
+    rows = connection.execute(statement, selection.parameters | {"partitions_end": ends_at}).fetchall()
+    return {oid: (count, removable) for oid, count, removable in rows}

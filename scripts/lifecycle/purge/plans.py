@@ -1,0 +1,327 @@
+"""A plan: what a run would do, in a file that somebody can read, approve, and have carried out exactly so.
+
+It holds no personal data: keys stand in it as they stand in the audit. Its digest shows that it was not altered; the
+policy file's hash and each policy's count show that what it was made of is still so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from pydantic import TypeAdapter, ValidationError
+
+from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
+from scripts.lifecycle.engine.preflight import preflight
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import detached_from
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.purge import inventory
+from scripts.lifecycle.purge.purge import predict
+from scripts.utils import pages
+from scripts.utils.blob_token import store_of
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed, describe_database_error
+from scripts.utils.logging_utils import get_logger
+
+SAMPLE_KEYS = 5
+# Where a policy has no history: half of what the slowest measured path does (benchmarks/README.md).
+ASSUMED_ROWS_A_SECOND = 2_000.0
+ASSUMED_BLOBS_A_SECOND = 10.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do with one policy."""
+
+    policy: str
+    table: str
+    action: str
+    records: int = 0
+    """Rows, or blobs, that would go; of what is retained, none."""
+    by_rule: dict[str, int] = field(default_factory=dict)
+    cascade: dict[str, int] = field(default_factory=dict)
+    """Rows of dependants that would go along or be set to null, by foreign key."""
+    partitions: tuple[str, ...] = ()
+    """Partitions that would be dropped whole; their rows are among the records."""
+    blobs: int = 0
+    held: int | None = 0
+    queued: int = 0
+    kept: int | None = None
+    """Rows of a policy that retains."""
+    oldest_overdue_seconds: float | None = 0.0
+    estimated_seconds: float | None = None
+    estimated_by: str | None = None
+    """``history``, or ``assumption`` where the policy has none."""
+    sample_keys: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    """Of all the keys: the same rows have the same one."""
+    error: str | None = None
+    """Why a run would refuse, or could not look."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do."""
+
+    policy_hash: str
+    cutoff_at: str
+    made_at: str
+    policies: tuple[Planned, ...]
+    digest: str = ""
+
+    @property
+    def sealed_by(self) -> str:
+        """What the digest must be."""
+        content = asdict(self) | {"digest": ""}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def make(run: Run, names: Sequence[str]) -> Plan:
+    """Work out what a run would do; each policy's prediction is added to ``run.results``.
+
+    Raises:
+        StoppedEarly: The run must stop.
+    """
+    made_at = run.database.now()
+    planned = []
+    for name in names:
+        run.checkpoint()
+        planned.append(_planned(run, run.policies.policies[name]))
+        get_logger().info("policy_planned", **asdict(planned[-1]))
+    plan = Plan(run.policies.hash, run.cutoff.isoformat(), made_at.isoformat(), tuple(planned))
+    return Plan(plan.policy_hash, plan.cutoff_at, plan.made_at, plan.policies, plan.sealed_by)
+
+
+def _planned(run: Run, policy: Policy) -> Planned:
+    names: dict[str, Any] = {"policy": policy.name, "table": policy.table, "action": policy.action}
+    try:
+        if policy.blob:
+            store_of(run.settings)
+        if policy.action == "retain":
+            run.results.append(inventory.look(run, policy))
+            kept = run.database.read(lambda link: inventory.count(link, run, policy), statement_timeout=SURVEY_SECONDS)
+            return Planned(**names, kept=kept.rows)
+        result = predict(run, policy)
+        run.results.append(result)
+        details = run.database.read(lambda link: _details(link, run, policy, result), statement_timeout=SURVEY_SECONDS)
+    except OpsError as error:
+        run.fail(policy.name, error)
+        return Planned(**names, error=str(error))
+    except psycopg.Error as error:
+        failure = PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}")
+        run.fail(policy.name, failure)
+        return Planned(**names, error=str(failure))
+    return Planned(
+        **names,
+        by_rule=result.by_rule,
+        held=result.records_held,
+        queued=result.records_queued,
+        partitions=result.partitions,
+        oldest_overdue_seconds=result.oldest_overdue_seconds,
+        error=result.error,
+        **details,
+    )
+
+
+def _details(connection: Connection, run: Run, policy: Policy, result: PolicyResult) -> dict[str, Any]:
+    selection = preflight(connection, policy, run.cutoff).selection
+    if policy.blob:
+        selection.parameters["blob_store"] = store_of(run.settings).lower()
+    records, fingerprint, sample = _keys(connection, selection)
+    cascade = {
+        f"{reach.foreign_key.table}.{', '.join(reach.foreign_key.columns)} ({reach.action})": _count(
+            connection,
+            sql.SQL("SELECT count(*) FROM {} c WHERE EXISTS (SELECT FROM {} t WHERE {} AND {})").format(
+                table_identifier(reach.foreign_key.table),
+                selection.table,
+                reach.foreign_key.joins("c"),
+                selection.removable,
+            ),
+            selection,
+        )
+        for reach in selection.reaches
+    }
+    seconds, basis = _estimate(connection, policy, records)
+    return {
+        "records": records,
+        "blobs": records if policy.blob else 0,
+        "cascade": cascade,
+        "fingerprint": fingerprint,
+        "sample_keys": sample,
+        "estimated_seconds": seconds if result.error is None else None,
+        "estimated_by": basis,
+    }
+
+
+def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many rows would go, their fingerprint and a sample, also of what a run left detached."""
+    places = [selection]
+    if selection.partitioned:
+        places += [selection.at(name) for name in detached_from(connection, selection.policy.table)]
+    found = [_keys_of(connection, place) for place in places]
+    sample = sorted(key for _, _, keys in found for key in keys)[:SAMPLE_KEYS]
+    return sum(rows for rows, _, _ in found), str(sum(int(mark) for _, mark, _ in found)), tuple(sample)
+
+
+def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
+    removable = selection.removable
+    row = connection.execute(
+        sql.SQL(
+            "SELECT count(*), coalesce(sum(hashtextextended({id}, 0)::numeric), 0)::text,"
+            " (SELECT coalesce(array_agg(s.key ORDER BY s.key), '{{}}') FROM"
+            " (SELECT {id} AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
+            " FROM {table} t WHERE {removable}"
+        ).format(
+            id=selection.record.id("t"), table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)
+        ),
+        selection.parameters,
+    ).fetchone()
+    return (row[0], row[1], tuple(row[2])) if row else (0, "0", ())
+
+
+def _count(connection: Connection, statement: sql.Composed, selection: Selection) -> int:
+    row = connection.execute(statement, selection.parameters).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _estimate(connection: Connection, policy: Policy, records: int) -> tuple[float, str]:
+    """Return how many seconds so many records take, by the median of the policy's own runs where there are any."""
+    row = connection.execute(
+        "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY records_processed"
+        " / greatest(0.001, extract(epoch FROM finished_at - started_at)))"
+        " FROM ops.job_runs WHERE policy = %s AND status = 'completed' AND records_processed >= 100"
+        " AND started_at > now() - interval '90 days'",
+        (policy.name,),
+    ).fetchone()
+    if row and row[0]:
+        return round(records / float(row[0]), 1), "history"
+    return round(records / (ASSUMED_BLOBS_A_SECOND if policy.blob else ASSUMED_ROWS_A_SECOND), 1), "assumption"
+
+
+def write(plan: Plan, path: Path) -> None:
+    """Write a plan, whole or not at all.
+
+    Raises:
+        As :func:`pages.write` does.
+    """
+    pages.write(path, json.dumps(asdict(plan), indent=2) + "\n", "--plan")
+
+
+def read(path: Path) -> Plan:
+    """Read a plan back.
+
+    Raises:
+        Misconfigured: It is none, or was altered.
+    """
+    try:
+        plan = TypeAdapter(Plan).validate_json(path.read_bytes())
+        datetime.fromisoformat(plan.cutoff_at)
+    except (OSError, ValidationError, ValueError) as error:
+        raise Misconfigured(f"{path}: is no plan that can be read ({type(error).__name__})") from None
+    if plan.digest != plan.sealed_by:
+        raise Misconfigured(f"{path}: was altered since it was made; make a new one with --plan")
+    return plan
+
+
+def require_current(run: Run, plan: Plan, tolerance: float) -> None:
+    """Compare a plan with what is so now, at the plan's own cut-off, before anything is done.
+
+    Args:
+        run: The run; it judges by the plan's cut-off from now on.
+        plan: The plan.
+        tolerance: Percent by which a policy's count may differ; at 0 it must be the very same rows.
+
+    Raises:
+        PlanDrifted: Names every policy that differs.
+        Misconfigured: The plan is about the future.
+    """
+    if plan.policy_hash != run.policies.hash:
+        raise PlanDrifted(
+            f"the plan was made with the policy file {plan.policy_hash[:12]}, this one is {run.policies.hash[:12]}:"
+            " make a new plan, or give the file that it was made with (--policy-file)"
+        )
+    run.judge_by(datetime.fromisoformat(plan.cutoff_at))
+    drifted = []
+    for planned in plan.policies:
+        run.checkpoint()
+        difference = _difference(run, planned, tolerance)
+        if difference:
+            drifted.append(difference)
+    if drifted:
+        raise PlanDrifted(f"nothing was done, because the data are not those of the plan: {'; '.join(drifted)}")
+    get_logger().info("plan_is_current", plan=plan.digest, tolerance_percent=tolerance, made_at=plan.made_at)
+
+
+def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
+    policy = run.policies.policies[planned.policy]
+    if policy.action == "retain" or planned.fingerprint is None:
+        return None  # nothing would be done with it
+
+    def look(connection: Connection) -> tuple[int, str, tuple[str, ...]]:
+        selection = preflight(connection, policy, run.cutoff).selection
+        if policy.blob:
+            selection.parameters["blob_store"] = store_of(run.settings).lower()
+        return _keys(connection, selection)
+
+    try:
+        records, fingerprint, _ = run.database.read(look, statement_timeout=SURVEY_SECONDS)
+    except PolicyFailed as error:
+        return str(error)
+    if abs(records - planned.records) > planned.records * tolerance / 100:
+        return f"{policy.name}: planned {planned.records}, now {records}"
+    if tolerance == 0 and fingerprint != planned.fingerprint:
+        return f"{policy.name}: {records} as planned, but other rows"
+    return None
+
+
+def tell_differences(plan: Plan, results: Sequence[PolicyResult]) -> None:
+    """Say where a run came to more or to less than its plan."""
+    done = {result.policy: result.records_deleted for result in results}
+    for planned in plan.policies:
+        if planned.policy in done and done[planned.policy] != planned.records:
+            get_logger().warning(
+                "plan_differs", policy=planned.policy, planned=planned.records, done=done[planned.policy]
+            )
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a second plan does differently with one policy."""
+
+    policy: str
+    first: int | None
+    """Records of the first plan; None: it does not have the policy, or could not look."""
+    second: int | None
+    frees: int
+    """Records that only the second plan takes."""
+    keeps: int
+    """Records that only the first plan takes."""
+    by_rule: dict[str, int]
+
+
+def compare(first: Plan, second: Plan) -> list[Change]:
+    """Return what changes from one plan to the other, policy by policy, in the second one's order."""
+    before = {planned.policy: planned for planned in first.policies}
+    after = {planned.policy: planned for planned in second.policies}
+    return [_change(name, before.get(name), after.get(name)) for name in dict.fromkeys([*after, *before])]
+
+
+def _change(name: str, before: Planned | None, after: Planned | None) -> Change:
+    first, second = (planned.records if planned and planned.fingerprint else None for planned in (before, after))
+    difference = (second or 0) - (first or 0)
+    rules = {**(before.by_rule if before else {}), **(after.by_rule if after else {})}
+    by_rule = {
+        rule: (after.by_rule.get(rule, 0) if after else 0) - (before.by_rule.get(rule, 0) if before else 0)
+        for rule in rules
+    }
+    return Change(name, first, second, max(0, difference), max(0, -difference), by_rule)

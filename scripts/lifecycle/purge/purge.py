@@ -1,0 +1,335 @@
+"""The purge: what every deletion by age goes through.
+
+Preflight, one cut-off, cap, batches by the cheaper of two paths, a closing pass for rows that moved, and the residue:
+what is still past its date is counted by a fresh query, because a job that is green and deletes nothing is the failure
+that everybody else has. A dry run is the same up to the first batch, in a transaction that cannot write.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from scripts.lifecycle.engine import exceptions
+from scripts.lifecycle.engine.deleter import Deleter
+from scripts.lifecycle.engine.gated import Context
+from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
+from scripts.lifecycle.engine.preflight import Cleared, check_access_path
+from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.survey import Survey
+from scripts.lifecycle.engine.windows import IndexWalk, Path, Sweep
+from scripts.lifecycle.jobs import handover
+from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.lifecycle.jobs.run import Run, sla_status
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.purge import inventory, partitions
+from scripts.lifecycle.purge.caps import refusal
+from scripts.lifecycle.purge.partitions import PartitionDrops
+from scripts.lifecycle.purge.rollout import roll_out
+from scripts.utils import error_reporting
+from scripts.utils.blob_token import store_of
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import (
+    ExitCode,
+    PolicyFailed,
+    describe_database_error,
+)
+from scripts.utils.pseudonyms import pseudonym
+
+if TYPE_CHECKING:
+    from scripts.lifecycle.archives.batches import Archiver
+
+# From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
+# quarter of the WAL (benchmarks/README.md).
+SWEEP_SHARE = 0.05
+
+
+def purge(run: Run, policy: str) -> None:
+    """Delete what a policy says has expired, or in a dry run say what would be deleted.
+
+    The result is added to ``run.results``. A policy that fails is recorded and does not stop the others.
+
+    Raises:
+        StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
+        DatabaseUnavailable: PostgreSQL went away for good.
+        Misconfigured: The policy is about blobs and there is no token, about pseudonyms and there is no key, or about
+            archives and there is no place or not the right key for them.
+    """
+    rules = run.policies.policies[policy]
+    if rules.blob:
+        store_of(run.settings)
+    if rules.anonymize and rules.anonymize.pseudonymised:
+        pseudonym(run.settings, "")
+    if rules.archive:
+        from scripts.lifecycle.archives.batches import require_place  # a tenth of a second that others need not wait
+
+        require_place(run)
+    try:
+        if rules.action == "retain":
+            with error_reporting.about(policy):
+                if run.options.dry_run:
+                    run.results.append(inventory.look(run, rules))
+                else:
+                    inventory.InventoryRun(run, rules).carry_out()
+        elif run.options.dry_run:
+            with error_reporting.about(policy):
+                run.results.append(predict(run, rules))
+        elif run.options.rollout:
+            roll_out(run, predict=lambda: predict(run, rules), carry_out=lambda: Purge(run, rules).carry_out())
+        else:
+            Purge(run, rules).carry_out()
+    except PolicyFailed as error:
+        run.fail(policy, error)
+
+
+def predict(run: Run, policy: Policy) -> PolicyResult:
+    """Say what a run would do, in a transaction that cannot write.
+
+    Raises:
+        PolicyFailed: The policy cannot be carried out.
+    """
+
+    def look(connection: Connection) -> tuple[Survey, str | None, int, tuple[str, ...]]:
+        cleared, found = first_look(run, connection, policy)
+        refused = refusal(run, connection, policy, found)
+        to_queue = sum(
+            exceptions.count_new(connection, cleared.selection, name)
+            for name, exception in policy.exceptions.items()
+            if exception.queue
+        )
+        if found.referenced and not handover.is_open(connection, _referenced_type(policy), policy.table, policy.name):
+            to_queue += 1
+        dropped: tuple[str, ...] = ()
+        if not refused:
+            dropped = partitions.predicted(partitions.look(connection, cleared, run.cutoff), run.options.limit)
+            batch_rows = run.options.batch_size or (policy.archive or policy.batch).rows
+            # Last: it bends the planner for the rest of the transaction.
+            _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
+        return found, refused, to_queue, dropped
+
+    try:
+        found, refused, to_queue, dropped = run.database.read(look, statement_timeout=SURVEY_SECONDS)
+    except psycopg.Error as error:
+        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
+    limit = run.options.limit
+    deleted = found.removable if limit is None else min(limit, found.removable)
+    return PolicyResult(
+        policy=policy.name,
+        status="failed" if refused else "completed",
+        stop_reason="would_be_refused" if refused else "dry_run",
+        exit_code=ExitCode.FAILED if refused else ExitCode.DONE,
+        records_deleted=deleted,
+        records_held=found.held,
+        records_queued=to_queue,
+        records_remaining=found.remaining - deleted,
+        oldest_overdue_seconds=found.oldest_overdue_seconds,
+        by_rule=found.by_rule,
+        partitions=dropped,
+        sla_status=sla_status(run, found.oldest_overdue_seconds, policy.overdue.warning, policy.overdue.critical),
+        error=refused,
+    )
+
+
+class Purge(PolicyRun):
+    """One policy in one real run."""
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        super().__init__(run, policy)
+        self._unknown = 0
+
+    def work(self, run_id: UUID) -> Ending:
+        """Delete what has expired, along the cheaper path."""
+        cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
+        lock = self._run.lock
+        context = Context(
+            lock.name,
+            lock.fencing_token,
+            self._run.script,
+            run_id,
+            job=self._run.job,
+            policy_hash=self._run.policies.hash,
+        )
+        with closing(self._worker(cleared.selection, context)) as deleter:
+            drops = PartitionDrops(self._run, cleared, context, deleter)
+            if refused:
+                drops.put_back()
+                raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
+            self._run.expect(self._policy.name, found.removable)
+            if found.referenced:
+                self._queued += self._queue_referenced(cleared.selection, found)
+            try:
+                drops.carry_out(found)
+                self._delete(deleter, cleared, found)
+                if self._policy.blob:
+                    self._remove_blobs(deleter, cleared, context)
+                self._finish(deleter, cleared)
+            finally:
+                if not self._policy.blob:
+                    self._deleted = deleter.deleted
+                self._batches += deleter.batches
+                self._queued += deleter.queued + drops.queued
+                self._partitions += drops.dropped
+        self._queued += self._queue_excepted(cleared)
+        return self._judge(deleter, drops.stuck)
+
+    def _worker(self, selection: Selection, context: Context) -> Deleter | Archiver:
+        if self._policy.archive is None:
+            return Deleter(self._run, selection, context, self._politeness)
+        from scripts.lifecycle.archives.batches import Archiver
+
+        return Archiver(self._run, selection, context, self._politeness)
+
+    def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
+        # Before the counting, so that the first batch already knows whether others were at work meanwhile.
+        self._politeness.begin(connection)
+        cleared, found = first_look(self._run, connection, self._policy)
+        self._selection = cleared.selection
+        return cleared, found, refusal(self._run, connection, self._policy, found)
+
+    def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
+        paths = _paths(self._run, cleared, found, deleter.batch_rows)
+        self._run.database.read(
+            lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
+            statement_timeout=SURVEY_SECONDS,
+        )
+        if self._politeness.not_visible:
+            self._log.info(
+                "politeness_not_visible",
+                what=self._politeness.not_visible,
+                effect="not heeded; replica_lag needs the role pg_read_all_stats",
+            )
+        self._log.info(
+            "policy_started",
+            due=found.due,
+            removable=found.removable,
+            held=found.held,
+            path=[path.name for path in paths],
+            batch_rows=deleter.batch_rows,
+        )
+        for path in paths:
+            deleter.follow(path)
+
+    def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
+        from scripts.lifecycle.blobs.blobs import BlobRemoval  # an HTTP client that others need not wait for
+
+        with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
+            try:
+                removal.drain()
+            finally:
+                self._deleted = removal.removed
+                self._batches += removal.rounds
+                self._queued += removal.queued
+                self._unknown = removal.unknown
+                deleter.poison += removal.failed
+                deleter.locked |= removal.locked > 0
+
+    def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
+        residue = self._survey(cleared.selection)
+        # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
+        left = residue.removable > len(deleter.poison) and not deleter.limit_reached
+        if left and not self._policy.blob:
+            for path in _walks(cleared.selection):
+                deleter.follow(path)
+            residue = self._survey(cleared.selection)
+        self._residue = residue
+
+    def _judge(self, deleter: Deleter | Archiver, detached: list[str]) -> Ending:
+        code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
+        left = self._residue.removable - len(deleter.poison) if self._residue else 0
+        if left <= 0:
+            return Ending("completed", "done", code)
+        if deleter.limit_reached:
+            return Ending("partial", "limit_reached", code)
+        if detached:
+            message = f"{', '.join(detached)} was detached and can be neither dropped nor attached again: see the queue"
+            return Ending("partial", "partition_detached", ExitCode.STOPPED_EARLY, message)
+        if deleter.locked:
+            message = f"{left} due rows stayed locked by other sessions"
+            return Ending("partial", "rows_locked", ExitCode.STOPPED_EARLY, message)
+        if self._unknown:
+            message = f"the store did not say what became of {self._unknown} blobs: the next run asks for them again"
+            return Ending("partial", "blobs_unknown", ExitCode.STOPPED_EARLY, message)
+        message = f"{left} due rows are still there although nothing refused them: look for a trigger that keeps them"
+        return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, message)
+
+    def _queue_referenced(self, selection: Selection, found: Survey) -> int:
+        item = handover.Item(
+            item_type=_referenced_type(self._policy),
+            resource_type=self._policy.table,
+            priority="medium",
+            reason="something else still needs what is past its date",
+            raised_by=f"system:{self._run.script}",
+            context={
+                "policy": self._policy.name,
+                "rows": found.referenced,
+                "constraints": [foreign_key.name for foreign_key in selection.refusing],
+                "tables": sorted({foreign_key.table for foreign_key in selection.refusing}),
+            },
+        )
+        return handover.raise_item(self._run.database, self._run.settings, item, self._policy.name)
+
+    def _queue_excepted(self, cleared: Cleared) -> int:
+        new = 0
+        for name, exception in self._policy.exceptions.items():
+            if not exception.queue:
+                continue
+            overdue = exceptions.overdue_exception(cleared.selection, name)
+            walk = IndexWalk(cleared.selection, exception.queue.anchor, overdue)
+            new += exceptions.raise_excepted(
+                self._run.database,
+                self._run.settings,
+                cleared.selection,
+                name,
+                _sweep(cleared) if cleared.facts.sweepable else walk,
+                raised_by=f"system:{self._run.script}",
+                between_pages=self._run.checkpoint,
+            )
+        return new
+
+
+def _referenced_type(policy: Policy) -> str:
+    """Return the queue item of a policy whose due rows something else still needs: other tables, or other rows."""
+    return "retention_exception" if policy.blob else "foreign_key_violation"
+
+
+def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[Path]:
+    facts = cleared.facts
+    suits = (
+        facts.sweepable
+        and found.removable >= SWEEP_SHARE * facts.rows
+        # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
+        and batch_rows >= facts.rows_per_block
+        and run.options.limit is None
+        # An archive is a span of time, so that it can be found again.
+        and not cleared.selection.policy.archive
+    )
+    return [_sweep(cleared)] if suits else _walks(cleared.selection)
+
+
+def _check_plans(connection: Connection, cleared: Cleared, paths: list[Path], batch_rows: int) -> None:
+    if cleared.facts.large:
+        for path in paths:
+            check_access_path(connection, cleared.selection, path, batch_rows)
+
+
+def _sweep(cleared: Cleared) -> Sweep:
+    return Sweep(cleared.selection.table, blocks=cleared.facts.blocks, rows_per_block=cleared.facts.rows_per_block)
+
+
+def _walks(selection: Selection) -> list[Path]:
+    """One walk along each rule's anchor."""
+    return [
+        IndexWalk(
+            selection,
+            selection.policy.rules[name].anchor,
+            sql.SQL("t.{} < {}").format(
+                sql.Identifier(selection.policy.rules[name].anchor),
+                selection.moment(selection.policy.rules[name].anchor, f"due_{name}"),
+            ),
+        )
+        for name in selection.due_before
+    ]

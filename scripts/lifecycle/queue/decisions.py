@@ -1,0 +1,118 @@
+"""What a person may decide about an item of the manual-resolution queue, by its type.
+
+What concerns the application's rows is said in the policy file (``decisions:``); what concerns blobs, foreign keys and
+legal holds is the suite's own. Escalating and putting off are always possible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from scripts.lifecycle.policy.policies import Policy, PolicySet, Remedy
+from scripts.lifecycle.queue.work import QueueItem
+from scripts.utils.errors import Misconfigured
+
+
+class Effect(Enum):
+    """What a decision does, apart from closing the item."""
+
+    ESCALATE = auto()
+    DEFER = auto()
+    NOTE = auto()
+    REMEDY = auto()
+    """What the policy file says: the row is deleted or changed."""
+    PURGE_ROW = auto()
+    PURGE_WITH_DEPENDANTS = auto()
+    COUNT_AGAIN = auto()
+    DELETE_BLOB = auto()
+    BLOB_GONE = auto()
+    HOLD = auto()
+    RELEASE_HOLD = auto()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing that a person may decide."""
+
+    name: str
+    """Its code, for the audit and for ``--decision``."""
+    label: str
+    effect: Effect
+    remedy: Remedy | None = None
+
+    @property
+    def closes(self) -> bool:
+        """Whether the item is resolved by it, which needs a justification."""
+        return self.effect not in (Effect.ESCALATE, Effect.DEFER)
+
+    @property
+    def needs_until(self) -> bool:
+        """Whether a moment must be given."""
+        return self.effect in (Effect.DEFER, Effect.HOLD)
+
+
+ESCALATE = Decision("escalate", "ask for somebody else's decision", Effect.ESCALATE)
+DEFER = Decision("defer", "put it off until a day", Effect.DEFER)
+
+_SETTLED = Decision("settled", "it is settled: only note that", Effect.NOTE)
+_COUNT_AGAIN = Decision("retry", "look again whether anything is still in the way", Effect.COUNT_AGAIN)
+_PURGE = Decision("retry", "delete the row now", Effect.PURGE_ROW)
+_OF_BLOBS = (
+    Decision("retry", "delete the blob now", Effect.DELETE_BLOB),
+    Decision("gone", "it is gone: look, and mark it so", Effect.BLOB_GONE),
+)
+_OF_ROWS = {
+    "foreign_key_violation": (
+        _PURGE,
+        Decision("delete_dependants", "delete the rows that refer to it, and then it", Effect.PURGE_WITH_DEPENDANTS),
+    ),
+    "row_deletion_failed": (_PURGE,),
+    "retention_exception": (
+        Decision("keep", "keep the row under a legal hold until a day", Effect.HOLD),
+        Decision("release", "let its period rule again, and end the holds on the row", Effect.RELEASE_HOLD),
+    ),
+}
+_MAKING_ROWS_GO = ("foreign_key_violation", "row_deletion_failed")
+
+
+def policy_of(policies: PolicySet, item: QueueItem) -> Policy | None:
+    """Return the policy that an item's resource falls under: the one it names, or the one that knows its type."""
+    mine = [policy for policy in policies.policies.values() if policy.table == item.resource_type]
+    named = item.context.get("policy")
+
+    def distance(policy: Policy) -> int:
+        knows = item.item_type in policy.decisions or bool(policy.blob and policy.blob.item_type == item.item_type)
+        return 0 if policy.name == named else 1 if knows else 2
+
+    return min(mine, key=distance, default=None)
+
+
+def offered(policies: PolicySet, item: QueueItem) -> list[Decision]:
+    """Return what may be decided about an item, in the order in which a person is shown it."""
+    policy = policy_of(policies, item)
+    named = policy.decisions.get(item.item_type, {}) if policy else {}
+    found = [Decision(name, remedy.label, Effect.REMEDY, remedy) for name, remedy in named.items()]
+    if policy and item.resource_id == policy.name:
+        found.append(_COUNT_AGAIN)
+    elif policy and policy.blob and policy.blob.item_type == item.item_type:
+        found += _OF_BLOBS
+    elif policy and policy.archive and item.item_type in _MAKING_ROWS_GO:
+        pass  # a row that must be archived first goes by its job alone
+    elif policy:
+        found += _OF_ROWS.get(item.item_type, ())
+    always = [DEFER] if item.status == "escalated" else [DEFER, ESCALATE]
+    return [*(found or [_SETTLED]), *always]
+
+
+def require_offered(policies: PolicySet, item: QueueItem, name: str) -> Decision:
+    """Return the decision of this name.
+
+    Raises:
+        Misconfigured: It is not offered for this type of item.
+    """
+    found = offered(policies, item)
+    for decision in found:
+        if decision.name == name:
+            return decision
+    raise Misconfigured(f"--decision {name}: for {item.item_type} it is one of {', '.join(d.name for d in found)}")

@@ -1,0 +1,129 @@
+"""An operator's desk: decisions are carried out here, and the item is either untouched, or decided and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+
+import psycopg
+
+from scripts.lifecycle.blobs.blobs import client_for
+from scripts.lifecycle.engine.gated import GateClosed
+from scripts.lifecycle.engine.poison import is_about_a_row
+from scripts.lifecycle.jobs import stop_switch
+from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.queue.blob_decisions import BlobDecision
+from scripts.lifecycle.queue.decisions import Decision, Effect, policy_of
+from scripts.lifecycle.queue.matter import DecisionFailed, Matter
+from scripts.lifecycle.queue.row_decisions import RowDecision
+from scripts.lifecycle.queue.work import QueueItem, Work
+from scripts.utils.blob_client import BlobClient
+from scripts.utils.errors import GateBusy, Misconfigured, PolicyFailed, describe_database_error
+
+
+class Desk:
+    """Where one operator decides.
+
+    Args:
+        run: The command's run; its operator is the actor.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.work = Work(run.database, run.settings, run.operator)
+        self._open = ExitStack()
+        self._client: BlobClient | None = None
+
+    def close(self) -> None:
+        """Close the connections to the store."""
+        self._open.close()
+
+    @property
+    def client(self) -> BlobClient:
+        """The blob store, once something asks for it.
+
+        Raises:
+            Misconfigured: There is no token.
+        """
+        if self._client is None:
+            self._client = client_for(self._run)
+            self._open.callback(self._client.close)
+        return self._client
+
+    def decide(self, item: QueueItem, decision: Decision, justification: str, until: datetime | None = None) -> str:
+        """Carry a decision out, and close the item if the decision closes it.
+
+        Args:
+            item: As it was seen.
+            decision: One of those that are offered for it.
+            justification: Why, in the operator's words; kept on the item.
+            until: For a decision that needs a day, time-zone aware.
+
+        Returns:
+            What happened, for a person.
+
+        Raises:
+            DecisionFailed: What stands in the way; the item is as it was.
+            SomebodyWasFirst: Somebody else has the item, or it is resolved.
+            Misconfigured: Something is missing that the decision needs.
+            SwitchedOff: The stop switch is on.
+        """
+        if decision.needs_until and until is None:
+            raise Misconfigured(f"the decision {decision.name} needs a day: --until")
+        if decision.effect is Effect.ESCALATE:
+            self.work.escalate(item.id)
+            return "escalated"
+        if decision.effect is Effect.DEFER and until:
+            self.work.defer(item.id, until)
+            return f"put off until {until:%Y-%m-%d %H:%M} UTC"
+        self.work.note(decision.name, justification)  # before anything happens that could not be noted
+        stop_switch.refuse_if_on(self._run.database, self._run.script)
+        if decision.effect is Effect.NOTE:
+            self.work.resolve(item.id, decision.name, justification)
+            return "noted"
+        with _naming_what_is_in_the_way():
+            return self._carry_out(item, decision, justification, until)
+
+    def _carry_out(self, item: QueueItem, decision: Decision, justification: str, until: datetime | None) -> str:
+        policy = policy_of(self._run.policies, item)
+        if policy is None:
+            raise DecisionFailed(f"no policy knows the table {item.resource_type}")
+        matter = Matter(self._run, self.work, item, decision, justification, policy)
+        rows = RowDecision(matter)
+        effects: dict[Effect, Callable[[], str]] = {
+            Effect.REMEDY: rows.remedy,
+            Effect.PURGE_ROW: rows.purge,
+            Effect.PURGE_WITH_DEPENDANTS: rows.purge_with_dependants,
+            Effect.COUNT_AGAIN: rows.count_again,
+            Effect.HOLD: lambda: rows.hold(until),
+            Effect.RELEASE_HOLD: rows.release_hold,
+            Effect.DELETE_BLOB: lambda: BlobDecision(matter, self.client).delete(),
+            Effect.BLOB_GONE: lambda: BlobDecision(matter, self.client).mark_as_gone(),
+        }
+        return effects[decision.effect]()
+
+
+@contextmanager
+def _naming_what_is_in_the_way() -> Iterator[None]:
+    try:
+        yield
+    except (PolicyFailed, GateBusy) as error:
+        raise DecisionFailed(str(error)) from None
+    except GateClosed:
+        raise DecisionFailed("another session keeps the gate closed: see pg_stat_activity, then try again") from None
+    except psycopg.errors.LockNotAvailable:
+        raise DecisionFailed("somebody else is writing to that row right now: try again") from None
+    except (
+        psycopg.errors.InsufficientPrivilege,
+        psycopg.errors.UndefinedColumn,
+        psycopg.errors.UndefinedTable,
+    ) as error:
+        raise DecisionFailed(
+            f"this role may not do that, or it is not there ({describe_database_error(error)}): look at decisions: and"
+            " dependants: in the policy file, then run backend/migrate.py --grants with it"
+        ) from None
+    except psycopg.Error as error:
+        if not is_about_a_row(error):
+            raise
+        raise DecisionFailed(f"the database refuses: {describe_database_error(error)}") from None

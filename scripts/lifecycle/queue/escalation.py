@@ -1,0 +1,137 @@
+"""What happens to the queue by itself: claims that ran out, deferrals whose time has come, deadlines that passed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg import sql
+
+from scripts.lifecycle.monitoring.alerts import Alert, Alerts
+from scripts.utils.db_utils import Connection, Database, is_deadlock
+from scripts.utils.retry_utils import retry
+
+SCOPE = "queue:item:"
+_RUNBOOK = "scripts/manual-resolution/README.md#past-its-deadline-escalate_breachespy"
+_FIRST = UUID(int=0)
+# Items that change in one transaction, with one audit entry.
+_ITEMS = 1000
+
+_STALE = sql.SQL("status IN ('assigned', 'escalated') AND claim_expires_at < now()")
+_DUE = sql.SQL("status = 'deferred' AND deferred_until <= now()")
+_BREACHED = sql.SQL("status IN ('pending', 'assigned') AND deadline_at < now()")
+
+# An escalated item stays escalated; whoever is at work on one that is escalated now keeps it.
+_FREE = sql.SQL(
+    "status = CASE q.status WHEN 'escalated' THEN 'escalated' ELSE 'pending' END, assigned_to = NULL,"
+    " assigned_at = NULL, claim_expires_at = NULL, deferred_until = NULL, before_last = NULL"
+)
+_ESCALATE = sql.SQL("status = 'escalated', escalated_at = clock_timestamp(), before_last = NULL")
+
+_CHANGE = sql.SQL("""
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM ops.manual_resolution_queue WHERE {which} AND id > %(after)s ORDER BY id LIMIT {items}
+       FOR UPDATE SKIP LOCKED
+), changed AS (
+    UPDATE ops.manual_resolution_queue q SET {change} FROM chosen c WHERE q.id = c.id RETURNING q.id::text AS key
+), noted AS (
+    SELECT ops.append_audit(gen_random_uuid(), %(actor)s, %(action)s, 'ops.manual_resolution_queue', %(reason)s, NULL,
+                            array_agg(key), '{{}}') AS entry
+      FROM changed HAVING count(*) > 0
+)
+SELECT (SELECT count(*) FROM changed), (SELECT id FROM chosen ORDER BY id DESC LIMIT 1),
+       (SELECT count(entry) FROM noted)
+""")
+
+
+@dataclass(frozen=True)
+class Moved:
+    """How many items were, or would be, moved."""
+
+    claims_expired: int
+    deferrals_due: int
+    escalated: int
+
+
+_STEPS = {
+    "claims_expired": (_STALE, _FREE, "queue_claim_expired", "claim_expired"),
+    "deferrals_due": (_DUE, _FREE, "queue_deferral_ended", "deferral_due"),
+    "escalated": (_BREACHED, _ESCALATE, "queue_item_escalated", "deadline_passed"),
+}
+
+
+def predict(database: Database) -> Moved:
+    """Count what :func:`move` would change; a deferral that is due may then be past its deadline too."""
+
+    def read(connection: Connection) -> Moved:
+        counts = {}
+        for name, (which, *_) in _STEPS.items():
+            row = connection.execute(
+                sql.SQL("SELECT count(*) FROM ops.manual_resolution_queue WHERE {}").format(which)
+            ).fetchone()
+            counts[name] = int(row[0]) if row else 0
+        return Moved(**counts)
+
+    return database.read(read)
+
+
+def move(database: Database, *, script: str, between: Callable[[], None]) -> Moved:
+    """Give stale claims back, take up deferrals, and escalate what is past its deadline, once.
+
+    Args:
+        database: Where the queue is.
+        script: The actor.
+        between: Called between two transactions; may raise to stop.
+    """
+    moved = dict.fromkeys(_STEPS, 0)
+    for name, (which, change, action, reason) in _STEPS.items():
+        statement = _CHANGE.format(which=which, change=change, items=sql.Literal(_ITEMS))
+        # Never looking back: what was moved before would be walked past again and again.
+        after: UUID | None = _FIRST
+        while after:
+            between()
+            facts = {"actor": f"system:{script}", "action": action, "reason": reason, "after": after}
+            count, after = _change(database, statement, facts)
+            moved[name] += count
+    return Moved(**moved)
+
+
+def _change(database: Database, statement: sql.Composed, facts: dict[str, Any]) -> tuple[int, UUID | None]:
+    def once() -> tuple[int, UUID | None]:
+        row = database.write(lambda connection: connection.execute(statement, facts).fetchone())
+        return (row[0], row[1]) if row else (0, None)
+
+    # A job that closes the same items locks the audit's head first.
+    return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
+
+
+def tell(database: Database, alerts: Alerts, *, between: Callable[[], None]) -> dict[str, int]:
+    """Raise one alert for each escalated item that is past its deadline; one that is resolved has recovered.
+
+    Returns:
+        How many alerts are new, and how many are over.
+    """
+    now = database.now()
+    rows = database.read(
+        lambda connection: connection.execute(
+            "SELECT id, item_type, priority, deadline_at, resource_type, occurrences FROM ops.manual_resolution_queue"
+            " WHERE status = 'escalated' AND deadline_at < now() ORDER BY deadline_at, id"
+        ).fetchall()
+    )
+    view = [
+        Alert(
+            key=f"{SCOPE}{item}",
+            # A critical one is a promise to a person that is being broken: somebody is woken up.
+            severity="critical" if priority == "critical" else "warning",
+            what=f"{item_type} ({priority}) is past its deadline on the manual-resolution queue",
+            how_bad=f"past its deadline since {deadline:%Y-%m-%d %H:%M} UTC; {table}, seen {times} times",
+            what_to_do=f"decide it: process_queue.py show {item}",
+            runbook=_RUNBOOK,
+            since=deadline,
+        )
+        for item, item_type, priority, deadline, table, times in rows
+    ]
+    settled = alerts.settle(SCOPE, view, measured_at=now, between=between)
+    return {"alerts_raised": len(settled.raised), "alerts_recovered": len(settled.recovered)}

@@ -1,0 +1,96 @@
+"""Archives are read again for the report; and the report by mail, against a real SMTP server on this machine."""
+
+from __future__ import annotations
+
+import io
+import socket
+from email import message_from_bytes, policy
+
+import pypdf
+import pytest
+from aiosmtpd.controller import Controller
+
+from tests.lifecycle.compliance.history import midnight
+
+TODAY = (midnight(1), midnight(-1))
+
+
+def test_archives_are_read_again_and_what_is_not_read_is_not_whole(ask, payments, run_archives, folder):
+    payments.fill(40)
+    assert run_archives().code == 0
+
+    report = ask(period=TODAY).report
+    (inventory,) = report["sections"]["archives"]["tables"]["inventory"]
+    assert (inventory["objects"], inventory["rows"], inventory["sealed_rows"]) == (1, 40, 40)
+    figures = {row["figure"]: row["value"] for row in report["sections"]["archives"]["tables"]["verification"]}
+    assert (figures["read and found whole"], figures["rows in these"], figures["not read"]) == (1, 40, 0)
+    went = {row["rule"]: row["records"] for row in report["sections"]["enforcement"]["tables"]["by_policy"]}
+    assert went == {"payment_transactions/expired": 40}
+
+    unread = ask(period=TODAY, ARCHIVE_URL="")
+    assert unread.code == 0
+    assert any("archives: 1 of 1 were not read (ARCHIVE_URL is not set" in each for each in unread.report["uncounted"])
+
+    (stranger := folder / "stranger.archive").write_bytes(b"?")
+    assert "1 objects lie in the archives' store" in ask(period=TODAY).report["statements"][0]["text"]
+    stranger.unlink()
+
+    (archive,) = folder.rglob("*.archive")
+    archive.write_bytes(archive.read_bytes()[:-9])
+    broken = ask(period=TODAY)
+    assert (broken.code, broken.report["verdict"]) == (1, "broken")
+    assert archive.name in broken.report["statements"][0]["text"]
+
+
+class Mailbox:
+    """Takes every mail."""
+
+    def __init__(self):
+        self.mails = []
+
+    async def handle_DATA(self, server, session, envelope):  # noqa: N802 - the library's name
+        self.mails.append(message_from_bytes(envelope.content, policy=policy.default))
+        return "250 OK"
+
+
+@pytest.fixture
+def mailbox():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    box = Mailbox()
+    server = Controller(box, hostname="127.0.0.1", port=port)
+    server.start()
+    box.settings = {
+        "SMTP_HOST": "127.0.0.1",
+        "SMTP_PORT": str(port),
+        "SMTP_STARTTLS": "false",
+        "SMTP_FROM": "reports@example.com",
+        "REPORT_EMAIL_TO": "officer@example.com",
+    }
+    yield box
+    server.stop()
+
+
+def test_by_mail_it_is_a_pdf_with_the_first_page_as_text(ask, database, mailbox):
+    database.superuser().execute("REVOKE SELECT ON ops.legal_holds FROM lifecycle_jobs")
+    assert ask("--email", CLEANUP_DRY_RUN="true", **mailbox.settings).code == 0
+    assert mailbox.mails == []
+
+    asked = ask("--email", **mailbox.settings)
+    assert asked.code == 0, asked.closing
+    (mail,) = mailbox.mails
+    assert mail["Subject"].startswith("Compliance report, data-lifecycle, ")
+    assert "not counted: " in mail.get_body().get_content()
+    (attached,) = mail.iter_attachments()
+    assert attached.get_content_type() == "application/pdf"
+    assert (
+        "Data retention compliance report"
+        in pypdf.PdfReader(io.BytesIO(attached.get_content())).pages[0].extract_text()
+    )
+
+
+def test_a_person_at_a_terminal_sees_the_first_page_and_the_tables(ask):
+    asked = ask("--log-format", "console")
+    assert asked.code == 0
+    assert "punctuality of every policy" in " ".join(asked.err.split())
+    assert "enforcement: Records by day (UTC) and policy" in " ".join(asked.err.split())
