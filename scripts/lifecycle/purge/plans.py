@@ -27,7 +27,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.lifecycle.purge import inventory
 from scripts.lifecycle.purge.purge import predict
-from scripts.utils import pages
+from scripts.utils import pages, strict_json
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed, describe_database_error
@@ -224,11 +224,13 @@ def read(path: Path) -> Plan:
         Misconfigured: It is none, or was altered.
     """
     try:
-        plan = TypeAdapter(Plan).validate_json(path.read_bytes())
+        document = strict_json.loads(path.read_bytes())
+        plan = TypeAdapter(Plan).validate_python(document)
         datetime.fromisoformat(plan.cutoff_at)
     except (OSError, ValidationError, ValueError) as error:
         raise Misconfigured(f"{path}: is no plan that can be read ({type(error).__name__})") from None
-    if plan.digest != plan.sealed_by:
+    # The document too: the digest says nothing about a name that no Plan has.
+    if plan.digest != plan.sealed_by or json.loads(json.dumps(asdict(plan))) != document:
         raise Misconfigured(f"{path}: was altered since it was made; make a new one with --plan")
     return plan
 

@@ -120,6 +120,32 @@ def test_a_plan_that_was_altered_is_misuse(family, write, plan, enforce, admin, 
     assert count(admin, "others") == 4
 
 
+@pytest.mark.parametrize(
+    ("written", "rewritten"),
+    [
+        ('"made_at":', '"made_at": "2001-01-01T00:00:00+00:00", "made_at":'),
+        ('"policy":', '"policy": "nobodys", "policy":'),
+        ('"held": 0', '"held": 1, "held": 0'),
+        ('"held": 0', '"held": "0"'),
+        ('"held": 0', '"held": NaN'),
+        ('"held": 0', '"held": 0, "approved": true'),
+        ('"held": 0', '"held": ' + "[" * 50_000 + "]" * 50_000),
+    ],
+    ids=["twice", "twice within a policy", "twice before", "another kind", "NaN", "unknown", "nested"],
+)
+def test_a_plan_that_two_readers_may_understand_differently_is_misuse(
+    family, write, plan, enforce, admin, written, rewritten
+):
+    path = write(family)
+    out, _ = plan(path)
+    text = out.read_text()
+    assert written in text
+    out.write_text(text.replace(written, rewritten, 1))
+
+    assert enforce(path, "--apply", out, as_of=None).code == 2
+    assert count(admin, "others") == 4
+
+
 def test_a_plan_of_another_day_shows_what_will_be_due_and_cannot_be_applied_before(family, write, plan, enforce, admin):
     family["others"]["rules"]["old"]["keep"] = "10 years"
     path = write(family)
