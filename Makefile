@@ -8,7 +8,7 @@ POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolutio
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak fetch lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -16,12 +16,15 @@ help:  ## list the targets
 demo: $(READY)  ## start servers, load sample data, run the jobs, show what happened
 	$(BIN)/python backend/demo.py
 
-test: lint  ## lint, types and the tests, on real servers; what takes longest is in make soak
+test: lint fetch  ## lint, types and the tests, on real servers; what takes longest is in make soak
 	$(BIN)/python -m pytest -n 4 -m "not soak" --cov --cov-branch --cov-report=term
 
-soak: $(READY)  ## the tests that are too long for every change, and all of them through a real PgBouncer
+soak: $(READY) fetch  ## the tests that are too long for every change, and all of them through a real PgBouncer
 	$(BIN)/python -m pytest -n 4 -m soak
 	$(BIN)/python -m pytest -n 4 -m "not soak" --through-pgbouncer $(POOLED)
+
+fetch: $(READY)  ## fetch the programs and libraries that only tests need
+	$(BIN)/python tests/packages.py
 
 lint: $(READY)  ## ruff, mypy and the order of the rooms (import-linter)
 	$(BIN)/ruff check

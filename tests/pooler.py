@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.packages import CACHE, debian_program
+from tests.packages import CACHE, debian_program, folder_of
 
 HOST = "127.0.0.1"
 SERVER_CONNECTIONS = 3
@@ -30,7 +30,7 @@ class Pooler:
     """
 
     def __init__(self, stack, **settings):
-        program = Path(debian_program("pgbouncer", "pgbouncer", "libc-ares2", "libevent-2.1-7"))
+        program = Path(debian_program("pgbouncer", "pgbouncer"))
         self._account = stack.account
         self._folder = Path(tempfile.mkdtemp(prefix="lifecycle-pooler-"))
         self._folder.chmod(0o711)
@@ -88,7 +88,7 @@ class Pooler:
         """Copy it to where its account can reach it."""
         if not program.is_relative_to(CACHE):
             return program
-        for file in (program, *(CACHE / "pgbouncer").rglob("*.so.*")):
+        for file in (program, *folder_of("pgbouncer").rglob("*.so.*")):
             shutil.copy(file, self._folder)
             (self._folder / file.name).chmod(0o755)
         return self._folder / program.name

@@ -27,8 +27,8 @@ LARGEST_REQUEST = 200_000
 def prepare():
     """Import the suite's modules, but none of its scripts."""
     sys.path[0] = str(ROOT)
-    for package in ("scripts.lifecycle", "scripts.lifecycle.health", "scripts.utils"):
-        for module in pkgutil.iter_modules(import_module(package).__path__, f"{package}."):
+    for package in ("scripts.lifecycle", "scripts.utils"):
+        for module in pkgutil.walk_packages(import_module(package).__path__, f"{package}."):
             if not module.name.endswith(".test_helpers"):
                 import_module(module.name)
     gc.freeze()  # what is never collected is never copied

@@ -1,6 +1,6 @@
 """Make calls with PyPI's vercel-blob: each comes as a line of JSON on standard input, its outcome goes to standard output.
 
-The packages are those of the folder given as the argument, none of the project's: run with ``python -I -S``.
+Runs in a virtual environment of its own, so that its packages are none of the project's.
 """
 
 import dataclasses
@@ -10,8 +10,6 @@ import json
 import os
 import re
 import sys
-
-sys.path.insert(0, sys.argv[1])
 
 from vercel.api import session
 from vercel.blob import sync as sdk

@@ -1,34 +1,20 @@
-"""The official clients, fetched into ``.cache`` beside this file; where they cannot be had, each test skips and says why."""
+"""The official clients, as ``make fetch`` fetched them."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from backend.blob_server import BlobServer
+from tests.packages import folder_of
 
 HERE = Path(__file__).parent
-CACHE = HERE / ".cache"
-INSTALL_SECONDS = 80
-NOT_CHECKED = "THE BLOB SERVER IS NOT CHECKED BY"
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport():
-    """Give a missing client's skips one place, so that they are told in one line with their number."""
-    report = yield
-    if report.skipped and isinstance(report.longrepr, tuple) and NOT_CHECKED in report.longrepr[2]:
-        report.longrepr = (__file__, None, report.longrepr[2])
-    return report
 
 
 @dataclass(frozen=True)
@@ -95,44 +81,11 @@ class Client:
         return self.ok("put", pathname=pathname, body=body, access="public", **options)
 
 
-def fetched(name, wanted, install):
-    """Return the folder that holds what a file of versions asks for; several workers install it once."""
-    CACHE.mkdir(exist_ok=True)
-    version = f"{sys.implementation.cache_tag}-{wanted.read_text()}"
-    folder = CACHE / f"{name}-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            fresh = folder.with_suffix(".new")
-            shutil.rmtree(fresh, ignore_errors=True)
-            fresh.mkdir()
-            shutil.copy(wanted, fresh)
-            _run(install, fresh, name)
-            fresh.rename(folder)
-    return folder
-
-
-def _run(command, folder, name):
-    try:
-        subprocess.run(
-            command, check=True, cwd=folder, timeout=INSTALL_SECONDS, stdin=subprocess.DEVNULL, capture_output=True
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{NOT_CHECKED} {name}'s client: not fetched within {INSTALL_SECONDS} s")
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.decode(errors="replace").splitlines()
-        said = [line for line in lines if line.startswith(("ERROR", "npm error"))]
-        pytest.skip(f"{NOT_CHECKED} {name}'s client: {(said or ['it does not install'])[0]}")
-
-
 @pytest.fixture(scope="session")
 def javascript_process():
     """npm's client."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if not node or not npm:
-        pytest.skip(f"{NOT_CHECKED} npm's @vercel/blob: Node.js and npm are not here")
-    quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts", "--fetch-retries=1")
-    folder = fetched("npm", HERE / "package.json", [npm, "install", *quiet])
+    folder = folder_of("@vercel/blob")
+    node = shutil.which("node")
     process = Process("JavaScript", [node, HERE / "blob_client.cjs"], NODE_PATH=str(folder / "node_modules"))
     yield process
     process.close()
@@ -141,10 +94,8 @@ def javascript_process():
 @pytest.fixture(scope="session")
 def python_process():
     """PyPI's client."""
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1", "--timeout=15"]
-    install = [*pip, "install", "--quiet", "--target=.", "--requirement=requirements.txt"]
-    folder = fetched("python", HERE / "requirements.txt", install)
-    process = Process("Python", [sys.executable, "-I", "-S", HERE / "blob_client.py", folder])
+    folder = folder_of("vercel-blob")
+    process = Process("Python", [folder / "bin" / "python", "-I", HERE / "blob_client.py"])
     yield process
     process.close()
 

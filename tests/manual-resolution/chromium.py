@@ -1,8 +1,7 @@
-"""A headless Chromium from Debian's package, fetched into ``tests/.cache`` by an ordinary user; driven through a pipe."""
+"""A headless Chromium from Debian's package, as ``make fetch`` fetched it; driven through a pipe."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -12,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CACHE = Path(__file__).resolve().parents[1] / ".cache" / "chromium"
+from tests.packages import debian_program, folder_of
+
 PACKAGE = "chromium-headless-shell"
-FETCH_SECONDS = 150
 NOT_CHECKED = "THE REPORT'S PAGE IS NOT CHECKED IN A BROWSER"
 
 
@@ -23,47 +22,9 @@ def program():
     for name in (PACKAGE, "chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return [found], {}
-    if not shutil.which("apt-get") or not shutil.which("dpkg"):
-        pytest.skip(f"{NOT_CHECKED}: no Chromium here, and no apt-get to fetch it with")
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (CACHE / "root").is_dir():
-            _fetch()
-    binary = next(
-        (path for path in (CACHE / "root").rglob(PACKAGE) if os.access(path, os.X_OK) and path.is_file()), None
-    )
-    if binary is None:
-        pytest.skip(f"{NOT_CHECKED}: {PACKAGE} has no program of that name")
-    folders = sorted({str(path.parent) for path in (CACHE / "root").rglob("*.so*")})
-    return [str(binary)], {"LD_LIBRARY_PATH": ":".join(folders)}
-
-
-def _fetch():
-    """Unpack the package, and those that it needs and this machine lacks."""
-    fresh = CACHE / "new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    for folder in ("lists/partial", "archives/partial", "debs", "root"):
-        (fresh / folder).mkdir(parents=True)
-    # An ordinary user may not write the system's lists, and a fresh machine has none.
-    own = ["-o", f"Dir::State::lists={fresh}/lists", "-o", f"Dir::Cache={fresh}", "-o", "APT::Sandbox::User="]
-    own += ["-o", "Acquire::Retries=1", "-o", "Acquire::Languages=none"]
-    _run("apt-get", *own, "-qq", "update", folder=fresh)
-    planned = _run("apt-get", *own, "-s", "install", "--no-install-recommends", PACKAGE, folder=fresh)
-    names = [line.split()[1] for line in planned.splitlines() if line.startswith("Inst ")]
-    _run("apt-get", *own, "-qq", "download", *names, folder=fresh / "debs")
-    for deb in sorted((fresh / "debs").iterdir()):
-        _run("dpkg", "-x", deb, fresh / "root", folder=fresh)
-    (fresh / "root").rename(CACHE / "root")
-    shutil.rmtree(fresh)
-
-
-def _run(*command, folder):
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        pytest.skip(f"{NOT_CHECKED}: {command[0]} did not fetch it ({type(error).__name__})")
-    return done.stdout
+    binary = debian_program(PACKAGE, PACKAGE)
+    folders = sorted({str(path.parent) for path in folder_of(PACKAGE).rglob("*.so*")})
+    return [binary], {"LD_LIBRARY_PATH": ":".join(folders)}
 
 
 class Browser:

@@ -15,7 +15,7 @@ from scripts.lifecycle.health import services
 from scripts.lifecycle.health.findings import Context
 from scripts.utils.settings import load_settings
 from scripts.utils.test_helpers import run_script
-from tests.packages import python_environment
+from tests.packages import folder_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
@@ -92,7 +92,7 @@ class Bugsink:
 
 @pytest.fixture(scope="module")
 def bugsink(tmp_path_factory):
-    running = Bugsink(python_environment("bugsink", "bugsink==2.6.1"), tmp_path_factory.mktemp("bugsink"))
+    running = Bugsink(folder_of("bugsink") / "bin", tmp_path_factory.mktemp("bugsink"))
     yield running
     running.process.terminate()
     running.process.wait(20)

@@ -1,30 +1,18 @@
 """A real S3 protocol server (moto's) on 127.0.0.1, with libraries of its own: they pin others than the scripts do.
 
-They are fetched once into ``tests/.cache``; where they cannot be had, each test skips and says why.
+``make fetch`` fetches them; where they cannot be had, each test skips and says why.
 """
 
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
-import sys
 import urllib.request
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
-import pytest
+from tests.packages import folder_of
 
-from tests.packages import CACHE
-
-HERE = Path(__file__).parent
-
-WANTED = HERE / "requirements.txt"
-INSTALL_SECONDS = 240
 NAME = "archives"
 _SERVE = """
 import sys
-sys.path.insert(0, sys.argv[1])
 import logging
 logging.disable()
 from moto.server import ThreadedMotoServer
@@ -35,41 +23,16 @@ sys.stdin.read()
 """
 
 
-def _libraries():
-    CACHE.mkdir(exist_ok=True)
-    version = hashlib.sha256(f"{sys.implementation.cache_tag}-{WANTED.read_text()}".encode()).hexdigest()[:12]
-    folder = CACHE / f"moto-{version}"
-    with (CACHE / "moto.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.is_dir():
-            return folder
-        fresh = folder.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries=1", "--timeout=15", "install"]
-        try:
-            subprocess.run(
-                [*pip, "--quiet", "--target", fresh, "--requirement", WANTED],
-                check=True,
-                timeout=INSTALL_SECONDS,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-            )
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
-            pytest.skip("ARCHIVES ARE NOT CHECKED AGAINST S3: moto's server cannot be fetched")
-        fresh.rename(folder)
-    return folder
-
-
 class Bucket:
     """The server, with one bucket."""
 
     def __enter__(self):
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, _libraries()],
+            [folder_of("moto") / "bin" / "python", "-I", "-c", _SERVE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={"PATH": os.defpath, "HOME": str(CACHE)},
+            env={"PATH": os.defpath, "HOME": os.devnull},
         )
         lines = (line.decode().strip() for line in self._process.stdout)
         port = next(line for line in lines if line.isdecimal())

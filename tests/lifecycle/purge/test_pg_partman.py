@@ -14,7 +14,7 @@ import pytest
 
 from backend import migrate
 from tests.lifecycle.support import audited, policy
-from tests.packages import debian_files
+from tests.packages import folder_of
 
 PACKAGE = "postgresql-15-partman"
 PORT = 5432  # of a socket in a folder of its own
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.soak
 @pytest.fixture(scope="module")
 def server():
     """The socket's folder of a PostgreSQL 15 with pg_partman; root has another user run it."""
-    files = debian_files(PACKAGE, "postgresql-15", "libpq5")
+    files = folder_of(PACKAGE)
     folder = Path(tempfile.mkdtemp(prefix="partman-"))
     who = {}
     if os.geteuid() == 0:
