@@ -19,14 +19,13 @@ from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection
 from scripts.utils.logging_utils import get_logger
 
-_ACTIVE = "h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())"
-_HELD = f"""
-SELECT EXISTS (SELECT FROM ops.legal_holds h WHERE {_ACTIVE} AND h.scope = 'table' AND h.table_name = %(table)s)
-    OR EXISTS (SELECT FROM ops.legal_holds h JOIN ops.audit_batches b ON b.resource_ids @> ARRAY[h.resource_id]
-                WHERE {_ACTIVE} AND h.scope = 'row' AND h.table_name = %(table)s AND b.resource_type = %(table)s
+_HELD = """
+SELECT EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table)s)
+    OR EXISTS (SELECT FROM ops.holds_in_force h JOIN ops.audit_batches b ON b.resource_ids @> ARRAY[h.resource_id]
+                WHERE h.scope = 'row' AND h.table_name = %(table)s AND b.resource_type = %(table)s
                   AND b.metadata ->> 'archive' = %(archive)s)
-"""  # noqa: S608 - a constant
-_PEOPLE = f"SELECT DISTINCT h.person FROM ops.legal_holds h WHERE {_ACTIVE} AND h.scope = 'person'"  # noqa: S608
+"""
+_PEOPLE = "SELECT DISTINCT h.person FROM ops.holds_in_force h WHERE h.scope = 'person'"
 _CLAIM = sql.SQL("""
 WITH {may_run}, claimed AS (
     UPDATE ops.archives SET status = 'expiring'

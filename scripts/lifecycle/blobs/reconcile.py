@@ -48,8 +48,7 @@ WITH {may_run} INSERT INTO ops.blob_deletions (policy, rule, table_name, resourc
 SELECT %(policy)s, %(rule)s, %(table_name)s, o.id, o.blob, %(run_id)s
   FROM unnest(%(ids)s::text[], %(blobs)s::text[]) AS o (id, blob)
  WHERE (SELECT owned AND NOT stopped FROM may_run)
-   AND NOT EXISTS (SELECT FROM ops.legal_holds h WHERE h.released_at IS NULL AND h.scope = 'table'
-                      AND (h.expires_at IS NULL OR h.expires_at > now()) AND h.table_name = %(table_name)s)
+   AND NOT EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table_name)s)
     ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
 """)
 

@@ -8,7 +8,7 @@ from scripts.lifecycle.policy.policies import Condition, RowException
 from scripts.lifecycle.queue import metrics as queue_metrics
 
 _HOLDS = """
-SELECT count(*) FILTER (WHERE released_at IS NULL AND (expires_at IS NULL OR expires_at > %(now)s)) AS in_force,
+SELECT count(*) FILTER (WHERE id IN (SELECT id FROM ops.holds_in_force)) AS in_force,
        count(*) FILTER (WHERE placed_at >= %(since)s AND placed_at < %(until)s) AS placed,
        count(*) FILTER (WHERE released_at >= %(since)s AND released_at < %(until)s) AS released,
        count(*) FILTER (WHERE released_at IS NULL AND expires_at >= %(since)s
@@ -17,8 +17,8 @@ SELECT count(*) FILTER (WHERE released_at IS NULL AND (expires_at IS NULL OR exp
 """
 # Neither reason nor row nor person: a reason is somebody's free text.
 _IN_FORCE = """
-SELECT id::text AS id, scope, table_name, placed_at, expires_at, placed_by FROM ops.legal_holds
- WHERE released_at IS NULL AND (expires_at IS NULL OR expires_at > %(now)s) ORDER BY placed_at, id LIMIT 200
+SELECT id::text AS id, scope, table_name, placed_at, expires_at, placed_by FROM ops.holds_in_force
+ ORDER BY placed_at, id LIMIT 200
 """
 SCOPES = {"person": "a person", "row": "a row", "table": "a whole table"}
 

@@ -162,8 +162,7 @@ def active(database: Database) -> list[Hold]:
     """Return the holds in force, oldest first."""
     with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
-            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
-            " WHERE h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now()) ORDER BY h.placed_at, h.id"
+            f"SELECT {_COLUMNS} FROM ops.holds_in_force h ORDER BY h.placed_at, h.id"  # noqa: S608 - a constant
         ).fetchall()
 
 
@@ -174,9 +173,9 @@ def ending(database: Database) -> list[Hold]:
     """
     with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
-            f"SELECT {_COLUMNS} FROM ops.legal_holds h"  # noqa: S608 - a constant
-            " WHERE h.released_at IS NULL AND h.expires_at > now() AND h.expires_at <= now() + %s"
-            " AND NOT EXISTS (SELECT FROM ops.legal_holds o WHERE o.released_at IS NULL AND o.scope = h.scope"
+            f"SELECT {_COLUMNS} FROM ops.holds_in_force h"  # noqa: S608 - a constant
+            " WHERE h.expires_at <= now() + %s"
+            " AND NOT EXISTS (SELECT FROM ops.holds_in_force o WHERE o.scope = h.scope"
             " AND (o.expires_at IS NULL OR o.expires_at > h.expires_at)"
             " AND (o.table_name, o.resource_id, o.person) IS NOT DISTINCT FROM (h.table_name, h.resource_id, h.person))"
             " ORDER BY h.expires_at, h.id",
@@ -232,8 +231,8 @@ def release_row(connection: Connection, table: str, resource_id: str, *, operato
         HeldByOthers: Somebody else's hold is on the row too; nothing was released.
     """
     other = connection.execute(
-        "SELECT id, placed_by FROM ops.legal_holds WHERE scope = 'row' AND table_name = %s AND resource_id = %s"
-        " AND released_at IS NULL AND (expires_at IS NULL OR expires_at > now()) AND reason NOT LIKE %s LIMIT 1",
+        "SELECT id, placed_by FROM ops.holds_in_force WHERE scope = 'row' AND table_name = %s AND resource_id = %s"
+        " AND reason NOT LIKE %s LIMIT 1",
         (table, resource_id, _BY_DECISION),
     ).fetchone()
     if other:

@@ -18,9 +18,6 @@ from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.policy.policies import Blob, Condition, Policy, table_identifier
 
-# Of ops.legal_holds as h.
-HOLD_IN_FORCE = sql.SQL("h.released_at IS NULL AND (h.expires_at IS NULL OR h.expires_at > now())")
-
 _CASTS = {
     "timestamp without time zone": "({}::timestamptz AT TIME ZONE 'UTC')",
     "timestamp with time zone": "{}::timestamptz",
@@ -216,31 +213,27 @@ class Selection:
     @property
     def held(self) -> sql.Composed:
         """Rows under a legal hold: on the row, its person, the table, or a row that would go along or its person."""
-        active = HOLD_IN_FORCE
         # IN, not EXISTS: the holds are hashed once a statement instead of being looked up for every row.
         holds = [
             sql.SQL(
-                "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND h.scope = 'table'"
-                " AND h.table_name = %(table_name)s)"
-            ).format(active=active),
+                "EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table_name)s)"
+            ).format(),
             sql.SQL(
-                "({id} IN (SELECT h.resource_id FROM ops.legal_holds h WHERE {active} AND h.scope = 'row'"
+                "({id} IN (SELECT h.resource_id FROM ops.holds_in_force h WHERE h.scope = 'row'"
                 " AND h.table_name = %(table_name)s)) IS TRUE"
-            ).format(active=active, id=self.record.id("t")),
+            ).format(id=self.record.id("t")),
         ]
         if self.policy.person:
             holds.append(
                 sql.SQL(
-                    "(t.{person}::text IN (SELECT h.person FROM ops.legal_holds h WHERE {active}"
-                    " AND h.scope = 'person')) IS TRUE"
-                ).format(active=active, person=sql.Identifier(self.policy.person))
+                    "(t.{person}::text IN (SELECT h.person FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE"
+                ).format(person=sql.Identifier(self.policy.person))
             )
         holds += [
             sql.SQL(
-                "EXISTS (SELECT FROM {table} c JOIN ops.legal_holds h ON {active} AND h.table_name = {name}"
+                "EXISTS (SELECT FROM {table} c JOIN ops.holds_in_force h ON h.table_name = {name}"
                 " AND (h.scope = 'table' OR h.scope = 'row' AND h.resource_id = {id}) WHERE {joins})"
             ).format(
-                active=active,
                 table=table_identifier(reach.foreign_key.table),
                 name=sql.Literal(reach.foreign_key.table),
                 id=reach.record.id("c"),
@@ -251,9 +244,8 @@ class Selection:
         holds += [
             sql.SQL(
                 "EXISTS (SELECT FROM {table} c WHERE {joins} AND (c.{person}::text IN (SELECT h.person"
-                " FROM ops.legal_holds h WHERE {active} AND h.scope = 'person')) IS TRUE)"
+                " FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE)"
             ).format(
-                active=active,
                 table=table_identifier(reach.foreign_key.table),
                 joins=reach.foreign_key.joins("c"),
                 person=sql.Identifier(reach.person),

@@ -18,7 +18,7 @@ from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.gated import MAY_RUN
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES, catalogue_of, pointing_at
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
-from scripts.lifecycle.engine.selection import HOLD_IN_FORCE, ForeignKey, met, names_blob
+from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob
 from scripts.lifecycle.policy.policies import Anonymize, Blob, ErasureStep, PolicySet, Treatment, table_identifier
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
 from scripts.utils.db_utils import Connection
@@ -29,7 +29,7 @@ NO_STEP = "no_step"
 HOLDS = "ops.legal_holds"
 
 _HELD = sql.SQL(
-    "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'table' AND h.table_name = {name}"
+    "EXISTS (SELECT FROM ops.holds_in_force h WHERE (h.scope = 'table' AND h.table_name = {name}"
     " OR h.scope = 'row' AND h.table_name = {name} AND h.resource_id = {key}"
     " OR h.scope = 'person' AND h.person IN (%(person)s, {person})))"
 )
@@ -101,15 +101,15 @@ SELECT owned, stopped, coalesce((SELECT rows FROM noted WHERE entry IS NOT NULL)
 
 # What is archived is under a hold on its table as well.
 _ARCHIVES_HELD = sql.SQL(
-    "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'person' AND h.person = %(person)s"
+    "EXISTS (SELECT FROM ops.holds_in_force h WHERE (h.scope = 'person' AND h.person = %(person)s"
     " OR h.scope = 'table' AND h.table_name = ANY(%(archived)s::text[])))"
-).format(active=HOLD_IN_FORCE)
+)
 
 # So is what somebody wrote about a person, and an item by itself.
 _WORDS_HELD = sql.SQL(
-    "EXISTS (SELECT FROM ops.legal_holds h WHERE {active} AND (h.scope = 'person' AND h.person = %(person)s"
+    "EXISTS (SELECT FROM ops.holds_in_force h WHERE (h.scope = 'person' AND h.person = %(person)s"
     " OR h.table_name = 'ops.manual_resolution_queue' AND (h.scope = 'table' OR h.resource_id = q.id::text)))"
-).format(active=HOLD_IN_FORCE)
+)
 
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
 # And before the first audited statement: whoever waits for a row after it keeps everybody from the audit's head.
@@ -325,7 +325,6 @@ class ErasurePlan:
             whose=whose,
             left=left,
             held=_HELD.format(
-                active=HOLD_IN_FORCE,
                 name=sql.Literal(table),
                 key=record.id("t"),
                 person=sql.SQL("t.{}::text").format(sql.Identifier(first.person)) if first.person else sql.SQL("NULL"),

@@ -72,10 +72,7 @@ class RowDecision:
 
     def _refuse_unknown_people(self, connection: Connection, tables: list[str]) -> None:
         """Refuse while anybody is under a legal hold, where no policy tells whom the rows that would go are about."""
-        held = connection.execute(
-            "SELECT count(*) FROM ops.legal_holds h WHERE h.scope = 'person' AND h.released_at IS NULL"
-            " AND (h.expires_at IS NULL OR h.expires_at > now())"
-        ).fetchone()
+        held = connection.execute("SELECT count(*) FROM ops.holds_in_force WHERE scope = 'person'").fetchone()
         if tables and held and held[0]:
             raise DecisionFailed(
                 f"rows of {', '.join(tables)} that refer to it may be about a person under a legal hold"

@@ -171,3 +171,20 @@ def test_what_is_no_address_is_refused_without_repeating_it(address):
         normalize_email(address)
 
     assert str(refusal.value) == "that is not an e-mail address"
+
+
+def test_the_view_shows_the_holds_that_are_neither_released_nor_past_their_expiry(admin, db):
+    """Every statement that asks for a hold in force asks ops.holds_in_force."""
+    forever = holds.place(db, table=TABLE, **BY)
+    later = holds.place(db, person=ANNA, expires_at=datetime.now(UTC) + timedelta(days=1), **BY)
+    released = holds.place(db, person=BEN, **BY)
+    holds.release(db, released, operator="otto")
+    admin.execute(
+        "INSERT INTO ops.legal_holds (scope, table_name, reason, placed_by, expires_at)"
+        " VALUES ('table', %s, 'over', 'olga', now())",
+        (TABLE,),
+    )
+
+    shown = admin.execute("SELECT id, person FROM ops.holds_in_force ORDER BY placed_at").fetchall()
+
+    assert shown == [(forever, None), (later, ANNA)]
