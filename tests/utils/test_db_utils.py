@@ -248,3 +248,24 @@ def test_a_driver_error_is_explained():
     assert [explained(error).stop_reason for error in (locked, full)] == ["database_error"] * 2
     assert "stays locked by another session" in str(explained(locked))
     assert str(explained(full)) == "DiskFull (SQLSTATE 53100)"
+
+
+@pytest.mark.pooled
+def test_no_transaction_compiles_its_statements_whatever_the_server_says(connect, database):
+    database.superuser().execute(f"ALTER DATABASE {database.name} SET jit = on")
+    pool = connect(database.url, max_size=1)
+
+    with pool.connection() as connection:
+        assert connection.execute("SHOW jit").fetchone() == ("on",)
+    with pool.transaction() as connection:
+        assert connection.execute("SHOW jit").fetchone() == ("off",)
+
+
+def test_closing_the_gate_locks_it_before_the_first_statement(connect, database):
+    pool = connect(database.url)
+    batch = database.connect()
+    asked = "SELECT pg_try_advisory_xact_lock_shared(ops.gate_key())"
+
+    with pool.closing_gate():
+        assert batch.execute(asked).fetchone() == (False,)
+    assert batch.execute(asked).fetchone() == (True,)

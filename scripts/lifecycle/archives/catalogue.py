@@ -144,8 +144,6 @@ class Catalogue:
     def is_sealed(self, archive: UUID) -> bool:
         """Settle a COMMIT whose answer was lost."""
         with self._database.closing_gate() as connection:
-            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
-            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = connection.execute("SELECT status FROM ops.archives WHERE id = %s", (archive,)).fetchone()
         return row is not None and row[0] == "sealed"
 

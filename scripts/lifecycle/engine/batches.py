@@ -346,8 +346,6 @@ class BatchWriter:
             How many of the policy's rows it deleted, or None if nothing of it happened.
         """
         with self._database.closing_gate() as connection:
-            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
-            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = connection.execute(
                 "SELECT sum(cardinality(resource_ids)) FILTER (WHERE resource_type = %s) FROM ops.audit_batches"
                 " WHERE id = ANY(%s) HAVING count(*) > 0",

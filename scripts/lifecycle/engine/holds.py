@@ -97,8 +97,6 @@ def place_within(connection: Connection, *, operator: str, reason: str, **what: 
 
     Arguments, result and errors as for :func:`place`.
     """
-    # Before the row is looked for: a batch under way may be deleting it.
-    connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
     scope = check(connection, **what)
     table, resource_id, person = what.get("table"), what.get("resource_id"), what.get("person")
     row = connection.execute(

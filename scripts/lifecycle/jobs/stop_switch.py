@@ -92,7 +92,6 @@ def turn_on(database: Database, job: str, *, operator: str, reason: str) -> tupl
     if already:
         return already, False
     with database.closing_gate() as connection:
-        _close_gate(connection)
         already = _switch(connection, job)
         if already:
             return already, False
@@ -118,7 +117,6 @@ def turn_off(database: Database, job: str, *, operator: str) -> Switch | None:
     if not _look(database, job):
         return None
     with database.closing_gate() as connection:
-        _close_gate(connection)
         switch = _switch(connection, job)
         if switch:
             connection.execute("DELETE FROM ops.stop_switches WHERE job = %s", (job,))
@@ -137,11 +135,6 @@ def status(database: Database) -> Status:
                 " FROM ops.job_runs WHERE status = 'running' ORDER BY started_at, id"
             ).fetchall()
     return Status(switches, running)
-
-
-def _close_gate(connection: Connection) -> None:
-    # Before the first look: what another session commits while this one waits at the gate must be seen.
-    connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
 
 
 def _look(database: Database, job: str) -> Switch | None:

@@ -354,8 +354,6 @@ class PartitionDrops:
     def _state(self, mark: UUID | None) -> tuple[str, Any] | None:
         """Find out what became of a mark, once nobody works on it any more."""
         with self._run.database.closing_gate() as connection:
-            # Exclusive: the server process of the broken connection may still be working, and holds the gate if so.
-            connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
             row = connection.execute(
                 "SELECT state, row_count FROM ops.detached_partitions WHERE id = %s", (mark,)
             ).fetchone()
