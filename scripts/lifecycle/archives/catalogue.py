@@ -15,16 +15,18 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
+from pydantic import BaseModel, ValidationError, field_validator, model_validator
 
-from scripts.lifecycle.archives.format import Written
+from scripts.lifecycle.archives.format import ArchiveBroken, Written
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.policy.policies import Policy
+from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
 
 _COLUMNS = (
-    "id, policy, table_name, object, status, row_count, bytes, sha256, oldest::text, newest::text, manifest,"
-    " created_at, sealed_at"
+    "id, policy, table_name, object, status, row_count, bytes, sha256, oldest::text, newest::text,"
+    " manifest::text AS manifest_text, created_at, sealed_at"
 )
 
 
@@ -35,6 +37,39 @@ class Begun:
     id: UUID
     object: str
     key: bytes = field(repr=False)
+
+
+class Layout(BaseModel, frozen=True, strict=True):
+    """What a row of an archive consists of: its personal columns, then its key, then the rest.
+
+    It is read from the catalogue's manifest. The object's header must say the same, but nothing is taken from it.
+    """
+
+    key: tuple[str, ...]
+    personal: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    """Name and type of each when it was archived, in the order of a row's values."""
+
+    @field_validator("key", mode="before")
+    @classmethod
+    def _one_or_many(cls, key: object) -> object:
+        return (key,) if isinstance(key, str) else tuple(key) if isinstance(key, list) else key
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Layout:
+        names = self.names
+        if len(set(names)) < len(names) or not self.key or names[: len(self._first)] != self._first:
+            raise ValueError("columns must be the personal ones, then the key, then the rest, each once")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns' names, in their order."""
+        return tuple(name for name, _ in self.columns)
+
+    @property
+    def _first(self) -> tuple[str, ...]:
+        return self.personal + self.key
 
 
 @dataclass(frozen=True)
@@ -51,9 +86,43 @@ class Entry:
     sha256: str | None
     oldest: str | None
     newest: str | None
-    manifest: dict[str, Any] | None
+    manifest_text: str | None = field(repr=False)
+    """As text: one line that nobody can read must not keep the others from being read."""
     created_at: datetime
     sealed_at: datetime | None
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was noted of the object when it went to the store.
+
+        Raises:
+            ArchiveBroken: It cannot be read.
+        """
+        try:
+            found = strict_json.loads(self.manifest_text or "null")
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise self._unreadable()
+        return found
+
+    @property
+    def layout(self) -> Layout:
+        """What its rows consist of.
+
+        Raises:
+            ArchiveBroken: The catalogue does not say it.
+        """
+        try:
+            return Layout.model_validate_json(self.manifest_text or "null")
+        except ValidationError:
+            raise self._unreadable() from None
+
+    def _unreadable(self) -> ArchiveBroken:
+        return ArchiveBroken(
+            f"archive {self.object}: its line in ops.archives (manifest) does not describe an archive; restore that"
+            " line from a backup"
+        )
 
 
 class Catalogue:

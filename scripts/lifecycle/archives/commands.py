@@ -8,12 +8,13 @@ from uuid import UUID
 from rich.table import Table
 
 from scripts.lifecycle.archives.catalogue import Entry, entries
-from scripts.lifecycle.archives.keys import ArchiveKeys, keys_by_master
-from scripts.lifecycle.archives.restore import Wish, archives_with, restore
+from scripts.lifecycle.archives.format import ArchiveBroken
+from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost, keys_by_master
+from scripts.lifecycle.archives.restore import RestoreRefused, Wish, archives_with, restore
 from scripts.lifecycle.archives.verify import strangers, verify
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy
-from scripts.utils.archive_store import store_of
+from scripts.utils.archive_store import ObjectMissing, store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
@@ -27,12 +28,18 @@ class ArchivesBroken(OpsError):
     stop_reason = "archive_broken"
 
 
+class NotAllRestored(OpsError):
+    """Several archives were not restored."""
+
+    stop_reason = "restore_refused"
+
+
 def list_archives(run: Run) -> None:
     """Show the catalogue, the newest first."""
     found = run.database.read(lambda connection: entries(connection, policy=run.options.flags.policy))
     if not run.display.enabled:
         for entry in found:
-            get_logger().info("archive", **_facts(entry), manifest=entry.manifest)
+            get_logger().info("archive", **_facts(entry), manifest=_manifest(entry))
         return
     table = Table(title="archives")
     for heading in ("id", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed (UTC)"):
@@ -42,6 +49,15 @@ def list_archives(run: Run) -> None:
         shown = ("archive", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed_at")
         table.add_row(*("-" if facts[name] is None else str(facts[name]) for name in shown))
     run.display.show(table)
+
+
+def _manifest(entry: Entry) -> object:
+    if entry.manifest_text is None:
+        return None
+    try:
+        return entry.manifest
+    except ArchiveBroken as error:
+        return {"error": str(error)}
 
 
 def _facts(entry: Entry) -> dict[str, object]:
@@ -108,12 +124,11 @@ def _chosen(run: Run, ids: list[UUID] | None) -> list[Entry]:
 
 
 def restore_archives(run: Run) -> None:
-    """Put archived rows back, an archive a transaction, the newest first.
+    """Put archived rows back, an archive a transaction, the newest first; one that fails does not keep the others.
 
     Raises:
         Misconfigured: A flag names what is not there.
-        RestoreRefused: The rows do not fit.
-        ArchiveBroken: An object is not what was written.
+        NotAllRestored: Several archives failed. Of a single one, its own error.
     """
     flags = run.options.flags
     policy = run.policies.policies.get(flags.policy)
@@ -125,15 +140,25 @@ def restore_archives(run: Run) -> None:
     store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
     keys.check()
     total = {"records_restored": 0, "records_present": 0, "records_erased": 0}
+    failures: list[OpsError] = []
     for entry in _chosen(run, _archives(run, policy, wish)):
         run.checkpoint()
-        done = restore(
-            run.database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
-        )
+        try:
+            done = restore(
+                run.database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
+            )
+        except (RestoreRefused, ArchiveBroken, ObjectMissing, KeyLost) as error:
+            get_logger().error("archive_not_restored", archive=str(entry.id), into=wish.into, error=str(error))
+            failures.append(error)
+            continue
         facts = dict(zip(total, (done.rows, done.present, done.erased), strict=True))
         total = {name: total[name] + facts[name] for name in total}
         get_logger().info("archive_restored", archive=str(entry.id), into=wish.into, dry_run=dry_run, **facts)
     get_logger().info("records_restored", into=wish.into, dry_run=dry_run, **total)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise NotAllRestored(f"{len(failures)} archives were not restored; the first: {failures[0]}")
 
 
 def _archives(run: Run, policy: Policy, wish: Wish) -> list[UUID] | None:

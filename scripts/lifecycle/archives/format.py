@@ -25,6 +25,7 @@ import zstandard
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from scripts.utils import strict_json
 from scripts.utils.archive_store import Writer
 from scripts.utils.errors import OpsError
 
@@ -176,12 +177,11 @@ class ObjectReader:
         (length,) = _LENGTH.unpack(head[len(MAGIC) :])
         if head[: len(MAGIC)] != MAGIC or length > _HEADER_BYTES:
             raise self._broken("it does not begin like an archive")
-        opening = head + self._take(length)
-        self._bound = hashlib.sha256(opening).digest()
-        try:
-            self.header: dict[str, Any] = json.loads(opening[len(head) :])
-        except ValueError:
-            raise self._broken("its header cannot be read") from None
+        self._opening = head + self._take(length)
+        self._bound = hashlib.sha256(self._opening).digest()
+        self.header: dict[str, Any] = {}
+        """What the header says. Empty until the first frame has opened: anyone who may write to the store can write a
+        header, only the object's key can seal one."""
 
     @property
     def sha256(self) -> str:
@@ -212,7 +212,7 @@ class ObjectReader:
         if kind != b"E":
             raise self._broken("a block is of no known kind")
         (length,) = _LENGTH.unpack(plain.take(_LENGTH.size))
-        trailer = Trailer(**json.loads(plain.take(length)))
+        trailer = self._trailer(plain.take(length))
         plain.require_end()
         if (trailer.rows, trailer.sha256) != (rows, content.hexdigest()):
             raise self._broken("its rows are not those that its end speaks of")
@@ -226,12 +226,31 @@ class ObjectReader:
             if not _TAG_BYTES <= length <= FRAME_BYTES + _TAG_BYTES:
                 raise self._broken(f"frame {number} has an impossible length")
             try:
-                yield cipher.decrypt(_nonce(number, last=last), self._take(length), self._bound)
+                content = cipher.decrypt(_nonce(number, last=last), self._take(length), self._bound)
             except InvalidTag:
                 raise self._broken(f"frame {number} was changed, moved or sealed with another key") from None
+            if number == 0:
+                self._read_header()
+            yield content
             number += 1
         if self._buffer or self._more():
             raise self._broken("something was added behind its end")
+
+    def _read_header(self) -> None:
+        """Read the header, once the first frame has shown that the object's key sealed it."""
+        try:
+            header = strict_json.loads(self._opening[len(MAGIC) + _LENGTH.size :])
+        except ValueError as error:
+            raise self._broken(f"its header cannot be read: {error}") from None
+        if not isinstance(header, dict):
+            raise self._broken("its header is no object")
+        self.header = header
+
+    def _trailer(self, text: bytes) -> Trailer:
+        try:
+            return Trailer(**strict_json.loads(text))
+        except (ValueError, TypeError):
+            raise self._broken("its end cannot be read") from None
 
     def _take(self, length: int) -> bytes:
         while len(self._buffer) < length:

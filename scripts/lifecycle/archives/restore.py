@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -20,13 +19,12 @@ from scripts.lifecycle.archives.catalogue import Entry
 from scripts.lifecycle.archives.export import TEXT_SETTINGS, Column, unescaped
 from scripts.lifecycle.archives.format import (
     NOBODY,
-    ArchiveBroken,
     Block,
-    ObjectReader,
     lines_of,
     open_sealed,
 )
 from scripts.lifecycle.archives.keys import ArchiveKeys
+from scripts.lifecycle.archives.verify import blocks_of
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.policy.policies import table_identifier
@@ -116,25 +114,21 @@ def restore(
         ArchiveBroken: The object is not what was written.
         KeyLost: A key is not there.
     """
-    reader = ObjectReader(entry.object, store.read(entry.object))
-    columns = [Column(*each) for each in reader.header["columns"]]
-    object_key = keys.object_key(entry.id)
+    layout = entry.layout
+    columns = [Column(*each) for each in layout.columns]
     try:
         with database.transaction(statement_timeout=RESTORE_SECONDS) as connection:
             connection.execute(TEXT_SETTINGS)
             assignments = _assignments(connection, columns, wish)
             _create_stage(connection, columns)
-            key = _key_of(reader.header)
-            wanted = _wanted(connection, wish, key, columns)
-            rows = _Rows(connection, keys, entry, wish, wanted, len(reader.header["personal"]), len(key))
-            for part in reader.blocks(object_key):
+            types = _types(connection, columns)
+            wanted = _wanted(connection, wish, layout.key, types)
+            rows = _Rows(connection, keys, entry, wish, wanted, len(layout.personal), len(layout.key))
+            for block in blocks_of(store, keys, entry):
                 between()
-                if isinstance(part, Block):
-                    _copy(connection, columns, rows.of(part))
-                elif part.rows != entry.row_count or reader.sha256 != entry.sha256:
-                    raise ArchiveBroken(f"archive {entry.object} is broken: it is not the one of the catalogue")
-            _refuse_lossy(connection, assignments)
-            put_back, present = _insert(connection, wish, key, assignments, entry, operator)
+                _copy(connection, columns, rows.of(block))
+            _refuse_lossy(connection, assignments, types)
+            put_back, present = _insert(connection, wish, layout.key, assignments, entry, operator)
             if dry_run:
                 raise psycopg.Rollback  # everything was tried, nothing is to stay
     except psycopg.Error as error:
@@ -144,21 +138,32 @@ def restore(
     return Restored(put_back, present, rows.erased)
 
 
-def _key_of(header: dict[str, Any]) -> tuple[str, ...]:
-    """Return the names of the key's columns: a text where there is one, a list where there are several."""
-    key = header["key"]
-    return (key,) if isinstance(key, str) else tuple(key)
+def _types(connection: Connection, columns: list[Column]) -> dict[str, sql.SQL]:
+    """Return each column's type in PostgreSQL's own words, without length or precision; text, if it is gone.
+
+    The names go to PostgreSQL as values: what it does not know as the name of a type never becomes part of a statement.
+
+    Raises:
+        RestoreRefused: One is not even written like the name of a type.
+    """
+    found = {}
+    for column in columns:
+        try:
+            row = connection.execute("SELECT format_type(to_regtype(%s), -1)", (column.type,)).fetchone()
+        except psycopg.errors.SyntaxError:
+            raise RestoreRefused(f"the type of column {column.name} in ops.archives (manifest) is none") from None
+        found[column.name] = sql.SQL(row[0] if row and row[0] not in {None, "-"} else "text")
+    return found
 
 
 def _wanted(
-    connection: Connection, wish: Wish, key: tuple[str, ...], columns: list[Column]
+    connection: Connection, wish: Wish, key: tuple[str, ...], types: dict[str, sql.SQL]
 ) -> frozenset[tuple[bytes, ...]]:
     """Return the keys of the rows that are asked for, as they are in the archive; none: all rows are."""
     if len(key) == 1 or not wish.ids:
         return frozenset((each.encode(),) for each in wish.ids)
-    types = {column.name: column.type for column in columns}
     texts = sql.SQL(", ").join(
-        sql.SQL("((e.id::jsonb ->> {})::{})::text").format(sql.Literal(place), sql.SQL(types[name]))
+        sql.SQL("((e.id::jsonb ->> {})::{})::text").format(sql.Literal(place), types[name])
         for place, name in enumerate(key)
     )
     statement = sql.SQL("SELECT {} FROM unnest(%s::text[]) AS e (id)").format(texts)
@@ -283,25 +288,28 @@ def _copy(connection: Connection, columns: list[Column], lines: list[bytes]) -> 
         copy.write(b"".join(lines))
 
 
-def _refuse_lossy(connection: Connection, assignments: list[_Assignment]) -> None:
+def _refuse_lossy(connection: Connection, assignments: list[_Assignment], types: dict[str, sql.SQL]) -> None:
     """Refuse a column of another type in which a value would not be the same any more."""
     for each in assignments:
         if each.type == each.column.type:
             continue
+        # Numbers are compared as numbers: 1.50 in a column with one decimal is 1.5, and the same. All else by its text.
+        former = types[each.column.name]
+        same = sql.SQL("{}" if former.as_string() == "numeric" else "{}::text")
+        there_and_back, as_archived = (
+            same.format(
+                sql.SQL(value).format(column=sql.Identifier(each.column.name), new=sql.SQL(each.type), old=former)
+            )
+            for value in ("(s.{column}::{new}::{old})", "(s.{column}::{old})")
+        )
         row = connection.execute(
-            sql.SQL(
-                "SELECT count(*) FROM {stage} s WHERE (s.{column}::{new}::{old})::text IS DISTINCT FROM"
-                " (s.{column}::{old})::text"
-            ).format(
-                stage=_STAGE,
-                column=sql.Identifier(each.column.name),
-                new=sql.SQL(each.type),
-                old=sql.SQL(each.column.type),
+            sql.SQL("SELECT count(*) FROM {} s WHERE {} IS DISTINCT FROM {}").format(
+                _STAGE, there_and_back, as_archived
             )
         ).fetchone()
         if row and row[0]:
             raise RestoreRefused(
-                f"nothing was restored: {row[0]} values of {each.column.name} ({each.column.type}) would not be the"
+                f"nothing was restored: {row[0]} values of {each.column.name} ({former.as_string()}) would not be the"
                 f" same in {each.target} ({each.type}): restore into a table whose column is wide enough, or --drop it"
             )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scripts.lifecycle.archives.catalogue import Entry
-from scripts.lifecycle.archives.format import Block, ObjectReader, lines_of, open_sealed, values_of
+from scripts.lifecycle.archives.format import Block, lines_of, open_sealed, values_of
 from scripts.lifecycle.archives.keys import ArchiveKeys, key_of_person
+from scripts.lifecycle.archives.verify import blocks_of
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Database
 
@@ -34,14 +35,12 @@ def rows_of(
         return
     key_id, key = hers
     for entry in chosen:
-        reader = ObjectReader(entry.object, store.read(entry.object))
-        names = [name for name, _ in reader.header["columns"]]
-        for block in reader.blocks(keys.object_key(entry.id)):
-            if isinstance(block, Block):
-                yield from _of_block(block, key_id, key, entry, names)
+        names = entry.layout.names
+        for block in blocks_of(store, keys, entry):
+            yield from _of_block(block, key_id, key, entry, names)
 
 
-def _of_block(block: Block, key_id: int, key: bytes, entry: Entry, names: list[str]) -> Iterator[Row]:
+def _of_block(block: Block, key_id: int, key: bytes, entry: Entry, names: tuple[str, ...]) -> Iterator[Row]:
     for place, sealed in enumerate(block.people):
         if sealed.key_id != key_id:
             continue

@@ -37,12 +37,29 @@ def read_back(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: 
         ArchiveBroken: It is another one.
         ArchiveStoreFailed: The store did not hand it out.
     """
-    for _ in _checked(store, name, key, rows=rows, sha256=sha256):
+    for _ in _checked(ObjectReader(name, store.read(name)), name, key, rows=rows, sha256=sha256):
         pass
 
 
-def _checked(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: str) -> Iterator[Block]:
-    reader = ObjectReader(name, store.read(name))
+def blocks_of(store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> Iterator[Block]:
+    """Read an archive as its line in the catalogue describes it.
+
+    The blocks are authentic one by one. Only after the last one is it known that the object is whole, and the
+    catalogue's: nothing that was made of them may be kept before.
+
+    Raises:
+        ArchiveBroken: It is another one, or says something else of itself than the catalogue.
+        ArchiveStoreFailed: The store did not hand it out.
+        KeyLost: The object's key is not there.
+    """
+    reader = ObjectReader(entry.object, store.read(entry.object))
+    key = keys.object_key(entry.id)
+    yield from _checked(reader, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or "")
+    if not reader.header or not reader.header.items() <= entry.manifest.items():
+        raise ArchiveBroken(f"archive {entry.object} is broken: its header says something else than the catalogue")
+
+
+def _checked(reader: ObjectReader, name: str, key: bytes, *, rows: int, sha256: str) -> Iterator[Block]:
     found = 0
     for part in reader.blocks(key):
         if isinstance(part, Trailer):
@@ -113,8 +130,7 @@ def rows_out_of_reach(
     rows = 0
     for entry in chosen:
         between()
-        key = keys.object_key(entry.id)
-        for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
+        for block in blocks_of(store, keys, entry):
             hers = {place: each.key_id for place, each in enumerate(block.people) if each.key_id in destroyed}
             wanted = set(hers.values())
             opened = database.read(lambda connection, ids=wanted: keys.opened(connection, ids))  # type: ignore[misc]
@@ -125,9 +141,8 @@ def rows_out_of_reach(
 
 
 def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> int:
-    key = keys.object_key(entry.id)
     erased = 0
-    for block in _checked(store, entry.object, key, rows=entry.row_count or 0, sha256=entry.sha256 or ""):
+    for block in blocks_of(store, keys, entry):
         people = block.people
         ids = {each.key_id for each in people}
         opened = database.read(lambda connection, ids=ids: keys.opened(connection, ids))  # type: ignore[misc]

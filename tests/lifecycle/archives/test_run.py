@@ -5,6 +5,7 @@ import json
 import pytest
 
 from scripts.lifecycle.archives.format import ObjectReader
+from scripts.lifecycle.archives.keys import ArchiveKeys
 from tests.lifecycle.archives.payments import ODD
 
 RESTORE = ("restore", "--policy", "payment_transactions")
@@ -166,11 +167,15 @@ def test_nothing_personal_can_be_read_from_the_objects_or_said_by_the_job(run, p
         assert "xample.com" not in text
 
 
-def test_the_header_says_what_it_is(run, payments, folder):
+def test_the_header_says_what_it_is(run, payments, folder, db, settings):
     payments.fill(3)
     run()
     (path,) = folder.rglob("*.archive")
-    header = ObjectReader("x", [path.read_bytes()]).header
+    reader = ObjectReader("x", [path.read_bytes()])
+    ((archive,),) = payments.catalogue("id")
+    assert reader.header == {}, "nobody has sealed it so far"
+    list(reader.blocks(ArchiveKeys(db, settings).object_key(archive)))
+    header = reader.header
     assert header["table"] == "public.payment_transactions"
     assert ["amount", "numeric(10,2)"] in header["columns"]
     assert header["personal"] == ["customer_email", "normalized_email"]
