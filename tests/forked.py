@@ -50,7 +50,7 @@ class Forked:
         socket.send_fds(_zygote(), [json.dumps(request).encode()], [*streams, report])
         os.close(report)
         self._said = b""
-        self.pid = self._line(60)
+        self.pid = self._line(300)
 
     def poll(self):
         """Return the exit code, or None while it runs."""
@@ -123,7 +123,7 @@ def start_script(path, *args, env):
     return process
 
 
-def run_script(path, *args, env, timeout=60.0, stdin=None, folder=None):
+def run_script(path, *args, env, timeout=300.0, stdin=None, folder=None):
     """Run a script and wait for it."""
     with (
         tempfile.TemporaryFile("w+") as given,

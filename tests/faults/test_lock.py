@@ -84,7 +84,7 @@ def test_del_stops_the_running_job_after_its_batch_in_hand(start, quiz, redis_cl
     running = start()
     quiz.wait_frozen()
     redis_client.delete(LOCK)
-    running.wait_for("lock_lost", seconds=5)
+    running.wait_for("lock_lost")
     quiz.thaw()
     closing = running.finish(3)
 

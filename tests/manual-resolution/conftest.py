@@ -20,13 +20,6 @@ FIRST = "00000000-0000-4000-8000-000000000001"
 KEY = "k1:" + "ab" * 32
 
 
-def pytest_collection_modifyitems(items):
-    """A browser is slow to fetch, once."""
-    for item in items:
-        if item.path.parent == HERE and item.path.stem == "test_page_in_browser":
-            item.add_marker(pytest.mark.timeout(400))
-
-
 @pytest.fixture
 def now():
     return datetime.now(UTC).replace(microsecond=0)

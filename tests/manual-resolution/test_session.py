@@ -27,7 +27,7 @@ class Terminal:
             env=script_environment(environment) | {"TERM": "xterm"},
             encoding="utf-8",
             dimensions=(50, 140),
-            timeout=20,
+            timeout=500,
         )
 
     def sees(self, text):

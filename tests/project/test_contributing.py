@@ -76,7 +76,7 @@ def test_the_job_of_the_page_works(checkout):
         env={"PATH": os.environ["PATH"], "HOME": str(checkout)},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

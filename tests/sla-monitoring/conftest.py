@@ -25,13 +25,6 @@ LOCK = "lock:cleanup:quiz_responses"
 HOUR = timedelta(hours=1)
 
 
-def pytest_collection_modifyitems(items):
-    """A browser is slow to fetch, once."""
-    for item in items:
-        if item.path.parent == HERE and item.path.stem == "test_status_page":
-            item.add_marker(pytest.mark.timeout(400))
-
-
 class World:
     """One job that was due three hours ago, its runs, its data, and what was observed of it."""
 

@@ -251,7 +251,7 @@ def test_two_monitors_at_once_tell_once(environment, world, told, tmp_path):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(300)
         assert [each.returncode for each in done] == [0] * len(done), done
         lines, actions = told()
         assert len(lines) == len(actions) == expected, lines

@@ -31,7 +31,7 @@ def read_nothing(script, *arguments, environment, both=False):
         text=True,
     )
     os.close(writer)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     return process.returncode, complaint
 
 

@@ -72,7 +72,7 @@ def test_another_project_has_the_same_fixtures(tmp_path):
         env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "THE_SUITE": str(ROOT), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=500,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -21,8 +21,6 @@ from scripts.utils.test_helpers import script_environment
 from tests.forked import run_script
 from tests.packages import debian_program
 
-pytestmark = pytest.mark.timeout(400)  # a package is slow to fetch, once
-
 ROOT = Path(__file__).resolve().parents[2]
 CLEANUP = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
 SUCCESS = "lifecycle_job_last_success_timestamp_seconds"
@@ -67,7 +65,7 @@ def pushgateway():
         yield url
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(300)
 
 
 @pytest.fixture(params=["pushgateway", "textfile"])

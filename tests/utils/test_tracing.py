@@ -90,11 +90,11 @@ def test_outside_a_run_there_is_nothing_to_pass_on():
 
 def test_a_span_without_sentry_costs_next_to_nothing():
     with tracing.run_traced(Trace(TRACE, PARENT), "a_job"):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(10_000):
             with tracing.span("batch", "p"):
                 pass
-        assert time.perf_counter() - began < 1
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("given", [None, GIVEN])

@@ -41,7 +41,7 @@ class Bucket:
         return self
 
     def __exit__(self, *_):
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=300)
 
     def settings(self):
         return {
@@ -69,5 +69,5 @@ class Bucket:
         # Signed like a client's that the server knows: it looks at the form only.
         headers = {"Authorization": "AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request"}
         request = urllib.request.Request(self.url + path, method=method, data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.read()

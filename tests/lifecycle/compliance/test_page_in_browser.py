@@ -11,7 +11,6 @@ import pytest
 from tests.lifecycle.compliance.history import PERSON
 
 CHROMIUM = Path(__file__).resolve().parents[2] / "manual-resolution" / "chromium.py"
-pytestmark = pytest.mark.timeout(400)  # a browser is slow to fetch, once
 
 
 @pytest.fixture(scope="module")

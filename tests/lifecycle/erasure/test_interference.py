@@ -54,7 +54,7 @@ def test_a_child_that_is_added_while_its_parent_goes_is_never_taken_along_unseen
 
     watcher = threading.Thread(target=commit)
     watcher.start()
-    running.process.wait(120)
+    running.process.wait(300)
     done.set()
     watcher.join()
     there = world.rows("quiz_responses", "id", "id LIKE '%cafe'")

@@ -109,7 +109,7 @@ def test_a_run_that_is_told_to_stop_is_an_error(run, sentry, database):
     while not statuses(sentry):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     blocker.rollback()
     assert process.returncode == 143
     assert statuses(sentry) == ["in_progress", "error"]

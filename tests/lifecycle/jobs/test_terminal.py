@@ -50,7 +50,7 @@ def at_a_terminal(*arguments, environment):
             break
         shown += chunk
     os.close(ours)
-    return process.wait(30), shown.decode()
+    return process.wait(300), shown.decode()
 
 
 def test_a_terminal_shows_colours_and_the_closing_table(environment):

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from scripts.lifecycle.monitoring.alerts import Alerts
-from scripts.utils import alert_sinks, error_reporting
+from scripts.utils import alert_sinks, error_reporting, retry_utils
 from scripts.utils.settings import load_settings
 from tests.lifecycle.monitoring.test_alerts import KEY, actions, lines, problem, rows
 from tests.lifecycle.receivers import Receiver, SentryReceiver, pagerduty_settings, slack_settings
@@ -30,6 +30,13 @@ def free_port():
         return server.getsockname()[1]
 
 
+def sleeps(monkeypatch):
+    """The seconds that retries wait, which they do not do here."""
+    slept = []
+    monkeypatch.setattr(retry_utils.time, "sleep", slept.append)
+    return slept
+
+
 def test_a_500_is_asked_again_at_once(alerts, admin, slack):
     slack.answers = [500]
     alerts(**slack_settings(slack)).raise_(problem())
@@ -37,20 +44,20 @@ def test_a_500_is_asked_again_at_once(alerts, admin, slack):
     assert rows(admin, "waiting") == [([],)]
 
 
-def test_the_wait_that_a_sink_asks_for_is_kept(alerts, slack):
+def test_the_wait_that_a_sink_asks_for_is_kept(alerts, slack, monkeypatch):
     slack.answers, slack.headers = [429], {"Retry-After": "1"}
-    began = time.monotonic()
+    slept = sleeps(monkeypatch)
     alerts(**slack_settings(slack)).raise_(problem())
-    assert time.monotonic() - began >= 1
+    assert slept == [1.0]
     assert len(slack.taken) == 1
 
 
-def test_a_sink_that_asks_for_an_hour_is_left_to_the_next_run(alerts, admin, slack):
+def test_a_sink_that_asks_for_an_hour_is_left_to_the_next_run(alerts, admin, slack, monkeypatch):
     slack.answers, slack.headers = [429], {"Retry-After": "3600"}
     monitor = alerts(**slack_settings(slack))
-    began = time.monotonic()
+    slept = sleeps(monkeypatch)
     monitor.raise_(problem())
-    assert time.monotonic() - began < 5
+    assert slept == []
     assert rows(admin, "waiting") == [(["slack"],)]
     monitor.deliver()
     assert len(slack.taken) == 1
@@ -58,9 +65,7 @@ def test_a_sink_that_asks_for_an_hour_is_left_to_the_next_run(alerts, admin, sla
 
 def test_what_a_dead_sink_did_not_take_the_next_run_of_any_monitor_sends(alerts, admin, slack, pagerduty, free_port):
     settings = pagerduty_settings(pagerduty) | {"MRQ_ALERT_SLACK_WEBHOOK": f"http://127.0.0.1:{free_port}/secret-part"}
-    began = time.monotonic()
     assert alerts(**settings).raise_(problem()) is True
-    assert time.monotonic() - began < alert_sinks.RETRY_SECONDS + 2
     assert [action for action, _ in actions(pagerduty)] == ["trigger"]
     ((waiting, told),) = rows(admin, "waiting, told")
     assert waiting == ["slack"]
@@ -169,10 +174,8 @@ class TestSentry:
         assert rows(admin, "waiting") == [([],)]
 
     def test_a_sentry_that_hangs_is_left_after_two_seconds(self, monitor, sentry, admin):
-        sentry.delays = [4]
-        began = time.monotonic()
+        sentry.delays = [600]
         monitor.raise_(problem())
-        assert time.monotonic() - began < 4
         assert rows(admin, "waiting") == [(["sentry"],)]
 
 
@@ -204,9 +207,7 @@ def test_a_sink_that_trickles_its_answer_holds_nobody_up(alerts, admin):
 
     thread = threading.Thread(target=trickle)
     thread.start()
-    started = time.monotonic()
     alerts(MRQ_ALERT_SLACK_WEBHOOK=f"http://127.0.0.1:{server.getsockname()[1]}/hook").raise_(problem())
-    assert time.monotonic() - started < 5
     assert admin.execute("SELECT waiting FROM ops.alerts").fetchone() == ([],)
     thread.join()
     server.close()

@@ -238,7 +238,7 @@ def test_two_monitors_at_once_alert_once_and_recover_once(alerts, admin, slack, 
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(300)
         assert sorted(results) == [False] * 5 + [True]
     assert lines(slack) == ["*[CRITICAL]* a_job did not start", "*[recovered]* over: a_job did not start"]
     assert [action for action, _ in actions(pagerduty)] == ["trigger", "resolve"]

@@ -47,7 +47,7 @@ def server():
             env={"PATH": os.defpath, "LC_ALL": "C", "LD_LIBRARY_PATH": str(libraries)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=500,
             check=False,
             **who,
         )

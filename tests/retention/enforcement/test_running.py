@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 
 import pytest
 import yaml
@@ -11,6 +10,7 @@ from scripts.lifecycle.policy.policies import parse_policies
 from scripts.lifecycle.policy.policy_order import in_order
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import JobLock, connect_redis
+from tests.faults.stage import in_background, wait_until
 from tests.lifecycle.support import AS_OF
 from tests.retention.enforcement.conftest import LOCK, SCRIPT, count, done, policy
 
@@ -83,13 +83,14 @@ def slow(admin):
     return make
 
 
-def test_nobody_starves_and_who_was_cut_short_goes_first(tables, write, enforce, admin, slow):
+def test_nobody_starves_and_who_was_cut_short_goes_first(tables, write, enforce, admin, run_time):
     """The first policy could take all the time: it gets its share, the others theirs."""
     tables(large=400, small=5, last=5)
-    slow("large", 0.4)
+    run_time.step = 0.05
     path = write({name: policy(f"public.{name}", batch=_batch(20)) for name in ("large", "small", "last")})
 
     first = enforce(path, "--max-duration", "3")
+    run_time.step = 0
 
     assert first.code == 3
     assert done(first)[:3] == [("large", "time_share"), ("small", "done"), ("last", "done")]
@@ -98,7 +99,6 @@ def test_nobody_starves_and_who_was_cut_short_goes_first(tables, write, enforce,
     assert first.closing["stop_reason"] in ("time_share", "time_budget")
     assert first.closing["records_remaining"] == count(admin, "large")
 
-    admin.execute("DROP TRIGGER slow ON large")
     admin.execute("INSERT INTO small (id, made_at) VALUES (9, %s::timestamptz - interval '90 days')", (AS_OF,))
     swapped = write({name: policy(f"public.{name}", batch=_batch(20)) for name in ("small", "last", "large")})
     second = enforce(swapped)
@@ -112,9 +112,9 @@ def _batch(rows):
     return {"rows": rows, "lock_timeout": "200 milliseconds", "statement_timeout": "60 seconds"}
 
 
-def test_what_there_was_no_time_for_is_said_and_goes_first(tables, write, enforce, admin, slow):
+def test_what_there_was_no_time_for_is_said_and_goes_first(tables, write, enforce, admin, run_time):
     tables(large=100, small=5)
-    slow("large", 1.5)
+    run_time.step = 0.3
     policies = {name: policy(f"public.{name}", batch=_batch(50)) for name in ("large", "small")}
 
     run = enforce(write(policies), "--max-duration", "1")
@@ -126,6 +126,7 @@ def test_what_there_was_no_time_for_is_said_and_goes_first(tables, write, enforc
         "SELECT status, stop_reason, exit_code FROM ops.job_runs WHERE policy = 'small'"
     ).fetchall() == [("partial", "time_budget", 3)]
     assert run.closing.get("records_remaining") is None, "nobody counted what is left of small"
+    run_time.step = 0
     again = enforce(write(policies))
     assert [name for name, _ in done(again)] == ["small", "large"]
 
@@ -282,12 +283,14 @@ def test_a_signal_ends_it_after_the_batch_in_hand(tables, write, enforce, admin,
     tables(large=400, small=5)
     slow("large", 0.3)
     path = write({name: policy(f"public.{name}", batch=_batch(20)) for name in ("large", "small")})
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    try:
-        run = enforce(path)
-    finally:
-        timer.cancel()
+
+    def stop():
+        wait_until(lambda: count(admin, "large") < 400)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped = in_background(stop)
+    run = enforce(path)
+    stopped()
 
     assert run.code == 143
     assert run.closing["event"] == "retention_stopped"
@@ -306,12 +309,14 @@ def test_a_lock_that_is_taken_away_ends_that_policy_only(tables, write, enforce,
         {name: policy(f"public.{name}", batch=_batch(20)) for name in ("theirs", "mine")},
         jobs={"cleanup_theirs": ["theirs"]},
     )
-    timer = threading.Timer(1.0, redis_client.delete, ("lock:cleanup:cleanup_theirs",))
-    timer.start()
-    try:
-        run = enforce(path, "--all")
-    finally:
-        timer.cancel()
+
+    def take_away():
+        wait_until(lambda: count(admin, "theirs") < 400)
+        redis_client.delete("lock:cleanup:cleanup_theirs")
+
+    taken = in_background(take_away)
+    run = enforce(path, "--all")
+    taken()
 
     assert (run.code, count(admin, "mine")) == (3, 0)
     assert 0 < count(admin, "theirs") < 400
