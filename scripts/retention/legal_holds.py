@@ -20,7 +20,6 @@ from scripts.lifecycle.jobs.arguments import add_common_flags, moment
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import hold_levels
 from scripts.utils.addresses import normalize_email
-from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 
@@ -51,9 +50,11 @@ def work(run: Run) -> None:
 def _place(run: Run) -> None:
     flags = run.options.flags
     person = normalize_email(sys.stdin.readline()) if flags.person else None
-    key = resources.key_of(run.policies, flags.table) if flags.table else None
-    if flags.table and key is None:
-        raise Misconfigured(f"--table {flags.table}: no policy deletes from that table; it needs no hold")
+    key = (
+        run.database.read(lambda connection: resources.key_to_hold(connection, run.policies, flags.table))
+        if flags.table
+        else None
+    )
     what: holds.What = {
         "table": flags.table,
         "resource_id": flags.id,

@@ -327,7 +327,9 @@ class BatchWriter:
             change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
         return _DEPENDANTS.format(
             may_run=MAY_RUN,
-            referenced=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(c)) for c in foreign_key.referenced),
+            referenced=sql.SQL(", ").join(
+                sql.SQL("t.{}").format(sql.Identifier(c)) for c in ("tableoid", *foreign_key.referenced)
+            ),
             table=selection.table,
             rows=rows,
             removable=self._removable,

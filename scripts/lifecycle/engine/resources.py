@@ -29,13 +29,63 @@ _CANNOT_LOOK = (
 )
 
 
+# A table of the policy file that this one is a part of, or that is a part of this one; and tables there whose rows this
+# one's rows refer to.
+_RELATED = """
+WITH asked AS (
+    SELECT c.oid, t.relid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     CROSS JOIN LATERAL ops.table_tree(c.oid) t WHERE n.nspname || '.' || c.relname = %(table)s
+), known AS (
+    SELECT c.oid, n.nspname || '.' || c.relname AS name, t.relid FROM pg_class c
+      JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ops.table_tree(c.oid) t
+     WHERE n.nspname || '.' || c.relname = ANY (%(known)s)
+)
+SELECT (SELECT min(k.name) FROM known k JOIN asked a ON a.oid = k.relid),
+       (SELECT min(k.name) FROM known k JOIN asked a ON a.relid = k.oid),
+       EXISTS (SELECT FROM pg_constraint f JOIN asked a ON a.relid = f.conrelid JOIN known k ON k.relid = f.confrelid
+                WHERE f.contype = 'f'),
+       (SELECT array_agg(c.attname::text ORDER BY p.place) FROM pg_index i
+         CROSS JOIN unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, place)
+          JOIN pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = p.attnum
+         WHERE i.indisprimary AND i.indrelid IN (SELECT oid FROM asked))
+"""
+
+
+def _keys(policies: PolicySet) -> dict[str, tuple[str, ...]]:
+    """Return the key of every table from which the policy file lets a row go: policies first, then their dependants."""
+    named = [(policy.table, policy.key) for policy in policies.policies.values()]
+    named += [(each.table, each.key) for policy in policies.policies.values() for each in policy.dependants]
+    named += [(step.table, step.key) for step in policies.erasure.values()]
+    return dict(reversed(named))
+
+
 def key_of(policies: PolicySet, table: str) -> tuple[str, ...] | None:
-    """Return the key columns of a table that some policy deletes from or reaches, by the policy file; None: no such."""
-    for policy in policies.policies.values():
-        if policy.table == table:
-            return policy.key
-    reached = (dependant for policy in policies.policies.values() for dependant in policy.dependants)
-    return next((dependant.key for dependant in reached if dependant.table == table), None)
+    """Return the key columns of a table by the policy file; None: it does not name the table."""
+    return _keys(policies).get(table)
+
+
+def key_to_hold(connection: Connection, policies: PolicySet, table: str) -> tuple[str, ...] | None:
+    """Return the key by which a row to be held is looked for; None: the table has no primary key, so it is not.
+
+    A table that refers to a table of the policy file may be held although the file does not name it: a foreign key
+    could take its rows along.
+
+    Raises:
+        Misconfigured: There is no such table, a hold on it would keep nothing, or the policy is on another table of its
+            tree, where the hold must be.
+    """
+    if key := key_of(policies, table):
+        return key
+    if not table_exists(connection, table):
+        raise Misconfigured(f"there is no table {table}: name it with its schema, as the policy file does")
+    row = connection.execute(_RELATED, {"table": table, "known": sorted(_keys(policies))}).fetchone()
+    whole, part, refers, primary = row or (None, None, False, None)
+    if whole or part:
+        what = f"is a part of {whole}" if whole else f"has {part} as a part"
+        raise Misconfigured(f"{table} {what}, which the policy file names: place the hold on {whole or part}")
+    if not refers:
+        raise Misconfigured(f"no policy deletes from {table}; it needs no hold")
+    return tuple(primary) if primary else None
 
 
 def column_types(connection: Connection, table: str) -> dict[str, str]:

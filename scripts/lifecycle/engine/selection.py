@@ -46,6 +46,10 @@ class ForeignKey:
     table_bytes: int
     set_columns: tuple[str, ...] = ()
     """The columns that ON DELETE SET NULL names, where it names any (PostgreSQL 15)."""
+    homes: tuple[int, ...] = ()
+    """The tables (oids) that hold the rows it can refer to, where it points at a part of the policy's table only: at
+    one partition, at one inheritance child, or at a parent whose children it does not know. Empty: it can refer to any
+    row."""
 
     @property
     def changes_children(self) -> bool:
@@ -58,10 +62,18 @@ class ForeignKey:
 
     def joins(self, alias: str) -> sql.Composed:
         """Return the condition that a row of ``alias`` refers to the row of ``t``."""
-        return sql.SQL(" AND ").join(
+        pairs = [
             sql.SQL("{}.{} = t.{}").format(sql.SQL(alias), sql.Identifier(child), sql.Identifier(parent))
             for child, parent in zip(self.columns, self.referenced, strict=True)
-        )
+        ]
+        return sql.SQL(" AND ").join([*pairs, *self.at_home("t")])
+
+    def at_home(self, alias: str) -> list[sql.Composed]:
+        """Return the condition, if one is needed, that a row of the policy's table is one that it can refer to."""
+        if not self.homes:
+            return []
+        oids = sql.SQL(", ").join(map(sql.Literal, self.homes))
+        return [sql.SQL("{}.tableoid IN ({})").format(sql.Identifier(alias), oids)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Selection:
         column_types: Type of each column that the policy names, as ``format_type`` writes it.
         reaches: Declared dependants that are deleted or set to null.
         refusing: Constraints whose referring rows keep a row from being deleted.
-        partitioned: Whether the table is partitioned: a ctid then names a row in each of its partitions.
+        partitioned: Whether the table has partitions or inheritance children: a ctid then names a row in each of them.
     """
 
     def __init__(

@@ -15,8 +15,9 @@ from psycopg import sql
 
 from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.anonymisation import Described
+from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
 from scripts.lifecycle.engine.gated import MAY_RUN
-from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES, catalogue_of, pointing_at
+from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
 from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob
 from scripts.lifecycle.policy.policies import Anonymize, Blob, ErasureStep, PolicySet, Treatment, table_identifier
@@ -351,7 +352,7 @@ class ErasurePlan:
             columns=sql.SQL(", ").join(sql.Identifier(above, each) for each in key.referenced),
             table=table_identifier(parent),
             above=sql.Identifier(above),
-            whose=self._whose(parent, above, (*path, parent)),
+            whose=sql.SQL(" AND ").join([self._whose(parent, above, (*path, parent)), *key.at_home(above)]),
         )
         mine = sql.SQL(", ").join(sql.Identifier(alias, each) for each in key.columns)
         # An array is worked out once and then looked up by the index; it cannot hold pairs.

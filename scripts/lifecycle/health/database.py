@@ -184,12 +184,14 @@ def policies(context: Context) -> Iterator[Finding]:
 
 
 def _cure(problem: str) -> str:
+    if "add to dependants" in problem:
+        return "add that line to the policy file, with the action that you mean, or change the foreign key"
     if "--grants" in problem or problem.startswith("no right"):
         return "backend/migrate.py --grants POLICY_FILE, as the owner"
     if "no index" in problem:
         return "CREATE INDEX CONCURRENTLY, as the owner; slow until then, refused once the table is large"
     if problem.startswith("foreign key"):
-        return "declare the foreign key under the policy's dependants, or change it in the database"
+        return "give the table a policy of its own, or change the foreign key in the database"
     if "does not exist" in problem:
         return "correct the name in the policy file; if the application renamed it, that is a change of policy"
     return "correct the policy file or the table; then try the job with --dry-run"

@@ -18,12 +18,19 @@ from scripts.utils.db_utils import Connection
 _ON_ONE_TABLE = ("retain", "delete_blob", "anonymize", "soft_delete", "archive_then_delete", "delete")
 _USUAL = 2
 
+# A foreign key at a partition or an inheritance child, on either side, is one of every table above it too.
 _FOREIGN_KEYS = """
-SELECT cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname
+WITH RECURSIVE above (oid, name) AS (
+    SELECT c.oid, c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p')
+     UNION
+    SELECT a.oid, i.inhparent FROM above a JOIN pg_inherits i ON i.inhrelid = a.name
+)
+SELECT DISTINCT cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname
   FROM pg_constraint k
-  JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace cn ON cn.oid = c.relnamespace
-  JOIN pg_class p ON p.oid = k.confrelid JOIN pg_namespace pn ON pn.oid = p.relnamespace
- WHERE k.contype = 'f' AND k.conrelid <> k.confrelid AND k.conparentid = 0
+  JOIN above child ON child.oid = k.conrelid JOIN above parent ON parent.oid = k.confrelid
+  JOIN pg_class c ON c.oid = child.name JOIN pg_namespace cn ON cn.oid = c.relnamespace
+  JOIN pg_class p ON p.oid = parent.name JOIN pg_namespace pn ON pn.oid = p.relnamespace
+ WHERE k.contype = 'f' AND c.oid <> p.oid
 """
 
 

@@ -180,3 +180,85 @@ def test_a_child_that_is_being_added_while_its_parent_goes_is_neither_deleted_no
     assert left(five) == [3, 99]
     assert (audited(five), run.closing["records_deleted"]) == (["1", "2", "4", "5"], 4)
     assert record(five)["status"] != "failed"
+
+
+NO_INDEX = {
+    "partial": "CREATE INDEX ON notes (thing_id) WHERE id > 5",
+    "of an expression": "CREATE INDEX ON notes ((thing_id + 0))",
+    "of another column first": "CREATE INDEX ON notes (id, thing_id)",
+    "that cannot find a value": "CREATE INDEX ON notes USING brin (thing_id)",
+    "that is invalid": (
+        "CREATE INDEX broken ON notes (thing_id);"
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass"
+    ),
+    "that is not ready": (
+        "CREATE INDEX broken ON notes (thing_id);"
+        "UPDATE pg_index SET indisready = false WHERE indexrelid = 'broken'::regclass"
+    ),
+}
+AN_INDEX = {
+    "plain": "CREATE INDEX ON notes (thing_id)",
+    "with more": "CREATE INDEX ON notes (thing_id DESC, id)",
+    "of what is not null": "CREATE INDEX ON notes (thing_id) WHERE thing_id IS NOT NULL",
+    "hash": "CREATE INDEX ON notes USING hash (thing_id)",
+    "partial beside a whole one": (
+        "CREATE INDEX ON notes (thing_id) WHERE id > 5; CREATE UNIQUE INDEX ON notes (thing_id)"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NO_INDEX)
+def test_an_index_that_cannot_find_every_referring_row_is_none(apply, five, monkeypatch, kind):
+    monkeypatch.setattr(preflight, "LARGE_TABLE_BYTES", 0)
+    add_notes(five, "NO ACTION", index=False)
+    five.execute(NO_INDEX[kind])
+
+    run = apply({"things": policy()})
+
+    assert (run.code, len(left(five))) == (1, 6)
+    assert "foreign key notes_of_things on public.notes has no index" in run.closing["error"]
+
+
+@pytest.mark.parametrize("kind", AN_INDEX)
+def test_an_index_that_finds_every_referring_row_will_do(db, five, kind):
+    add_notes(five, "NO ACTION", index=False)
+    five.execute(AN_INDEX[kind])
+
+    assert inspected(db) == ([], [])
+
+
+def test_of_a_key_of_two_columns_either_may_come_first_in_the_index(db, five):
+    five.execute(
+        "UPDATE things SET kind = 'k'; ALTER TABLE things ADD UNIQUE (id, kind);"
+        "CREATE TABLE notes (id bigint PRIMARY KEY, thing_id bigint, kind text,"
+        " FOREIGN KEY (thing_id, kind) REFERENCES things (id, kind)); CREATE INDEX ON notes (kind, thing_id);"
+        "GRANT SELECT ON notes TO lifecycle_jobs"
+    )
+
+    assert inspected(db) == ([], [])
+
+
+def inspected(db, **changes):
+    rules = PolicySet.model_validate(document({"things": policy(**changes)})).policies["things"]
+    return db.read(lambda link: preflight.inspect(link, rules, AS_OF))
+
+
+CURES = {
+    "CASCADE": "- {table: public.notes, column: thing_id, action: delete, key: number} (or action set_null or refuse)",
+    "SET NULL": "- {table: public.notes, column: thing_id, action: set_null, key: number} (or action delete or refuse)",
+    "RESTRICT": "- {table: public.notes, column: thing_id, action: refuse, key: number} (or action delete or set_null)",
+}
+
+
+@pytest.mark.parametrize("on_delete", CURES)
+def test_the_line_that_declares_a_forgotten_child_is_printed_and_cures_it(apply, five, on_delete):
+    add_notes(five, on_delete)
+    five.execute("ALTER TABLE notes RENAME id TO number; REVOKE SELECT ON notes FROM lifecycle_jobs")
+
+    said = apply({"things": policy()}).closing["error"]
+
+    assert f"add to dependants of policy things the line {CURES[on_delete]}" in said
+    line = yaml.safe_load(said.partition("the line - ")[2].partition("}")[0] + "}")
+    cured = apply({"things": policy(dependants=[line])})
+    assert (cured.code, cured.closing["stop_reason"]) != (1, "preflight_failed")
+    assert 5 not in left(five)
