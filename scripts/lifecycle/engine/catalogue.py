@@ -1,7 +1,7 @@
 """What PostgreSQL's catalogue says of a table: its size, columns, keys, and every foreign key that points at it.
 
-A statement on a table reaches its partitions and its inheritance children, to any depth. The function
-``ops.table_tree`` returns that tree; every question here is asked of all of it.
+A statement on a table reaches its partitions and its inheritance children, to any depth. :func:`tree_of` is that tree
+in SQL; every question here is asked of all of it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,19 @@ from psycopg.rows import dict_row
 
 from scripts.lifecycle.engine.selection import ForeignKey
 from scripts.utils.db_utils import Connection
+
+
+def tree_of(oid: str) -> str:
+    """Return a subquery with one column, ``relid``: a table, its partitions and its children, to any depth.
+
+    Args:
+        oid: SQL for the table's oid; a constant of the code, never a value.
+    """
+    return f"""(
+    WITH RECURSIVE tree (relid) AS (
+        SELECT {oid}::oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree t ON t.relid = i.inhparent
+    ) SELECT relid FROM tree)"""  # noqa: S608 - see above
+
 
 # A member of lifecycle_reader may only read. The rights of lifecycle_jobs are checked in its place, so that its dry
 # run reports what the real run would meet.
@@ -41,7 +54,7 @@ SELECT c.oid, c.relkind, pg_relation_size(c.oid) AS heap_bytes, tree.members > 1
       SELECT count(*) AS members, sum(pg_table_size(m.oid))::bigint AS bytes,
              coalesce(array_agg(mn.nspname || '.' || m.relname ORDER BY m.oid <> c.oid, m.relname)
                       FILTER (WHERE row_security_active(m.oid)), '{{}}') AS row_security
-        FROM ops.table_tree(c.oid) t JOIN pg_class m ON m.oid = t.relid JOIN pg_namespace mn ON mn.oid = m.relnamespace
+        FROM {tree_of("c.oid")} t JOIN pg_class m ON m.oid = t.relid JOIN pg_namespace mn ON mn.oid = m.relnamespace
   ) tree
  WHERE n.nspname = %s AND c.relname = %s
 """  # noqa: S608 - constants
@@ -58,7 +71,7 @@ AND (i.indpred IS NULL OR pg_get_expr(i.indpred, i.indrelid) IN
 # A column is indexed if every table of the tree that stores rows has an index that begins with it.
 _COLUMNS = f"""
 WITH stored AS MATERIALIZED (
-    SELECT c.oid FROM ops.table_tree(%(oid)s) t JOIN pg_class c ON c.oid = t.relid WHERE c.relkind <> 'p'
+    SELECT c.oid FROM {tree_of("%(oid)s")} t JOIN pg_class c ON c.oid = t.relid WHERE c.relkind <> 'p'
 ), led AS (
     SELECT k.attname, count(DISTINCT i.indrelid) AS tables
       FROM stored s JOIN pg_index i ON i.indrelid = s.oid
@@ -103,7 +116,7 @@ SELECT EXISTS (
 # any other table to its own and not to its children's. ``homes`` are the tables that hold those rows, where they are
 # not all that a statement on the policy's table reaches.
 FOREIGN_KEYS = f"""{DOER}, tree AS MATERIALIZED (
-    SELECT relid FROM ops.table_tree(%(oid)s)
+    SELECT relid FROM {tree_of("%(oid)s")} members
 ), stored AS MATERIALIZED (
     SELECT c.oid FROM tree JOIN pg_class c ON c.oid = tree.relid WHERE c.relkind <> 'p'
 )
@@ -133,11 +146,11 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
                   WHERE i.indrelid = m.oid AND k.attname = ANY (fk.columns) AND {_USABLE})) AS indexed
         FROM (SELECT array_agg(a.attname) AS columns FROM pg_attribute a
                WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey)) fk,
-             ops.table_tree(c.oid) t JOIN pg_class m ON m.oid = t.relid
+             LATERAL {tree_of("c.oid")} t JOIN pg_class m ON m.oid = t.relid
   ) child
   CROSS JOIN LATERAL (
       SELECT coalesce(array_agg(m.oid), '{{0}}') AS homes FROM pg_class r
-       CROSS JOIN LATERAL ops.table_tree(r.oid) t JOIN pg_class m ON m.oid = t.relid
+       CROSS JOIN LATERAL {tree_of("r.oid")} t JOIN pg_class m ON m.oid = t.relid
        WHERE r.oid = k.confrelid AND m.relkind <> 'p' AND (r.relkind = 'p' OR m.oid = r.oid)
   ) own
  WHERE k.contype = 'f' AND k.confrelid IN (SELECT relid FROM tree)

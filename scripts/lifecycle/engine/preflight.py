@@ -298,8 +298,8 @@ class _Preflight:
         if not key.indexed:
             self._slow(
                 key.table_bytes,
-                f"foreign key {key.name} on {key.table} has no index: CREATE INDEX CONCURRENTLY one over all rows that"
-                f" begins with {' or '.join(key.columns)}",
+                f"foreign key {key.name} on {key.table} has no index over all rows that begins with"
+                f" {' or '.join(key.columns)}",
             )
 
     def _to_declare(self, key: ForeignKey) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
+from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import detached_from
@@ -31,13 +32,13 @@ _CANNOT_LOOK = (
 
 # A table of the policy file that this one is a part of, or that is a part of this one; and tables there whose rows this
 # one's rows refer to.
-_RELATED = """
+_RELATED = f"""
 WITH asked AS (
     SELECT c.oid, t.relid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-     CROSS JOIN LATERAL ops.table_tree(c.oid) t WHERE n.nspname || '.' || c.relname = %(table)s
+     CROSS JOIN LATERAL {tree_of("c.oid")} t WHERE n.nspname || '.' || c.relname = %(table)s
 ), known AS (
     SELECT c.oid, n.nspname || '.' || c.relname AS name, t.relid FROM pg_class c
-      JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL ops.table_tree(c.oid) t
+      JOIN pg_namespace n ON n.oid = c.relnamespace CROSS JOIN LATERAL {tree_of("c.oid")} t
      WHERE n.nspname || '.' || c.relname = ANY (%(known)s)
 )
 SELECT (SELECT min(k.name) FROM known k JOIN asked a ON a.oid = k.relid),
@@ -48,7 +49,7 @@ SELECT (SELECT min(k.name) FROM known k JOIN asked a ON a.oid = k.relid),
          CROSS JOIN unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute c ON c.attrelid = i.indrelid AND c.attnum = p.attnum
          WHERE i.indisprimary AND i.indrelid IN (SELECT oid FROM asked))
-"""
+"""  # noqa: S608 - a constant
 
 
 def _keys(policies: PolicySet) -> dict[str, tuple[str, ...]]:

@@ -185,7 +185,7 @@ def policies(context: Context) -> Iterator[Finding]:
 
 def _cure(problem: str) -> str:
     if "add to dependants" in problem:
-        return "add that line to the policy file, with the action that you mean, or change the foreign key"
+        return "add that line to the policy's dependants, with the action that you mean, or change the foreign key"
     if "--grants" in problem or problem.startswith("no right"):
         return "backend/migrate.py --grants POLICY_FILE, as the owner"
     if "no index" in problem:

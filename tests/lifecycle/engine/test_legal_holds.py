@@ -130,10 +130,10 @@ def test_a_table_that_a_policy_reaches_is_known_by_the_dependant_s_key():
     assert resources.key_of(policies, "public.other") is None
 
 
-def test_a_table_that_no_policy_names_needs_no_hold(command):
-    refused = command("place", "--table", "public.other", "--reason", "x")
+def test_a_table_that_no_policy_names_needs_no_hold(command, things):
+    refused = command("place", "--table", "public.things", "--reason", "x")
 
-    assert (refused.code, "no policy deletes from that table" in refused.closing["error"]) == (2, True)
+    assert (refused.code, "no policy deletes from public.things" in refused.closing["error"]) == (2, True)
 
 
 def test_a_dry_run_of_placing_says_what_it_would_hold_and_that_it_holds_nothing(command, answers, db, monkeypatch):
@@ -172,3 +172,53 @@ def test_a_list_says_which_holds_end_soon(command, db):
 
     assert (len(listed), [hold for hold, ends in listed.items() if ends]) == (3, [str(soon)])
     assert holds.ending(db) == [], "another one keeps the same for longer"
+
+
+REFERS = "CREATE TABLE marks (id bigint PRIMARY KEY, answer text REFERENCES quiz_responses ON DELETE CASCADE)"
+
+
+def mark(answers, statement):
+    kind = answers.execute(
+        "SELECT format_type(atttypid, -1) FROM pg_attribute"
+        " WHERE attrelid = 'quiz_responses'::regclass AND attname = 'id'"
+    ).fetchone()[0]
+    answers.execute(statement.replace(" answer text", f" answer {kind}"))
+
+
+def test_a_table_that_refers_to_a_policy_s_table_is_held_although_no_policy_names_it(command, answers, db):
+    mark(answers, REFERS)
+    answers.execute("INSERT INTO marks VALUES (7, %s)", (key_of("anna 1"),))
+    answers.execute("GRANT SELECT ON marks TO lifecycle_jobs")
+
+    whole = command("place", "--table", "public.marks", "--reason", "case 7")
+    row = command("place", "--table", "public.marks", "--id", "7", "--reason", "case 7")
+    nobody = command("place", "--table", "public.marks", "--id", "8", "--reason", "case 7")
+
+    assert (whole.code, row.code, nobody.code) == (0, 0, 2)
+    assert [hold.table_name for hold in holds.active(db)] == ["public.marks", "public.marks"]
+
+
+def test_a_table_that_refers_to_a_part_of_a_policy_s_table_is_held(command, answers, db):
+    answers.execute("CREATE TABLE answers_2020 (PRIMARY KEY (id)) INHERITS (quiz_responses)")
+    mark(answers, REFERS.replace("quiz_responses", "answers_2020"))
+
+    assert command("place", "--table", "public.marks", "--reason", "case 7").code == 0
+
+
+def test_a_hold_on_a_part_of_a_policy_s_table_names_where_it_must_be(command, answers, db):
+    answers.execute("CREATE TABLE answers_2020 () INHERITS (quiz_responses)")
+    answers.execute("CREATE TABLE everything (n int); CREATE TABLE unrelated (n int)")
+    answers.execute("ALTER TABLE quiz_responses ADD n int; ALTER TABLE quiz_responses INHERIT everything")
+
+    part = command("place", "--table", "public.answers_2020", "--reason", "case 7")
+    whole = command("place", "--table", "public.everything", "--reason", "case 7")
+    unrelated = command("place", "--table", "public.unrelated", "--reason", "case 7")
+    missing = command("place", "--table", "public.nowhere", "--reason", "case 7")
+
+    assert {part.code, whole.code, unrelated.code, missing.code} == {2}
+    named = "which the policy file names: place the hold on public.quiz_responses"
+    assert part.closing["error"] == f"public.answers_2020 is a part of public.quiz_responses, {named}"
+    assert whole.closing["error"] == f"public.everything has public.quiz_responses as a part, {named}"
+    assert unrelated.closing["error"] == "no policy deletes from public.unrelated; it needs no hold"
+    assert "there is no table public.nowhere" in missing.closing["error"]
+    assert holds.active(db) == []
