@@ -57,6 +57,8 @@ _CREATE_LEDGER = """
         PRIMARY KEY (set, version)
     )
 """
+# EXCLUSIVE lets the jobs and pg_dump read meanwhile.
+_LOCK_LEDGER = "LOCK TABLE ops.schema_migrations IN EXCLUSIVE MODE"
 _PARTITIONED = """
     SELECT FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid
       JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -161,6 +163,7 @@ def apply(conninfo: str, *, sample_app: bool = False, root: Path = MIGRATIONS) -
     with _connect(conninfo) as connection:
         _lock(connection)
         connection.execute(_CREATE_LEDGER)
+        connection.execute(_LOCK_LEDGER)
         ledger = _ledger(connection)
         _refuse_changed(wanted, ledger)
         pending = [migration for migration in wanted if migration.key not in ledger]
@@ -329,13 +332,24 @@ def _refuse_existing_tables(connection: Connection, text: str) -> None:
 
 
 def _lock(connection: Connection) -> None:
+    """Keep other migrations out until COMMIT: by a lock on the ledger, which only its owner may take.
+
+    Any login may take an advisory lock, so one is used only while there is no ledger yet.
+    """
     # Bound to the transaction: a session's lock would be lost or left behind on a transaction pooler.
     connection.execute("SELECT set_config('lock_timeout', %s, true)", (LOCK_TIMEOUT,))
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+    if _has_ledger(connection):
+        connection.execute(_LOCK_LEDGER)
+    else:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK_KEY,))
+
+
+def _has_ledger(connection: Connection) -> bool:
+    return connection.execute("SELECT to_regclass('ops.schema_migrations')").fetchone() != (None,)
 
 
 def _ledger(connection: Connection) -> dict[tuple[str, str], str]:
-    if connection.execute("SELECT to_regclass('ops.schema_migrations')").fetchone() == (None,):
+    if not _has_ledger(connection):
         return {}
     rows = connection.execute("SELECT set, version, checksum FROM ops.schema_migrations")
     return {(set_name, version): checksum for set_name, version, checksum in rows}

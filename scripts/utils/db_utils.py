@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -198,12 +198,13 @@ class Database:
     ) -> Iterator[Connection]:
         """Lend a connection inside one transaction with its own settings, in seconds.
 
-        A read-only transaction sees one snapshot throughout (REPEATABLE READ) and cannot write.
+        A read-only transaction sees one snapshot throughout (REPEATABLE READ) and cannot write. Any other one is READ
+        COMMITTED whatever the role's default: after waiting for the gate it must see what was committed meanwhile.
         """
         statement, parameters = local_settings(lock_timeout=lock_timeout, statement_timeout=statement_timeout)
         with self.connection() as connection, connection.transaction():
-            if read_only:
-                connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            level: LiteralString = "REPEATABLE READ, READ ONLY" if read_only else "READ COMMITTED"
+            connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
             connection.execute(statement, parameters)
             yield connection
 
@@ -211,7 +212,7 @@ class Database:
     def closing_gate(self) -> Iterator[Connection]:
         """Lend a transaction that holds the gate exclusively until it ends.
 
-        The advisory lock ``ops.gate_key()`` is taken before the caller's first statement. It waits for the batches
+        The lock is taken before the caller's first statement. It waits for the batches
         under way, and for the server process of a broken connection that may still be working on one; what they
         committed is seen, and every later batch waits for this transaction.
 
@@ -221,7 +222,7 @@ class Database:
         try:
             # The statement's time is longer: it is the lock that must be seen to run out.
             with self.transaction(lock_timeout=GATE_SECONDS, statement_timeout=2 * GATE_SECONDS) as connection:
-                connection.execute("SELECT pg_advisory_xact_lock(ops.gate_key())")
+                connection.execute("SELECT ops.gate_exclusive()")
                 yield connection
         except psycopg.errors.LockNotAvailable:
             raise GateBusy(

@@ -166,6 +166,18 @@ def test_an_existing_lock_is_waited_for_within_bounds(empty_database, monkeypatc
             migrate.apply(empty_database.superuser_url)
 
 
+def test_once_there_is_a_ledger_it_is_what_migrations_lock(database, monkeypatch):
+    """Any login may take an advisory lock, and none but the owner's this one."""
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", "100ms")
+    with database.superuser() as stranger:
+        stranger.execute("SELECT pg_advisory_lock(%s)", (migrate.LOCK_KEY,))
+        assert migrate.apply(database.superuser_url) == []
+    with database.superuser() as other:
+        other.execute("BEGIN; LOCK TABLE ops.schema_migrations IN EXCLUSIVE MODE")
+        with pytest.raises(OpsError, match="lock timeout"):
+            migrate.apply(database.superuser_url)
+
+
 def test_grants_from_a_terminal(database, tmp_path):
     done = run("--grants", str(DEFAULT_POLICY_FILE), url=database.superuser_url)
     assert done.returncode == 0

@@ -151,11 +151,12 @@ class Quiz:
         self.link.execute("SELECT pg_advisory_unlock(%s)", (_VALVE,))
 
     def waiting(self, locktype, count=1):
-        """Whether so many sessions of this database wait for such a lock."""
+        """Whether so many sessions of this database wait for such a lock, or at the gate."""
         row = self.link.execute(
             "SELECT count(*) FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE NOT l.granted"
-            " AND l.locktype = %s AND l.objid IS DISTINCT FROM %s AND a.datname = current_database()",
-            (locktype, _VALVE),
+            " AND CASE WHEN %s = 'gate' THEN l.relation = 'ops.gate'::regclass ELSE l.locktype = %s END"
+            " AND l.objid IS DISTINCT FROM %s AND a.datname = current_database()",
+            (locktype, locktype, _VALVE),
         ).fetchone()
         return row[0] >= count
 

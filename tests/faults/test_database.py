@@ -80,7 +80,7 @@ def test_a_server_process_that_outlives_its_connection_is_waited_for(start, quiz
     running = start(**behind)
     quiz.wait_frozen()
     proxy.cut()
-    wait_until(lambda: quiz.waiting("advisory"), what="the settling at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the settling at the gate")
     quiz.thaw()
     assert running.finish(0)["records_deleted"] == 40
     # Whether the server had read the COMMIT when the connection broke is not ours to say; the batch counts once either way.

@@ -105,7 +105,7 @@ def test_a_run_started_right_after_del_takes_over(start, quiz, holder, redis_cli
     quiz.wait_frozen()
     redis_client.delete(LOCK)
     new = start()
-    wait_until(lambda: quiz.waiting("advisory"), what="the new run at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the new run at the gate")
     quiz.thaw()
     stopped, closing = old.finish(3), new.finish(0)
 

@@ -151,7 +151,7 @@ def test_a_gate_that_is_closed_for_a_while_is_waited_for(start, quiz, other):
     running = start()
     quiz.wait_frozen()
     closed = in_background(other.execute, "INSERT INTO ops.stop_switches VALUES ('another_job', 'me', 'not yet sure')")
-    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the switch at the gate")
     began = quiz.link.execute("SELECT clock_timestamp()").fetchone()
     quiz.thaw()
     closed()
@@ -171,10 +171,10 @@ def test_a_gate_that_stays_closed_ends_the_run(run_here, quiz, other, monkeypatc
     def close_the_gate():
         quiz.wait_frozen()
         closed = in_background(other.execute, "INSERT INTO ops.stop_switches VALUES ('another_job', 'me', 'not sure')")
-        wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+        wait_until(lambda: quiz.waiting("gate"), what="the switch at the gate")
         quiz.thaw()
         closed()
-        wait_until(lambda: quiz.waiting("advisory"), what="the batch at the gate")
+        wait_until(lambda: quiz.waiting("gate"), what="the batch at the gate")
         if signalled:
             os.kill(os.getpid(), signal.SIGTERM)
 

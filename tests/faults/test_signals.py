@@ -45,13 +45,14 @@ def test_a_signal_in_a_sweep_ends_it_after_the_batch_in_hand(start, quiz):
     quiz.balance(remaining=400 - closing["records_deleted"])
 
 
-def test_a_signal_before_the_first_batch_deletes_nothing(start, quiz, redis_client):
+def test_a_signal_before_the_first_batch_deletes_nothing(start, quiz, database, redis_client):
     quiz.fill(40)
-    quiz.link.execute("SELECT pg_advisory_lock(ops.gate_key())")
+    closing = database.superuser()
+    closing.execute("BEGIN; SELECT ops.gate_exclusive()")
     running = start()
-    wait_until(lambda: quiz.waiting("advisory"), what="the run at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the run at the gate")
     running.send(signal.SIGTERM)
-    quiz.link.execute("SELECT pg_advisory_unlock(ops.gate_key())")
+    closing.execute("COMMIT")
     assert running.finish(143)["stop_reason"] == "sigterm"
     assert redis_client.get(LOCK) is None
     quiz.balance(remaining=40)
@@ -68,7 +69,7 @@ def test_after_sigkill_the_next_run_starts_at_once(start, quiz, redis_client):
     rerun = start()
     rerun.wait_for("lock_owner_dead")
     # The killed run's server process still has its batch in hand.
-    wait_until(lambda: quiz.waiting("advisory"), what="the rerun at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the rerun at the gate")
     quiz.thaw()
     closing = rerun.finish(0)
 

@@ -40,7 +40,7 @@ def test_a_switch_set_in_mid_run_stops_it_after_its_batch(start, quiz, redis_cli
     running = start()
     quiz.wait_frozen()
     switched = in_background(quiz_switch, quiz, job)
-    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the switch at the gate")
     quiz.thaw()
     switched()
     closing = running.finish(3)
@@ -65,7 +65,7 @@ def test_the_command_returns_when_no_batch_commits_any_more(start, quiz, which):
     quiz.wait_frozen()
     told = ("--operator", "ann", "--reason", "restore under way")
     stop = start("stop", *which, *told, script=STOP_SWITCH)
-    wait_until(lambda: quiz.waiting("advisory"), what="the switch at the gate")
+    wait_until(lambda: quiz.waiting("gate"), what="the switch at the gate")
     assert stop.process.poll() is None, "it returned while a batch was under way"
     quiz.thaw()
     assert stop.finish(0)["event"] == "stop_switch_completed"

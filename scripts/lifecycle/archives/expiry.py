@@ -72,7 +72,7 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
 def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:
     """Decide under the gate that an archive may go; one that the store was asked for already goes on."""
     with run.database.transaction() as connection:
-        connection.execute("SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
+        connection.execute("SELECT ops.gate_shared()")
         if entry.status == "sealed" and _is_held(connection, policy, keys, entry):
             return False
         parameters = {

@@ -31,7 +31,7 @@ _REPEATING_SECONDS = 60.0
 
 # Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
 # small window: it is told which path is meant.
-_GATE = sql.SQL("SELECT pg_advisory_xact_lock_shared(ops.gate_key()), set_config('enable_seqscan', 'off', true)")
+_GATE = sql.SQL("SELECT ops.gate_shared(), set_config('enable_seqscan', 'off', true)")
 
 MAY_RUN = sql.SQL("""
 may_run AS MATERIALIZED (

@@ -106,11 +106,11 @@ def test_a_row_of_a_locked_table_is_held_and_that_is_said(command, answers, db, 
 def test_a_row_that_the_batch_in_hand_takes_is_refused(db, answers, database):
     """It is looked for once the gate is closed."""
     batch = database.superuser()
-    batch.execute("BEGIN; SELECT pg_advisory_xact_lock_shared(ops.gate_key())")
+    batch.execute("BEGIN; SELECT ops.gate_shared()")
     placed = in_background(holds.place, db, table=TABLE, resource_id=key_of("ben 1"), key=("id",), **BY)
     wait_until(
         lambda: answers.execute(
-            "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            "SELECT pid FROM pg_locks WHERE relation = 'ops.gate'::regclass AND NOT granted"
             " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
         ).fetchone(),
         what="the hold at the gate",

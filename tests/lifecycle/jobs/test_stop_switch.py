@@ -207,7 +207,7 @@ def test_status_at_a_terminal_is_a_table(stop, admin, capsys):
 def test_a_gate_that_stays_closed_switches_nothing_and_says_so(command, admin, database, monkeypatch):
     monkeypatch.setattr(db_utils, "GATE_SECONDS", 0.3)
     other = database.superuser()
-    other.execute("SELECT pg_advisory_lock_shared(ops.gate_key())")
+    other.execute("BEGIN; SELECT ops.gate_shared()")
 
     run = command("stop", "--all", "--reason", "x")
 
@@ -218,9 +218,9 @@ def test_a_gate_that_stays_closed_switches_nothing_and_says_so(command, admin, d
 
 def test_two_who_stop_at_once_leave_one_switch_and_one_entry(admin, db, database):
     other = database.superuser()
-    other.execute("SELECT pg_advisory_lock_shared(ops.gate_key())")
+    other.execute("BEGIN; SELECT ops.gate_shared()")
     both = [in_background(stop_switch.turn_on, db, "*", operator=who, reason="x") for who in ("ann", "ben")]
-    other.execute("SELECT pg_advisory_unlock_shared(ops.gate_key())")
+    other.execute("COMMIT")
 
     assert sorted(is_new for _, is_new in (each() for each in both)) == [False, True]
     assert len(switches(admin)) == len(entries(admin)) == 1
