@@ -120,12 +120,10 @@ def test_the_lease_is_kept_alive_within_a_short_lock_timeout(start, quiz):
     )
     running = start(REDIS_LOCK_TIMEOUT="5", REDIS_URL=f"redis://127.0.0.1:{CLOSED_PORT}/0")
     running.wait_for("policy_started")
-    ages = []
+    heartbeats = set()
     while running.process.poll() is None:
-        (age,) = quiz.link.execute(
-            "SELECT extract(epoch FROM clock_timestamp() - heartbeat_at) FROM ops.leases WHERE name = %s", (LOCK,)
-        ).fetchone()
-        ages.append(age or 0)
+        heartbeats |= set(quiz.link.execute("SELECT heartbeat_at FROM ops.leases WHERE name = %s", (LOCK,)))
     running.finish(0)
-    assert max(ages) < 5  # older, and another run without Redis would take a live run's lease
+    # One stands from the beginning. Without the others a run that has no Redis either would take the lease away.
+    assert len(heartbeats) > 2
     quiz.balance(remaining=0)
