@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from cronsim import CronSim
 
 from scripts.lifecycle.health.blueprint import Reference, Secret, Value
+from scripts.lifecycle.monitoring import alerts
 from scripts.utils.settings import Settings
 from tests.project.conftest import ROOT, SCRIPTS, load_script
 
@@ -125,14 +126,13 @@ def _of_documents(name, job, script, texts):
 def needed(name, script, policies):
     """The variables without which a job cannot do its work."""
     own = [policies.policies[policy] for policy in policies.jobs[name].policies]
-    source = script.read_text()
     health = name == "check_cleanup_health"
     wanted = set(ALL)
     if health or any(policy.blob for policy in own):
         wanted |= BLOB
     if health or any(policy.archive for policy in own):
         wanted |= ARCHIVE
-    if "scripts.lifecycle.alerts import" in source:
+    if any(getattr(each, "__module__", None) == alerts.__name__ for each in vars(load_script(script)).values()):
         wanted |= ALERTS
     return wanted
 

@@ -260,15 +260,16 @@ def test_a_dry_run_tells_and_writes_nothing(monitor, watched, told):
 def test_every_alert_s_page_is_in_the_runbook():
     """Whoever is woken up follows the address at once."""
     root = Path(__file__).resolve().parents[2] / "scripts"
+    room = root / "lifecycle" / "monitoring"
     text = (root / "sla-monitoring" / "README.md").read_text()
     headings = set(re.findall(r"^### (\w+)$", text, re.MULTILINE))
-    kinds = set(re.findall(r'_alert\(\s*view,\s*"(\w+)"', (root / "lifecycle" / "job_levels.py").read_text()))
-    kinds |= set(re.findall(r'_key\(view, "(\w+)"\)', (root / "lifecycle" / "policy_levels.py").read_text()))
-    queue = (root / "lifecycle" / "queue_levels.py").read_text()
+    kinds = set(re.findall(r'_alert\(\s*view,\s*"(\w+)"', (room / "job_levels.py").read_text()))
+    kinds |= set(re.findall(r'_key\(view, "(\w+)"\)', (room / "policy_levels.py").read_text()))
+    queue = (room / "queue_levels.py").read_text()
     kinds |= {f"queue_{kind}" for kind in re.findall(r'_alert\(\s*"(\w+)"', queue)}
     for path in (
-        root / "lifecycle" / "sla_watch.py",
-        root / "lifecycle" / "erasure_levels.py",
+        room / "sla_watch.py",
+        room / "erasure_levels.py",
         root / "sla-monitoring" / "alerts.py",
     ):
         kinds |= set(re.findall(r"RUNBOOK\}#(\w+)", path.read_text()))

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from scripts.lifecycle.health.findings import Check, Context, examine, passed, verdict
 from scripts.lifecycle.policy.policies import load_policies
 from scripts.utils.test_helpers import Proxy
@@ -161,15 +163,22 @@ def test_a_database_check_is_not_tried_without_a_connection():
     assert "see the line database" in finding.cure
 
 
-def test_a_budget_that_is_used_up_shows_what_was_found(check, store):
+@pytest.fixture
+def endless(store, run_time, monkeypatch):
+    """A Blob store whose answer takes longer than the budget."""
     store.faults.latency_ms = 1500
+    monkeypatch.setattr(store, "pause", lambda seconds: setattr(run_time, "seconds", seconds))
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_budget_that_is_used_up_shows_what_was_found(check):
     health = check(CLEANUP_MAX_DURATION_SECONDS="1")
     assert (health.code, health.report["status"], health.report["complete"]) == (3, "PASS", False)
     assert health.lines[-1]["event"] == "health_stopped"
 
 
-def test_a_failure_weighs_more_than_a_budget_that_is_used_up(check, store):
-    store.faults.latency_ms = 1500
+@pytest.mark.usefixtures("endless")
+def test_a_failure_weighs_more_than_a_budget_that_is_used_up(check):
     health = check(CLEANUP_MAX_DURATION_SECONDS="1", REDIS_URL="redis://127.0.0.1:1/0")
     assert (health.code, health.report["status"], health.report["complete"]) == (1, "FAIL", False)
     assert health.lines[-1]["event"] == "health_failed"
