@@ -7,8 +7,11 @@ from typing import Any
 import yaml
 
 
-class StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key that is written twice."""
+class StrictLoader(yaml.CSafeLoader):
+    """A safe loader that refuses a key that is written twice.
+
+    libyaml parses: the parser that is written in Python takes several times as long, and every script waits for it.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Refuse a key that is there already."""

@@ -65,7 +65,7 @@ def test_a_flag_that_makes_no_sense(call, flags, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("policies: [", "line 1: "),
+        ("policies: [", "line 2: "),
         ("policies: {}\njobs: {}\n", "policies"),
         ("policies: {quiz: {tabel: x}}\njobs: {}\n", "policies.quiz.tabel (line 1): is not a known key"),
         ("", "policy file"),

@@ -113,7 +113,7 @@ class PolicyFile:
 
     def section(self, part: str, name: str) -> str | None:
         """Return the text of a policy or of an erasure's step, as it was written, comments and all; None: no such."""
-        root = yaml.compose(self.document, Loader=yaml.SafeLoader)
+        root = yaml.compose(self.document, Loader=yaml.CSafeLoader)
         within = _child(root, part)
         found = _child(within[1], name) if within else None
         if found is None:
@@ -129,7 +129,7 @@ class PolicyFile:
 
         Read without judging them: older files may know other keys.
         """
-        content = yaml.safe_load(self.document)
+        content = yaml.load(self.document, yaml.CSafeLoader)
         found = (content.get(part) or {}).get(name) if isinstance(content, dict) else None
         return found if isinstance(found, dict) else {}
 

@@ -125,7 +125,7 @@ def _policy(place: str) -> str | None:
 
 def _read(document: str) -> Any:
     try:
-        return yaml.safe_load(document)
+        return yaml.load(document, yaml.CSafeLoader)
     except yaml.YAMLError:
         return None
 

@@ -116,7 +116,7 @@ def test_every_mistake_is_named_at_once():
         ("jobs:\n", "policies: {}\njobs:\n", 24, "policies is written twice"),
         ("keep: 30 days}", "keep: 30 days, keep: 1 day}", 10, "keep is written twice"),
         ("    key: id\n", "    key: [id\n", 7, "expected ',' or ']'"),
-        ("    key: id\n", "\tkey: id\n", 6, "found character '\\t'"),
+        ("    key: id\n", "\tkey: id\n", 6, "found a tab character"),
         ("    key: id\n", "    key: !!python/object:os.system id\n", 6, "could not determine a constructor"),
         ("    key: id\n", "    ? [a, b]\n    : id\n", 6, "found unhashable key"),
         ("owner: me", "owner: *nobody", 18, "found undefined alias"),
