@@ -21,7 +21,7 @@ from scripts.lifecycle.audit import provenance
 from scripts.lifecycle.audit.provenance import Entry, PolicyFile, RunFacts
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils import pages
-from scripts.utils.addresses import normalize_email
+from scripts.utils.addresses import Address
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -87,7 +87,7 @@ def _ids(run: Run) -> list[str]:
         return [record]
     names = {record}
     with suppress(Misconfigured):  # no address: a key of another kind
-        names.add(normalize_email(record))
+        names.add(Address.parse(record).normalized)
     return [*names, *(pseudonym(run.settings, name) for name in names)]
 
 

@@ -19,7 +19,7 @@ from scripts.lifecycle.engine import holds, resources
 from scripts.lifecycle.jobs.arguments import add_common_flags, moment
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import hold_levels
-from scripts.utils.addresses import normalize_email
+from scripts.utils.addresses import Address
 from scripts.utils.logging_utils import get_logger
 
 
@@ -49,7 +49,7 @@ def work(run: Run) -> None:
 
 def _place(run: Run) -> None:
     flags = run.options.flags
-    person = normalize_email(sys.stdin.readline()) if flags.person else None
+    person = Address.parse(sys.stdin.readline()).normalized if flags.person else None
     key = (
         run.database.read(lambda connection: resources.key_to_hold(connection, run.policies, flags.table))
         if flags.table

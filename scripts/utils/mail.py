@@ -5,8 +5,11 @@ from __future__ import annotations
 import smtplib
 import ssl
 from contextlib import suppress
+from email.headerregistry import Address as Mailbox
 from email.message import EmailMessage
+from email.policy import SMTP
 
+from scripts.utils.addresses import Address
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.settings import Settings
 
@@ -59,10 +62,10 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
         message.add_attachment(content, subtype="html", filename=name)
     else:
         message.add_attachment(content, maintype="application", subtype="pdf", filename=name)
-    return _send(settings, message, len(recipients))
+    return _send(settings, message, recipients)
 
 
-def send_to(settings: Settings, recipient: str, *, subject: str, text: str) -> None:
+def send_to(settings: Settings, recipient: Address, *, subject: str, text: str) -> None:
     """Send a text to one person, whose address is used and not kept here.
 
     Raises:
@@ -70,11 +73,8 @@ def send_to(settings: Settings, recipient: str, *, subject: str, text: str) -> N
     """
     if not can_write(settings):
         raise MailNotSent("SMTP_HOST or SMTP_FROM is not set")
-    try:
-        message = _message(settings, subject, text, [recipient])
-    except Exception:  # noqa: BLE001 - the standard library's parser trips over odd addresses in many ways
-        raise MailNotSent("the address is not one that a mail can be sent to") from None
-    _send(settings, message, 1)
+    recipients = [recipient.raw]
+    _send(settings, _message(settings, subject, text, recipients), recipients)
 
 
 def can_write(settings: Settings) -> bool:
@@ -83,16 +83,23 @@ def can_write(settings: Settings) -> bool:
 
 
 def _message(settings: Settings, subject: str, text: str, recipients: list[str]) -> EmailMessage:
-    message = EmailMessage()
-    message["Subject"], message["From"], message["To"] = subject, settings.smtp_from, ", ".join(recipients)
+    message = EmailMessage(policy=SMTP)
+    message["Subject"], message["From"] = subject, settings.smtp_from
+    # One object for each recipient: no text of theirs is ever read as a header.
+    message["To"] = [_mailbox(recipient) for recipient in recipients]
     message.set_content(text)
     return message
 
 
-def _send(settings: Settings, message: EmailMessage, recipients: int) -> int:
+def _mailbox(recipient: str) -> Mailbox:
+    local, _, domain = recipient.rpartition("@")
+    return Mailbox(username=local[1:-1] if local.startswith('"') else local, domain=domain)
+
+
+def _send(settings: Settings, message: EmailMessage, recipients: list[str]) -> int:
     where = f"mail server {settings.smtp_host}:{settings.smtp_port}"
     try:
-        refused = _deliver(settings, message)
+        refused = _deliver(settings, message, recipients)
     except smtplib.SMTPNotSupportedError:
         raise MailNotSent(f"{where} does not offer what the settings ask for: STARTTLS, or a login") from None
     except smtplib.SMTPResponseException as error:
@@ -101,18 +108,18 @@ def _send(settings: Settings, message: EmailMessage, recipients: int) -> int:
     except (OSError, smtplib.SMTPException, UnicodeError, ValueError) as error:
         raise MailNotSent(f"{where} failed ({type(error).__name__}): nothing was sent") from None
     if refused:
-        raise MailNotSent(f"{where} refused {len(refused)} of {recipients} recipients")
-    return recipients
+        raise MailNotSent(f"{where} refused {len(refused)} of {len(recipients)} recipients")
+    return len(recipients)
 
 
-def _deliver(settings: Settings, message: EmailMessage) -> dict[str, tuple[int, bytes]]:
+def _deliver(settings: Settings, message: EmailMessage, recipients: list[str]) -> dict[str, tuple[int, bytes]]:
     server = smtplib.SMTP(settings.smtp_host or "", settings.smtp_port, timeout=_SECONDS)
     try:
         if settings.smtp_starttls:
             server.starttls(context=ssl.create_default_context())
         if settings.smtp_user and settings.smtp_password:
             server.login(settings.smtp_user, settings.smtp_password.get_secret_value())
-        refused = server.send_message(message)
+        refused = server.send_message(message, to_addrs=recipients)
     except BaseException:
         server.close()
         raise

@@ -27,7 +27,7 @@ from scripts.lifecycle.archives.catalogue import Begun, Catalogue
 from scripts.lifecycle.archives.format import NOBODY, NONCE_BYTES, Block, ObjectWriter, Written, pack
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.engine.gated import Context
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
 from scripts.lifecycle.policy.policies import Archive, Policy
 from scripts.utils.archive_store import ArchiveStore
@@ -174,9 +174,8 @@ class Exporter:
 
     def _copy(self, window: Window, columns: list[Column], mark: str) -> sql.Composed:
         selection = self._selection
-        person = sql.SQL("NULL").format()
-        if self._policy.person:
-            person = sql.SQL("t.{}::text").format(sql.Identifier(self._policy.person))
+        # The person's key is found by her normal address, however the row spells her.
+        person = normal_address("t", self._policy.person) if self._policy.person else sql.SQL("NULL").format()
         personal = [column for column in columns if column.name in self._archive.personal]
         rest = [column for column in columns if column.name not in self._archive.personal]
         return _COPY.format(

@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement
 from scripts.lifecycle.engine.politeness import Look
-from scripts.lifecycle.engine.selection import Reach, Selection
+from scripts.lifecycle.engine.selection import Reach, Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
 from scripts.lifecycle.policy.policies import Anonymize, SoftDelete, table_identifier
 from scripts.utils.db_utils import Connection, Database, connection_lost
@@ -285,7 +285,7 @@ class BatchWriter:
         }
         policy = selection.policy
         if policy.blob:
-            person = sql.SQL("t.{}::text").format(sql.Identifier(policy.person)) if policy.person else sql.SQL("NULL")
+            person = normal_address("t", policy.person) if policy.person else sql.SQL("NULL")
             return _INTEND.format(may_run=MAY_RUN, blob=sql.Identifier(policy.blob.column), person=person, **names)
         if policy.soft_delete:
             gone = _SOFT_DELETE.format(marks=_marks(selection, policy.soft_delete), **names)

@@ -238,8 +238,8 @@ class Selection:
         if self.policy.person:
             holds.append(
                 sql.SQL(
-                    "(t.{person}::text IN (SELECT h.person FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE"
-                ).format(person=sql.Identifier(self.policy.person))
+                    "({person} IN (SELECT h.person FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE"
+                ).format(person=normal_address("t", self.policy.person))
             )
         holds += [
             sql.SQL(
@@ -255,12 +255,12 @@ class Selection:
         ]
         holds += [
             sql.SQL(
-                "EXISTS (SELECT FROM {table} c WHERE {joins} AND (c.{person}::text IN (SELECT h.person"
+                "EXISTS (SELECT FROM {table} c WHERE {joins} AND ({person} IN (SELECT h.person"
                 " FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE)"
             ).format(
                 table=table_identifier(reach.foreign_key.table),
                 joins=reach.foreign_key.joins("c"),
-                person=sql.Identifier(reach.person),
+                person=normal_address("c", reach.person),
             )
             for reach in self.reaches
             if reach.person
@@ -344,6 +344,11 @@ class Chosen(Selection):
     def rule_name(self) -> sql.Composed:
         """What was decided."""
         return sql.SQL("{}::text").format(sql.Literal(self._decision))
+
+
+def normal_address(alias: str, column: str) -> sql.Composed:
+    """Return SQL for a person column as holds, requests and archive keys spell people, however the table does."""
+    return sql.SQL("ops.normal_address({}::text)").format(sql.Identifier(alias, column))
 
 
 def names_blob(blob: Blob, alias: str) -> sql.Composed:

@@ -13,6 +13,7 @@ from scripts.lifecycle.archives.catalogue import entries
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import rows_out_of_reach
 from scripts.lifecycle.erasure import certificate
+from scripts.lifecycle.erasure import ledger as erasure_ledger
 from scripts.lifecycle.erasure import requests as erasure_requests
 from scripts.lifecycle.erasure.erasure import Eraser
 from scripts.lifecycle.erasure.job import foreseen, kept_for_now
@@ -21,19 +22,17 @@ from scripts.lifecycle.erasure.portability import export
 from scripts.lifecycle.erasure.requests import Request
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils import pages
-from scripts.utils.addresses import normalize_email
+from scripts.utils.addresses import Address, NoAddress
 from scripts.utils.archive_store import store_of
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 
-def _address() -> str:
+def _address() -> Address:
     try:
-        address = sys.stdin.readline().strip()
+        return Address.parse(sys.stdin.readline())
     except UnicodeDecodeError:
-        raise Misconfigured("that is not an e-mail address: it is no text") from None
-    normalize_email(address)
-    return address
+        raise NoAddress("it is no text") from None
 
 
 def _free_words(run: Run, *names: str) -> None:
@@ -50,15 +49,17 @@ def _add(run: Run) -> None:
             "erasure_would_be_entered", dry_run=True, effect="CLEANUP_DRY_RUN is set: nothing is entered"
         )
         return
+    operator = run.operator
     request = erasure_requests.again_if_she_is_entered_twice(
         lambda: run.database.write(
             lambda connection: erasure_requests.add(
                 connection,
-                email=address,
+                run.settings,
+                address=address,
                 channel=flags.channel or "operator",
                 requested_at=flags.requested_at,
                 identity=flags.identity,
-                days=run.settings.gdpr_deletion_deadline_days,
+                actor=f"operator:{operator}",
             )
         )
     )
@@ -69,7 +70,7 @@ def _add(run: Run) -> None:
 def _preview(run: Run) -> None:
     address = _address()
     eraser = Eraser(run)
-    found = eraser.search(normalize_email(address), address)
+    found = eraser.search(address)
     if not run.display.enabled:
         get_logger().info("erasure_preview", **foreseen(found))
     else:
@@ -97,7 +98,7 @@ def _export(run: Run) -> None:
     output: Path | None = run.options.flags.output
     if output is None:
         raise Misconfigured("--export needs --output FILE: personal data is not printed")
-    counts = export(run, normalize_email(_address()), output)
+    counts = export(run, _address(), output)
     get_logger().info("export_written", output=str(output), records=counts)
 
 
@@ -123,8 +124,8 @@ def _found(run: Run) -> Request:
 def _show(run: Run) -> None:
     request = _found(run)
     facts: dict[str, object] = {}
-    if request.person:
-        facts = foreseen(Eraser(run).search(request.person, request.email or ""))
+    if request.address:
+        facts = foreseen(Eraser(run).search(request.address))
     elif request.certificate:
         facts = {"done": request.certificate["done"], "kept": request.certificate["kept"]}
     get_logger().info("erasure_request", **request.facts(), **facts)
@@ -147,7 +148,8 @@ def _cancel(run: Run) -> None:
         _found(run)
         get_logger().warning("erasure_would_be_cancelled", dry_run=True, request=str(request))
         return
-    erasure_requests.cancel(run.database, request, operator=run.operator)
+    if erasure_requests.cancel(run.database, request, operator=run.operator):
+        erasure_ledger.take_back(store_of(run.settings), request)
     get_logger().info("erasure_cancelled", request=str(request))
 
 

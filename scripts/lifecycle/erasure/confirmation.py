@@ -10,6 +10,7 @@ from scripts.lifecycle.erasure import certificate
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils import mail
+from scripts.utils.addresses import Address, NoAddress
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.logging_utils import get_logger
 
@@ -71,13 +72,18 @@ class Aftercare:
     def _tell(self, request: Request) -> bool:
         if request.email is None:
             return False
+        try:
+            address = Address.parse(request.email)
+        except NoAddress as error:
+            get_logger().warning("erasure_not_confirmed", request=str(request.id), error=str(error))
+            return False
         if self._failures >= _FAILURES:
             reason = "mail failed again and again: it is not tried any more in this run"
             get_logger().warning("erasure_not_confirmed", request=str(request.id), error=reason)
             return False
         try:
             facts = request.certificate or {}
-            mail.send_to(self._run.settings, request.email, subject=_SUBJECT, text=_TEXT.format(**facts))
+            mail.send_to(self._run.settings, address, subject=_SUBJECT, text=_TEXT.format(**facts))
         except mail.MailNotSent as error:
             self._failures += 1
             get_logger().warning("erasure_not_confirmed", request=str(request.id), error=str(error))

@@ -28,9 +28,9 @@ from scripts.lifecycle.erasure import requests as erasure_requests
 from scripts.lifecycle.erasure.blobs import BlobsOfPeople
 from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure.requests import TABLE, Request
-from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Batch
+from scripts.utils.addresses import Address
 from scripts.utils.archive_store import ArchiveStore, store_of
 from scripts.utils.db_utils import Connection, is_deadlock
 from scripts.utils.errors import Misconfigured, describe_database_error
@@ -38,12 +38,15 @@ from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import ledger_digest, pseudonym, suppression
 from scripts.utils.retry_utils import retry
 
-ITEM_TYPE = "erasure_blocked"
 _BATCH = Batch.model_construct(
     rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60)
 )
 # What appears while a person is being erased is taken by the next pass; who keeps writing is left for the next run.
 _PASSES = 3
+
+
+class _NothingDoneError(Exception):
+    """Nothing is left of somebody, and nothing was there."""
 
 
 class Outcome(Enum):
@@ -80,20 +83,23 @@ class Eraser:
             self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
+            self._spellings = self.plan.spellings().as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
         self._keys = archive_keys_of(run)
         self.blobs = BlobsOfPeople(run, self.plan)
 
-    def parameters(self, person: str, address: str, request: Request | None = None) -> dict[str, Any]:
+    def parameters(self, address: Address, request: Request | None = None) -> dict[str, Any]:
         """Return who a person is, for every statement.
 
         Raises:
             Misconfigured: A key is not set.
         """
+        person = address.normalized
         named = pseudonym(self._settings, person)
         return self.plan.parameters | {
             "person": person,
-            "addresses": addresses(person, address.strip() or person),
+            "spellings": [person],
+            "addresses": addresses(person, address.raw),
             "pseudonym": named,
             "suppression": suppression(self._settings, person),
             "archive_pseudonym": self._keys.pseudonyms([person.encode()])[0] if self._keys else None,
@@ -112,10 +118,20 @@ class Eraser:
             if count
         ]
 
-    def search(self, person: str, address: str) -> list[Found]:
+    def search(self, address: Address) -> list[Found]:
         """Search for everything about a person, whether she has asked or not."""
-        parameters = self.parameters(person, address)
-        return self._run.database.read(lambda connection: self.look(connection, parameters))
+        return self._search(self.parameters(address))
+
+    def _search(self, parameters: dict[str, Any]) -> list[Found]:
+        def read(connection: Connection) -> list[Found]:
+            self._note_spellings(connection, parameters)
+            return self.look(connection, parameters)
+
+        return self._run.database.read(read)
+
+    def _note_spellings(self, connection: Connection, parameters: dict[str, Any]) -> None:
+        """Let the statements look for every spelling of hers that a table has now."""
+        parameters["spellings"] = [spelling for (spelling,) in connection.execute(self._spellings, parameters)]
 
     def close(self) -> None:
         """Close the connections to the blob store."""
@@ -128,21 +144,38 @@ class Eraser:
             StoppedEarly: The run must stop; what was done stands, the next run goes on.
             ArchiveStoreFailed: The ledger could not be written; nothing was erased.
         """
-        person = request.person or ""
+        address = request.address
+        if address is None:
+            raise AssertionError("only a request that was taken in is carried out")
         self._keys = self._keys or archive_keys_of(self._run)  # the very first archive may be made meanwhile
-        parameters = self.parameters(person, request.email or "", request)
+        parameters = self.parameters(address, request)
         context = self._context(request.id)
+        if not request.ledger_at and not self._search(parameters):
+            return self._found_nobody(request)
         if not self._begin(request, parameters):
             get_logger().info("erasure_withdrawn", request=str(request.id))
             return Outcome.WITHDRAWN
         parameters |= context.parameters()
-        found = self._run.database.read(lambda connection: self.look(connection, parameters))
+        found = self._search(parameters)
         if any(each.table == HOLDS for each in found):
-            holds.forget_expired(self._run.database, person, actor=f"system:{self._run.script}", request=request.id)
+            holds.forget_expired(
+                self._run.database, address.normalized, actor=f"system:{self._run.script}", request=request.id
+            )
         naming = {each.table for each in found if BLOB in each.kept}
         for policy in self._run.policies.policies.values():
             if policy.blob and policy.table in naming:
                 self.blobs.erase(policy, context, parameters)
+        try:
+            return self._take_rows(request, parameters, context, found)
+        except _NothingDoneError:
+            return self._found_nobody(request)
+
+    def _take_rows(self, request: Request, parameters: dict[str, Any], context: Context, found: list[Found]) -> Outcome:
+        """Delete and change her rows, pass by pass, until nothing is found or something is in the way.
+
+        Raises:
+            _NothingDoneError: As :meth:`_finish` raises it.
+        """
         refused: dict[str, str] = {}
         passes = 0
         while True:
@@ -186,7 +219,7 @@ class Eraser:
         facts = (self._run.policies.hash, request.id)
         begun = self._run.database.write(lambda connection: connection.execute(statement, facts).rowcount)
         if not begun:
-            erasure_ledger.take_back(self.store, request)
+            erasure_ledger.take_back(self.store, request.id)
         return bool(begun)
 
     def _names(self, found: list[Found], parameters: dict[str, Any]) -> dict[str, str]:
@@ -268,18 +301,25 @@ class Eraser:
         return left is None
 
     def _finish(self, request: Request, parameters: dict[str, Any], context: Context) -> list[Found]:
-        """Search once more; if nothing is found, fulfil the request in the same transaction, with its certificate."""
+        """Search once more; if nothing is found, fulfil the request in the same transaction, with its certificate.
+
+        Raises:
+            _NothingDoneError: Nothing was done for the request either, so there is nothing to certify.
+        """
 
         def once(connection: Connection) -> list[Found]:
             row = connection.execute(
                 f"SELECT now(), started_at FROM {TABLE} WHERE id = %s AND closed_at IS NULL FOR UPDATE",  # noqa: S608
                 (request.id,),
             ).fetchone()
+            self._note_spellings(connection, parameters)
             found = self.look(connection, parameters)
             if row is None or found:
                 return found if row else []  # a COMMIT whose answer was lost: it is fulfilled
             current = erasure_requests.find(connection, request.id)
             facts = certificate.body(connection, current, self._run.policies, self._settings, row[0])
+            if not facts["done"]:
+                raise _NothingDoneError
             actor = str(context.parameters()["actor"])
             head = certificate.seal(connection, current, facts, actor=actor, person=parameters["pseudonym"])
             connection.execute(
@@ -287,13 +327,7 @@ class Eraser:
                 " person = NULL, certificate = %s, audit_head = %s WHERE id = %s",
                 (Jsonb(facts), head, request.id),
             )
-            connection.execute(
-                "UPDATE ops.manual_resolution_queue SET status = 'resolved', resolved_at = clock_timestamp(),"
-                " resolved_by = %s, decision = 'fulfilled', context = '{}', claim_expires_at = NULL,"
-                " deferred_until = NULL, before_last = NULL WHERE item_type = %s AND resource_type = %s"
-                " AND resource_id = %s AND status <> 'resolved'",
-                (actor, ITEM_TYPE, TABLE, str(request.id)),
-            )
+            erasure_requests.settle_item(connection, request.id, "fulfilled", actor=actor)
             return []
 
         return retry(lambda: self._run.database.write(once), on=is_deadlock, attempts=4, seconds=30.0)
@@ -306,23 +340,20 @@ class Eraser:
         reasons = {*refused.values(), *(reason for each in kept.values() for reason in each)}
         if LOCKED in reasons and reasons <= {LOCKED, REFERENCED}:
             return Outcome.UNFINISHED
-        item = Item(
-            item_type=ITEM_TYPE,
-            resource_type=TABLE,
-            priority="critical",
-            reason="something is in the way of an erasure, whose deadline goes on",
-            raised_by=f"system:{self._run.script}",
-            context={
-                "kept": kept,
-                "refused": refused,
-                "deadline": request.deadline_at.isoformat() if request.deadline_at else None,
-            },
-        )
-        new = raise_item(self._run.database, self._settings, item, str(request.id))
-        self._run.database.write(
-            lambda connection: connection.execute(
-                f"UPDATE {TABLE} SET status = 'blocked' WHERE id = %s AND closed_at IS NULL",  # noqa: S608 - constants
-                (request.id,),
+        reason = "something is in the way of an erasure, whose deadline goes on"
+        return self._hand_over(request, reason, {"kept": kept, "refused": refused})
+
+    def _found_nobody(self, request: Request) -> Outcome:
+        """Tell a person that no table knows who asked: a certificate or a message would say what did not happen."""
+        get_logger().warning("erasure_blocked", request=str(request.id), kept={}, refused={}, found=0)
+        reason = "no table names who asked: is it the address that she uses here? the deadline goes on"
+        return self._hand_over(request, reason, {"found": 0})
+
+    def _hand_over(self, request: Request, reason: str, context: dict[str, object]) -> Outcome:
+        context["deadline"] = request.deadline_at.isoformat() if request.deadline_at else None
+        new = self._run.database.write(
+            lambda connection: erasure_requests.block(
+                connection, self._settings, request.id, reason, actor=f"system:{self._run.script}", context=context
             )
         )
         return Outcome.BLOCKED_ANEW if new else Outcome.BLOCKED

@@ -13,9 +13,9 @@ from scripts.lifecycle.erasure.ledger import Line
 from scripts.lifecycle.erasure.plan import BLOB, REFERENCED, Found
 from scripts.lifecycle.erasure.requests import Request
 from scripts.lifecycle.jobs.run import Run
-from scripts.utils.addresses import normalize_email
+from scripts.utils.addresses import Address, NoAddress
 from scripts.utils.db_utils import Database
-from scripts.utils.errors import ExitCode, Misconfigured
+from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import ledger_digest
 
@@ -45,7 +45,8 @@ def enforce(run: Run) -> None:
     if run.options.dry_run:
         _predict(run, eraser)
         return
-    tally = Tally(erasure_requests.take_in(run.database, run.settings.gdpr_deletion_deadline_days))
+    taken_in, unreadable = erasure_requests.take_in(run.database, run.settings, actor=f"system:{run.script}")
+    tally = Tally(taken_in, blocked=unreadable, newly_queued=unreadable)
     tally.waiting_for_identity = erasure_requests.waiting(run.database)
     try:
         if run.options.flags.replay:
@@ -97,15 +98,15 @@ def _predict(run: Run, eraser: Eraser) -> None:
         run.checkpoint()
         total += 1
         try:
-            person = request.person or normalize_email(request.email or "")
-        except Misconfigured:
-            get_logger().warning("erasure_would_be_rejected", request=str(request.id), error="that is not an address")
+            address = request.address or Address.parse(request.email or "")
+        except NoAddress as error:
+            get_logger().warning("erasure_would_be_refused", request=str(request.id), error=str(error))
             continue
         get_logger().info(
             "erasure_predicted",
             **request.facts(),
             waits_for_identity=request.identity_verified_at is None,
-            **foreseen(eraser.search(person, request.email or "")),
+            **foreseen(eraser.search(address)),
         )
     run.facts |= {"requests": total}
 

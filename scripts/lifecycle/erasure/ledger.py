@@ -16,6 +16,7 @@ from uuid import UUID
 
 from psycopg import sql
 
+from scripts.lifecycle.engine.selection import normal_address
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
@@ -70,9 +71,9 @@ def write(
         file.write(json.dumps(asdict(line), indent=1).encode())
 
 
-def take_back(store: ArchiveStore, request: Request) -> None:
-    """Delete the line of a request that was withdrawn while it was written."""
-    store.delete(_name(request.id))
+def take_back(store: ArchiveStore, request: UUID) -> None:
+    """Delete the line of a request for which nothing was done."""
+    store.delete(_name(request))
 
 
 def forget(database: Database, store: ArchiveStore, *, days: int, between: Callable[[], None]) -> int:
@@ -153,8 +154,8 @@ def people(
 
 
 def _distinct(connection: Connection, table: str, column: str) -> Iterator[str]:
-    query = sql.SQL("SELECT DISTINCT t.{0}::text FROM {1} t WHERE t.{0} IS NOT NULL").format(
-        sql.Identifier(column), table_identifier(table)
+    query = sql.SQL("SELECT DISTINCT {} FROM {} t WHERE {} IS NOT NULL").format(
+        normal_address("t", column), table_identifier(table), sql.Identifier("t", column)
     )
     with connection.cursor(name="people") as cursor:
         cursor.itersize = _PAGE

@@ -19,9 +19,10 @@ from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
 from scripts.lifecycle.engine.gated import MAY_RUN
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
-from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob
+from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob, normal_address
 from scripts.lifecycle.policy.policies import Anonymize, Blob, ErasureStep, PolicySet, Treatment, table_identifier
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
+from scripts.utils.addresses import folded
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
@@ -118,19 +119,23 @@ _LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHE
 
 
 def addresses(person: str, *spellings: str) -> str:
-    """Return a regular expression that finds a person's addresses in a text, and no longer one that contains them."""
+    """Return a regular expression that finds a person's addresses in a text, and no longer one that contains them.
+
+    The text has its letters A to Z small, as ops.queue_item_words returns it.
+    """
     local, _, domain = person.rpartition("@")
     if domain == "gmail.com":  # however it is written, it is the same
         spelt = r"\.?".join(map(_escaped, local))
         hers = rf"{spelt}\.?(\+[^[:space:]@<>]*)?@(gmail|googlemail)\.com"
     else:
         hers = _escaped(person)
-    escaped = "|".join([hers, *(_escaped(each.lower()) for each in dict.fromkeys(spellings))])
+    escaped = "|".join([hers, *(_escaped(folded(each)) for each in dict.fromkeys(spellings))])
     return rf"(?<![a-z0-9._%+-])({escaped})(?![a-z0-9-]|\.[a-z0-9])"
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"(\W)", r"\\\1", text)
+    # A quote has a backslash before it where JSON is read as text.
+    return re.sub(r"(\W)", r"\\\1", text).replace('\\"', '\\\\?"')
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,23 @@ class ErasurePlan:
         composed.append(("archives", _DESTROY_KEY.format(may_run=MAY_RUN, held=_ARCHIVES_HELD)))
         return composed
 
+    def spellings(self) -> sql.Composed:
+        """Return the query for how the tables spell a person: every value of a person column that is her address.
+
+        It reads whole tables, but for those with an index on ``ops.normal_address`` of the column; so it is asked once
+        before her rows are looked for, and once in the search that ends the erasure.
+        """
+        people = {step.table: step.person for step in self.steps.values() if step.person}
+        parts = [
+            sql.SQL("SELECT {column}::text FROM {table} t WHERE {normal} = %(person)s").format(
+                column=sql.Identifier("t", column),
+                table=table_identifier(table),
+                normal=normal_address("t", column),
+            )
+            for table, column in people.items()
+        ]
+        return sql.SQL(" UNION ").join([*parts, sql.SQL("SELECT %(person)s::text").format()])
+
     def look(self) -> sql.Composed:
         """Return the query for what is left of a person, table by table."""
         parts = [
@@ -328,7 +350,7 @@ class ErasurePlan:
             held=_HELD.format(
                 name=sql.Literal(table),
                 key=record.id("t"),
-                person=sql.SQL("t.{}::text").format(sql.Identifier(first.person)) if first.person else sql.SQL("NULL"),
+                person=normal_address("t", first.person) if first.person else sql.SQL("NULL"),
             ),
             blocked=blocked,
             referenced=sql.SQL("({})").format(sql.SQL(" OR ").join(referring or [sql.SQL("false").format()])),
@@ -340,7 +362,7 @@ class ErasurePlan:
         person = next(step.person for step in self.steps.values() if step.table == table)
         parts: list[sql.Composable] = []
         if person:
-            parts.append(sql.SQL("{}::text = %(person)s").format(sql.Identifier(alias, person)))
+            parts.append(sql.SQL("{}::text = ANY(%(spellings)s::text[])").format(sql.Identifier(alias, person)))
         # A table that refers to itself, or a ring of tables, is followed once round.
         above = [(parent, key) for parent, keys in self._incoming.items() if parent not in path for key in keys]
         parts += [self._refers(key, parent, alias, path) for parent, key in above if key.table == table]

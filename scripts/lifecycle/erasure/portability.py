@@ -20,6 +20,7 @@ from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import table_identifier
 from scripts.utils import pages
+from scripts.utils.addresses import Address
 from scripts.utils.archive_store import store_of
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.db_utils import Connection
@@ -35,12 +36,12 @@ class ExportIncomplete(OpsError):
     stop_reason = "export_incomplete"
 
 
-def export(run: Run, person: str, output: Path) -> dict[str, int]:
+def export(run: Run, address: Address, output: Path) -> dict[str, int]:
     """Write a person's data to a ZIP file that nobody else may read, as a whole or not at all.
 
     Args:
         run: The command's run.
-        person: Her normalized address.
+        address: Whose data.
         output: The file.
 
     Returns:
@@ -57,8 +58,8 @@ def export(run: Run, person: str, output: Path) -> dict[str, int]:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                counts, blobs = _rows(run, plan, person, archive)
-                counts |= _archived(run, person, archive)
+                counts, blobs = _rows(run, plan, address.normalized, archive)
+                counts |= _archived(run, address.normalized, archive)
                 counts["blobs"] = _blobs(run, blobs, archive)
             fresh.replace(output)
         finally:
@@ -74,6 +75,7 @@ def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile) ->
     parameters = plan.parameters | {"person": person}
     # One snapshot for all of it: what refers to what fits together.
     with run.database.transaction(read_only=True, statement_timeout=_SECONDS) as connection:
+        parameters["spellings"] = [each for (each,) in connection.execute(plan.spellings(), parameters)]
         for target in plan.targets.values():
             with archive.open(f"{target.table}.json", "w") as file:
                 counts[target.table] = _table(connection, target, parameters, file, blobs)

@@ -1,8 +1,9 @@
 """Requests to be erased: ops.erasure_requests, from the day that somebody asks to the day that it is done.
 
 Its states: ``received`` (nothing happens until the identity was verified) becomes ``running``, perhaps ``blocked``, and
-``fulfilled``; or ``cancelled`` before it ran, ``merged`` into an older one of the same person, ``rejected``. The clock
-starts with the request, whenever it was entered (GDPR Art. 12(3)). The address is cleared on closing.
+``fulfilled``; or ``cancelled`` before anything was done, ``merged`` into an older one of the same person, ``rejected``
+where nobody's identity was verified and the address is none. The clock starts with the request, whenever it was entered
+(GDPR Art. 12(3)). The address is cleared on closing.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
+from psycopg import sql
 from psycopg.errors import UniqueViolation
 from psycopg.rows import class_row
 
 from scripts.lifecycle.audit import audit
-from scripts.utils.addresses import normalize_email
+from scripts.lifecycle.jobs.handover import Item, raise_rows
+from scripts.utils.addresses import Address, NoAddress
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.retry_utils import retry
+from scripts.utils.settings import Settings
 
 Result = TypeVar("Result")
 TABLE = "ops.erasure_requests"
+BLOCKED = "erasure_blocked"
 _PAGE = 500
 _COLUMNS = (
     "id, channel, requested_at, email, person, status, deadline_at, identity_verified_at, identity_method, started_at,"
@@ -56,6 +61,11 @@ class Request:
     certified_at: datetime | None
     confirmed_at: datetime | None
 
+    @property
+    def address(self) -> Address | None:
+        """Who asked, of an open request that was taken in; None of any other."""
+        return Address(self.email or self.person, self.person) if self.person else None
+
     def facts(self) -> dict[str, object]:
         """Return what may be shown and logged."""
         return {
@@ -78,55 +88,66 @@ class NoSuchRequest(OpsError):
 
 
 def add(
-    connection: Connection, *, email: str, channel: str, requested_at: datetime | None, identity: str | None, days: int
+    connection: Connection,
+    settings: Settings,
+    *,
+    address: Address,
+    channel: str,
+    requested_at: datetime | None,
+    identity: str | None,
+    actor: str,
 ) -> UUID:
     """Enter a request, and take it in.
 
     Args:
         connection: A connection inside a transaction.
-        email: As the person wrote it.
-        channel: How it came, such as ``support``.
+        settings: Give the deadline, ``GDPR_DELETION_DEADLINE_DAYS``.
+        address: Who asks to be erased.
+        channel: How the request came, such as ``support``.
         requested_at: When she asked; None: now.
         identity: How her identity was verified; None: it was not yet.
-        days: The deadline (``GDPR_DELETION_DEADLINE_DAYS``).
+        actor: Who enters it, for the audit.
 
     Returns:
         The request's id; of one that is open already, if she has asked before.
 
     Raises:
-        Misconfigured: It is not an address, or the date lies in the future.
+        Misconfigured: The date lies in the future.
     """
-    normalize_email(email)
     row = connection.execute(
         f"INSERT INTO {TABLE} (email, channel, requested_at, identity_method, identity_verified_at)"
         " SELECT %(email)s, %(channel)s, coalesce(%(at)s, now()), %(identity)s::text,"
         " CASE WHEN %(identity)s::text IS NOT NULL THEN now() END"
         " WHERE coalesce(%(at)s::timestamptz <= now(), true) RETURNING id",
-        {"email": email.strip(), "channel": channel, "at": requested_at, "identity": identity},
+        {"email": address.raw, "channel": channel, "at": requested_at, "identity": identity},
     ).fetchone()
     if row is None:
         raise Misconfigured("--requested-at lies in the future")
-    taken = _take_in(connection, _new(connection, only=row[0]), days)
+    taken, _ = _take_in(connection, settings, _new(connection, only=row[0]), actor)
     request = taken.get(row[0])
     if request is None:
         raise AssertionError("a request with an address is taken in")
     return request
 
 
-def take_in(database: Database, days: int) -> int:
-    """Take in what the application wrote into the table: normalize, set the deadline, merge, reject.
+def take_in(database: Database, settings: Settings, *, actor: str) -> tuple[int, int]:
+    """Take in what the application wrote into the table: parse the address, set the deadline, merge.
+
+    A verified request whose address is none stays open, with its deadline running, and a person is told: she has asked,
+    whatever the form made of her address (GDPR Art. 12(3)).
 
     Returns:
-        How many were taken in.
+        How many were taken in, and how many of them a person was told of.
     """
 
-    def page(connection: Connection) -> int:
-        return len(_take_in(connection, _new(connection), days))
+    def page(connection: Connection) -> tuple[int, int]:
+        stands, blocked = _take_in(connection, settings, _new(connection), actor)
+        return len(stands), blocked
 
-    total = 0
-    while taken := again_if_she_is_entered_twice(lambda: database.write(page)):
-        total += taken
-    return total
+    total = told = 0
+    while (taken := again_if_she_is_entered_twice(lambda: database.write(page))) != (0, 0):
+        total, told = total + taken[0], told + taken[1]
+    return total, told
 
 
 def again_if_she_is_entered_twice(enter: Callable[[], Result]) -> Result:
@@ -137,43 +158,53 @@ def again_if_she_is_entered_twice(enter: Callable[[], Result]) -> Result:
 def _new(connection: Connection, only: UUID | None = None) -> list[Request]:
     with connection.cursor(row_factory=class_row(Request)) as cursor:
         return cursor.execute(
-            f"SELECT {_COLUMNS} FROM {TABLE} WHERE closed_at IS NULL AND person IS NULL"  # noqa: S608 - constants
+            f"SELECT {_COLUMNS} FROM {TABLE} WHERE closed_at IS NULL AND person IS NULL AND status = 'received'"  # noqa: S608 - constants
             " AND (%(only)s::uuid IS NULL OR id = %(only)s) ORDER BY requested_at, id LIMIT %(page)s FOR UPDATE",
             {"only": only, "page": _PAGE},
         ).fetchall()
 
 
-def _take_in(connection: Connection, requests: list[Request], days: int) -> dict[UUID, UUID]:
-    """Return for each request the one that stands for it."""
+def _take_in(
+    connection: Connection, settings: Settings, requests: list[Request], actor: str
+) -> tuple[dict[UUID, UUID], int]:
+    """Return for each request the one that stands for it, and how many are blocked from the beginning."""
     stands: dict[UUID, UUID] = {}
-    outcome: dict[str, list[str]] = {"received": [], "merged": [], "rejected": []}
+    outcome: dict[str, list[str]] = {"received": [], "merged": [], "rejected": [], "blocked": []}
     for request in requests:
-        stands[request.id], what = _taken(connection, request, days)
+        stands[request.id], what = _taken(connection, settings, request, actor)
         outcome[what].append(str(request.id))
     for what, ids in outcome.items():
         if ids:
             audit.append(
                 connection,
-                actor="system:enforce_gdpr_deletion",
+                actor=actor,
                 action=f"erasure_{what}",
                 resource_type=TABLE,
                 resource_ids=ids,
                 reason="erasure_request",
             )
-    return stands
+    return stands, len(outcome["blocked"])
 
 
-def _taken(connection: Connection, request: Request, days: int) -> tuple[UUID, str]:
+def _taken(connection: Connection, settings: Settings, request: Request, actor: str) -> tuple[UUID, str]:
+    days = timedelta(days=settings.gdpr_deletion_deadline_days)
     try:
-        person = normalize_email(request.email or "")
-    except Misconfigured:
-        _close(connection, request.id, "rejected", "no_address")
-        return request.id, "rejected"
+        person = Address.parse(request.email or "").normalized
+    except NoAddress:
+        if request.identity_verified_at is None:
+            _close(connection, request.id, "rejected", "no_address")
+            return request.id, "rejected"
+        connection.execute(
+            f"UPDATE {TABLE} SET deadline_at = %s WHERE id = %s",  # noqa: S608 - constants
+            (request.requested_at + days, request.id),
+        )
+        block(connection, settings, request.id, "its address is none that can be searched for", actor=actor)
+        return request.id, "blocked"
     facts = {
         "id": request.id,
         "person": person,
         "requested_at": request.requested_at,
-        "days": timedelta(days=days),
+        "days": days,
         "verified": request.identity_verified_at,
         "method": request.identity_method,
     }
@@ -204,6 +235,56 @@ def _close(connection: Connection, request: UUID, status: str, because: str, mer
     )
 
 
+def block(
+    connection: Connection,
+    settings: Settings,
+    request: UUID,
+    reason: str,
+    *,
+    actor: str,
+    context: dict[str, object] | None = None,
+) -> bool:
+    """Hand a request to a person: the deadline goes on, and nothing is confirmed to anybody.
+
+    Args:
+        connection: A connection inside a transaction.
+        settings: Give the item's deadline.
+        request: The request's reference; it stays open.
+        reason: What is in the way, for the item; nothing personal.
+        actor: Who met it.
+        context: Facts that a decision needs; nothing personal.
+
+    Returns:
+        Whether nobody knew it before.
+    """
+    item = Item(
+        item_type=BLOCKED,
+        resource_type=TABLE,
+        priority="critical",
+        reason=reason,
+        raised_by=actor,
+        context=context or {},
+    )
+    row = sql.SQL("(SELECT %(resource_id)s::text AS resource_id)")
+    new = raise_rows(connection, settings, item, row, {"resource_id": str(request)})
+    connection.execute(
+        f"UPDATE {TABLE} SET status = 'blocked' WHERE id = %s AND closed_at IS NULL",  # noqa: S608 - constants
+        (request,),
+    )
+    return bool(new)
+
+
+def settle_item(connection: Connection, request: UUID, decision: str, *, actor: str) -> None:
+    """Close the item about a request that is closed."""
+    connection.execute(
+        "UPDATE ops.manual_resolution_queue SET status = 'resolved', resolved_at = clock_timestamp(),"
+        " resolved_by = %s, decision = %s, context = '{}', claim_expires_at = NULL,"
+        " deferred_until = NULL, before_last = NULL WHERE item_type = %s AND resource_type = %s"
+        " AND resource_id = %s AND status <> 'resolved'",
+        (actor, decision, BLOCKED, TABLE, str(request)),
+    )
+
+
 def identify(database: Database, request: UUID, *, method: str, operator: str) -> None:
     """Note that the identity was verified; the next run carries the request out.
 
@@ -221,21 +302,29 @@ def identify(database: Database, request: UUID, *, method: str, operator: str) -
         _note(connection, request, "erasure_identified", operator)
 
 
-def cancel(database: Database, request: UUID, *, operator: str) -> None:
-    """Withdraw a request before it ran, and forget who made it.
+def cancel(database: Database, request: UUID, *, operator: str) -> bool:
+    """Close a request for which nothing was done, and forget who made it.
+
+    Returns:
+        Whether its line is in the erasure ledger, and must be taken back.
 
     Raises:
-        NoSuchRequest: There is none, or it has begun: what was deleted does not come back.
+        NoSuchRequest: There is none, it is running, or something was deleted for it: that does not come back.
     """
     with database.transaction() as connection:
         row = connection.execute(
-            f"SELECT FROM {TABLE} WHERE id = %s AND status = 'received' FOR UPDATE",
+            f"SELECT status, ledger_at FROM {TABLE} r WHERE id = %s AND (status = 'received' OR status = 'blocked'"  # noqa: S608
+            " AND NOT EXISTS (SELECT FROM ops.audit_batches b WHERE b.run_id = r.id)) FOR UPDATE OF r",
             (request,),
         ).fetchone()
         if row is None:
-            raise NoSuchRequest(f"no request {request} can be cancelled: it does not exist, has begun, or is closed")
-        _close(connection, request, "cancelled", "withdrawn")
+            raise NoSuchRequest(
+                f"no request {request} can be cancelled: it does not exist, something was done for it, or it is closed"
+            )
+        _close(connection, request, "cancelled", "withdrawn" if row[0] == "received" else "nothing_done")
+        settle_item(connection, request, "cancelled", actor=f"operator:{operator}")
         _note(connection, request, "erasure_cancelled", operator)
+    return row[1] is not None
 
 
 def _note(connection: Connection, request: UUID, action: str, operator: str) -> None:

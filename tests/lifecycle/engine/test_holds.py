@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 
 from scripts.lifecycle.engine import holds
-from scripts.utils.addresses import normalize_email
 from scripts.utils.errors import Misconfigured, OpsError
 from tests.lifecycle.support import ANNA, BEN, add_quiz, ago, audited, key_of, quiz_left, record
 
@@ -144,33 +143,6 @@ def test_a_hold_that_would_hold_nothing_is_refused(db, admin, where):
 
     assert admin.execute("SELECT count(*) FROM ops.legal_holds").fetchone() == (0,)
     assert admin.execute("SELECT count(*) FROM ops.audit_log").fetchone() == (0,)
-
-
-ADDRESSES = {
-    "Anna@Example.COM": "anna@example.com",
-    "  anna@example.com\n": "anna@example.com",
-    "a.n.n.a@gmail.com": "anna@gmail.com",
-    "Anna+diet@gmail.com": "anna@gmail.com",
-    "an.na+a+b@GoogleMail.com": "anna@gmail.com",
-    "an.na+diet@example.com": "an.na+diet@example.com",
-    "anna@mail.gmail.com": "anna@mail.gmail.com",
-}
-
-
-@pytest.mark.parametrize("address", ADDRESSES)
-def test_an_address_is_normalized_as_the_application_does(address):
-    assert normalize_email(address) == ADDRESSES[address]
-
-
-@pytest.mark.parametrize(
-    "address",
-    ["", "anna", "anna@", "@example.com", "anna@localhost", "an na@example.com", "+x@gmail.com", ".@gmail.com"],
-)
-def test_what_is_no_address_is_refused_without_repeating_it(address):
-    with pytest.raises(Misconfigured) as refusal:
-        normalize_email(address)
-
-    assert str(refusal.value) == "that is not an e-mail address"
 
 
 def test_the_view_shows_the_holds_that_are_neither_released_nor_past_their_expiry(admin, db):

@@ -38,7 +38,8 @@ def test_an_address_that_no_index_takes_is_rejected(world, asked, erase):
 
 def test_an_address_that_cannot_be_written_to_stops_nothing(world, asked, erase):
     world.add(PERSON, address=ADDRESS, name=NAME)
-    asked("b@[b.c", requested_at="2026-01-01T00:00:00Z")
+    world.add("gone@example.com")
+    asked("gone@example.com", requested_at="2026-01-01T00:00:00Z")
     asked()
     mailbox = Mailbox()
     with mail_server(mailbox) as settings:
@@ -50,6 +51,7 @@ def test_an_address_that_cannot_be_written_to_stops_nothing(world, asked, erase)
 
 def test_a_mail_server_that_is_down_is_not_asked_again_for_everybody(world, asked, erase):
     for number in range(6):
+        world.add(f"person{number}@example.com")
         asked(f"person{number}@example.com")
     down = {"SMTP_HOST": "127.0.0.1", "SMTP_PORT": "9", "SMTP_FROM": "a@example.com", "SMTP_STARTTLS": "false"}
     done = erase(**down)
