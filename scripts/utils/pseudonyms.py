@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import Settings
@@ -44,6 +48,19 @@ def ledger_digest(settings: Settings, address: str) -> str:
     """
     key_id, key = _suppression_key(settings)
     return f"{key_id}:{hmac.new(key, b'erasure ledger 1:' + address.encode(), hashlib.sha256).hexdigest()}"
+
+
+def ledger_code(settings: Settings) -> Callable[[bytes], str]:
+    """Return the function that authenticates a line of the erasure ledger (RFC 2104), with the id of its key in front.
+
+    Its key is derived (HKDF, RFC 5869): who has seen pseudonyms and digests under SUPPRESSION_KEY knows no code.
+
+    Raises:
+        Misconfigured: SUPPRESSION_KEY is not set.
+    """
+    key_id, key = _suppression_key(settings)
+    derived = HKDF(SHA256(), 32, None, b"erasure ledger authentication 1").derive(key)
+    return lambda text: f"{key_id}:{hmac.new(derived, text, hashlib.sha256).hexdigest()}"
 
 
 def _suppression_key(settings: Settings) -> tuple[str, bytes]:

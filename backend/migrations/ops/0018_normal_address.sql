@@ -14,6 +14,20 @@ CREATE FUNCTION ops.normal_address(p_text text) RETURNS text
     END;
 GRANT EXECUTE ON FUNCTION ops.normal_address TO lifecycle_jobs, lifecycle_reader;
 
+-- A hold that somebody writes with SQL names its person by the same rule, or it would hold nothing.
+CREATE FUNCTION ops.normal_person() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path = pg_catalog, pg_temp
+    AS $$
+BEGIN
+    NEW.person := ops.normal_address(NEW.person);
+    RETURN NEW;
+END
+$$;
+UPDATE ops.legal_holds SET person = ops.normal_address(person) WHERE person <> ops.normal_address(person);
+CREATE TRIGGER legal_holds_normal_person BEFORE INSERT OR UPDATE OF person ON ops.legal_holds
+    FOR EACH ROW WHEN (NEW.person IS NOT NULL) EXECUTE FUNCTION ops.normal_person();
+
 -- Words on the queue are folded by the same rule.
 CREATE OR REPLACE FUNCTION ops.queue_item_words(p_reason text, p_context jsonb, p_justification text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE

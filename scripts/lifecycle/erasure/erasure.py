@@ -211,7 +211,7 @@ class Eraser:
         now = self._run.database.now()
         digest = ledger_digest(self._settings, parameters["person"])
         whose = parameters["archive_pseudonym"]
-        erasure_ledger.write(self.store, request, digest=digest, archive_pseudonym=whose, now=now)
+        erasure_ledger.write(self.store, self._settings, request, digest=digest, archive_pseudonym=whose, now=now)
         statement = (
             f"UPDATE {TABLE} SET status = 'running', started_at = coalesce(started_at, now()), ledger_at = now(),"  # noqa: S608
             " policy_hash = %s WHERE id = %s AND closed_at IS NULL"
@@ -286,19 +286,25 @@ class Eraser:
         Returns:
             Whether there is none now; False: a hold keeps it.
         """
+        whose = bytes.fromhex(line.archive_pseudonym or "")
         parameters = self.plan.parameters | self._context(UUID(line.request)).parameters()
-        parameters |= {"archive_pseudonym": bytes.fromhex(line.archive_pseudonym or ""), "person": None}
-        parameters |= {"facts": Jsonb({"replayed": line.request})}
-        destroyed = self._together(
-            [statement for name, statement in self._statements if name == "archives"], parameters
-        )
-        get_logger().warning("erasure_replayed", request=line.request, archive_keys_destroyed=destroyed[0])
-        left = self._run.database.read(
-            lambda connection: connection.execute(
-                "SELECT FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea", parameters
-            ).fetchone()
-        )
-        return left is None
+        parameters |= {"archive_pseudonym": whose, "person": None, "facts": Jsonb({"replayed": line.request})}
+
+        def once() -> bool:
+            # Holds name people, and only this process can tell whose key is whose; the gate keeps new holds out.
+            with self._gated.opened(self._run.database) as connection:
+                people = connection.execute("SELECT person FROM ops.holds_in_force WHERE scope = 'person'").fetchall()
+                if self._keys and whose in self._keys.pseudonyms(person.encode() for (person,) in people):
+                    return False
+                for statement in (each for name, each in self._statements if name == "archives"):
+                    owned, stopped, *_ = connection.execute(statement, parameters).fetchone() or (False, False)
+                    require_may_run(owned=owned, stopped=stopped)
+                left = connection.execute(
+                    "SELECT FROM ops.archive_keys WHERE pseudonym = %(archive_pseudonym)s::bytea", parameters
+                ).fetchone()
+                return left is None
+
+        return repeated(once, attempts=4)
 
     def _finish(self, request: Request, parameters: dict[str, Any], context: Context) -> list[Found]:
         """Search once more; if nothing is found, fulfil the request in the same transaction, with its certificate.

@@ -45,12 +45,14 @@ def enforce(run: Run) -> None:
     if run.options.dry_run:
         _predict(run, eraser)
         return
+    # Before anything is written: a ledger that is not to be believed stops the run.
+    undone = _undone(run, eraser) if run.options.flags.replay else []
     taken_in, unreadable = erasure_requests.take_in(run.database, run.settings, actor=f"system:{run.script}")
     tally = Tally(taken_in, blocked=unreadable, newly_queued=unreadable)
     tally.waiting_for_identity = erasure_requests.waiting(run.database)
     try:
         if run.options.flags.replay:
-            _replay(run, eraser)
+            _replay(run, eraser, undone)
         _carry_out(run, eraser, tally)
         erasure_ledger.forget(
             run.database, eraser.store, days=run.settings.backup_retention_days, between=run.checkpoint
@@ -131,12 +133,11 @@ def kept_for_now(found: Iterable[Found]) -> dict[str, dict[str, int]]:
 
 
 def _undone(run: Run, eraser: Eraser) -> list[Line]:
-    return erasure_ledger.undone(run.database, eraser.store, days=run.settings.backup_retention_days)
+    return erasure_ledger.undone(run.database, eraser.store, run.settings)
 
 
-def _replay(run: Run, eraser: Eraser) -> None:
+def _replay(run: Run, eraser: Eraser, lines: list[Line]) -> None:
     """Enter again what a restore of the database to a point in time has undone."""
-    lines = _undone(run, eraser)
     found = erasure_ledger.people(
         run.database,
         run.policies.erasure,
@@ -149,6 +150,9 @@ def _replay(run: Run, eraser: Eraser) -> None:
             _reopen(run.database, line, found[line.digest])
         elif eraser.destroy_key(line):
             _settle(run.database, line)
+        else:
+            get_logger().warning("erasure_not_replayed", request=line.request, error="a hold keeps her archive key")
+            continue
         get_logger().warning("erasure_replayed", request=line.request, begun_at=line.started_at)
     run.facts |= {"replayed": len(lines)}
 

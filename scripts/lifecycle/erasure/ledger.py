@@ -7,6 +7,7 @@ back, and the object goes.
 
 from __future__ import annotations
 
+import hmac
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,17 +20,20 @@ from psycopg import sql
 from scripts.lifecycle.engine.selection import normal_address
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
+from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
 from scripts.utils.db_utils import Connection, Database
-from scripts.utils.errors import OpsError
+from scripts.utils.errors import Misconfigured
+from scripts.utils.pseudonyms import ledger_code
+from scripts.utils.settings import Settings
 
 PREFIX = "erasure/ledger/"
 REPLAY = "replay"
 _PAGE = 5000
 
 
-class LedgerBroken(OpsError):
-    """An object of the ledger cannot be read: who must be erased again is not known."""
+class LedgerBroken(Misconfigured):
+    """A line of the ledger is not one that this suite wrote under this key: whom it would erase is not believed."""
 
     stop_reason = "ledger_broken"
 
@@ -48,14 +52,34 @@ class Line:
     identity_method: str
     started_at: str
 
+    def signed(self) -> bytes:
+        """Return what the line's code is over: all that it says, and the place that it belongs at."""
+        facts = asdict(self) | {"place": _name(self.request)}
+        return json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+
 
 def write(
-    store: ArchiveStore, request: Request, *, digest: str, archive_pseudonym: bytes | None, now: datetime
+    store: ArchiveStore,
+    settings: Settings,
+    request: Request,
+    *,
+    digest: str,
+    archive_pseudonym: bytes | None,
+    now: datetime,
 ) -> None:
     """Write a request's line; the same line again does no harm.
 
+    Args:
+        store: Where the archives are.
+        settings: Give the key that authenticates the line.
+        request: The request that begins.
+        digest: What stands for the person.
+        archive_pseudonym: What stands for her among the archives' keys; None: nothing was ever archived.
+        now: The database's time.
+
     Raises:
-        ArchiveStoreFailed: It is not there for good, and nothing may be erased.
+        ArchiveStoreFailed: The line is not there for good, and nothing may be erased.
+        Misconfigured: SUPPRESSION_KEY is not set.
     """
     line = Line(
         request=str(request.id),
@@ -68,7 +92,7 @@ def write(
         started_at=now.isoformat(),
     )
     with store.writing(_name(request.id)) as file:
-        file.write(json.dumps(asdict(line), indent=1).encode())
+        file.write(json.dumps(asdict(line) | {"code": ledger_code(settings)(line.signed())}, indent=1).encode())
 
 
 def take_back(store: ArchiveStore, request: UUID) -> None:
@@ -100,34 +124,47 @@ def forget(database: Database, store: ArchiveStore, *, days: int, between: Calla
     return len(rows)
 
 
-def lines(store: ArchiveStore, *, since: datetime) -> Iterator[Line]:
-    """Return the lines that a backup could undo: those of erasures begun since then.
+def lines(store: ArchiveStore, settings: Settings) -> Iterator[Line]:
+    """Return every line of the ledger, authenticated.
 
     Raises:
-        LedgerBroken: One cannot be read.
+        LedgerBroken: One was not written under this key, was altered, or lies at another one's place.
+        Misconfigured: SUPPRESSION_KEY is not set.
     """
+    code = ledger_code(settings)
     for name in store.names():
         if not name.startswith(PREFIX):
             continue
         try:
-            line = Line(**json.loads(b"".join(store.read(name))))
-            wanted = datetime.fromisoformat(line.started_at) >= since
-            UUID(line.request), bytes.fromhex(line.archive_pseudonym or "")
+            facts = strict_json.loads(b"".join(store.read(name)))
+            claimed = facts.pop("code")
+            line = Line(**facts)
+            genuine = name == _name(line.request) and hmac.compare_digest(code(line.signed()), claimed)
         except ObjectMissing:
             continue  # it has just gone
-        except (ValueError, TypeError):
-            raise LedgerBroken(f"{name} is not a line of the erasure ledger: restore it, then replay again") from None
-        if wanted:
-            yield line
+        except (ValueError, TypeError, KeyError, AttributeError):
+            genuine = False
+        if not genuine:
+            raise LedgerBroken(
+                f"{name} is no line that was written under this SUPPRESSION_KEY, or it was altered, moved or copied:"
+                " nothing was replayed; set the key that erasures are done with, or bring the line back from a backup"
+                " of ARCHIVE_URL"
+            )
+        yield line
 
 
-def undone(database: Database, store: ArchiveStore, *, days: int) -> list[Line]:
+def undone(database: Database, store: ArchiveStore, settings: Settings) -> list[Line]:
     """Return the erasures that this database does not know as fulfilled: it was restored to a point before them.
 
-    One that it knows as fulfilled is left alone: if the person is there again, she came back by herself.
+    One that it knows as fulfilled is left alone: if the person is there again, she came back by herself. One that began
+    before BACKUP_RETENTION_DAYS is left alone as well: no backup is so old.
+
+    Raises:
+        LedgerBroken: As :func:`lines` raises it.
     """
-    since = database.now() - timedelta(days=days)
-    begun = {line.request: line for line in lines(store, since=since)}
+    since = database.now() - timedelta(days=settings.backup_retention_days)
+    every = list(lines(store, settings))
+    begun = {line.request: line for line in every if datetime.fromisoformat(line.started_at) >= since}
     rows = database.read(
         lambda connection: connection.execute(
             f"SELECT id::text FROM {TABLE} WHERE id = ANY(%s::uuid[]) AND closed_at IS NOT NULL",  # noqa: S608

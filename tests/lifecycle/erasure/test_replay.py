@@ -86,18 +86,73 @@ def test_the_ledger_names_nobody_and_forgets_when_no_backup_is_left(world, perso
     assert not line.exists()
 
 
-ODD = ({"started_at": "2026-11-01"}, {"request": "x"}, {"archive_pseudonym": "no hex"})
+def forged(text):
+    """Lines that this suite did not write there, by how somebody came by them; each as the folder's files."""
+    whole = json.loads(text)
+    other = "00000000-0000-4000-8000-00000000abcd"
+    own = whole["request"]
+    yield "no line", {own: "{"}
+    yield "no object", {own: "[]"}
+    yield "empty", {own: "{}"}
+    yield "two requests", {own: text.replace("{", '{"request": "x", ', 1)}
+    yield "no code", {own: json.dumps({name: value for name, value in whole.items() if name != "code"})}
+    yield "odd code", {own: json.dumps(whole | {"code": 7})}
+    for name, value in whole.items():
+        changed = "2020" + value[4:] if name == "started_at" else "s1:" + "00" * 32
+        yield f"altered {name}", {own: json.dumps(whole | {name: changed})}
+    yield "one more name", {own: json.dumps(whole | {"more": 1})}
+    yield "copied", {own: text, other: text}
+    yield "moved", {other: text}
+    yield "copied for another request", {own: text, other: json.dumps(whole | {"request": other})}
 
 
-def test_a_line_that_cannot_be_read_is_an_error_and_not_overlooked(world, person, erase, asked):
-    asked()
-    assert erase().code == 0
+def test_a_ledger_that_somebody_else_wrote_to_is_not_believed_and_nothing_is_written(world, restored, erase):
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    world.add("victim@example.com")
+    _, then = restored()
     (line,) = world.folder.rglob("ledger/*.json")
-    whole = json.loads(line.read_text())
-    for text in ("{", "[]", "{}", *(json.dumps(whole | odd) for odd in ODD)):
-        line.write_text(text)
-        done = erase("--replay")
-        assert (done.code, "is not a line of the erasure ledger" in done.closing["error"]) == (1, True), text
+    text = line.read_text()
+    world.link.execute("INSERT INTO ops.erasure_requests (email, channel) VALUES ('new@example.com', 'web')")
+    before = world.rows("ops.erasure_requests"), world.rows("ops.audit_log")
+    for how, files in forged(text):
+        line.unlink(missing_ok=True)
+        for request, content in files.items():
+            (line.parent / f"{request}.json").write_text(content)
+        for words in (("--replay",), ("--replay", "--dry-run")):
+            done = erase(*words, **then)
+            assert (done.code, "is no line that was written under" in done.closing["error"]) == (2, True), how
+        for request in files:
+            (line.parent / f"{request}.json").unlink()
+    line.write_text(text)
+    assert (world.rows("ops.erasure_requests"), world.rows("ops.audit_log")) == before
+    assert erase("--replay", **then).closing["replayed"] == 1
+    assert len(world.of("victim@example.com")["users"]) == 1
+
+
+@pytest.mark.parametrize("key", ["s1:" + "ce" * 32, "s2:" + "cd" * 32])
+def test_a_replay_under_another_key_is_refused_before_anything_is_written(world, restored, erase, key):
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    _, then = restored()
+    before = world.rows("ops.erasure_requests"), world.rows("ops.audit_log")
+
+    done = erase("--replay", SUPPRESSION_KEY=key, **then)
+
+    assert (done.code, "SUPPRESSION_KEY" in done.closing["error"]) == (2, True)
+    assert (world.rows("ops.erasure_requests"), world.rows("ops.audit_log")) == before
+    assert erase("--replay", **then).closing["replayed"] == 1
+    assert world.where() == set()
+
+
+def test_a_hold_that_comes_while_a_replay_looks_for_her_keeps_her_archive_key(world, restored, erase, monkeypatch):
+    world.payment(PERSON, address=ADDRESS)
+    assert erase("run", script=ARCHIVE).code == 0
+    _, then = restored()
+    assert erase("place", "--person", "-", "--reason", "a case", script=HOLDS, stdin=f"{ADDRESS}\n", **then).code == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("scripts.lifecycle.erasure.ledger.people", lambda *_: {})
+        done = erase("--replay", **then)
+    assert done.event("erasure_not_replayed")["error"] == "a hold keeps her archive key"
+    assert world.rows("ops.archive_keys", "destroyed_at IS NULL", "kind = 'person'") == [(True,)]
 
 
 def test_without_the_ledger_nothing_is_erased(world, person, erase, asked, tmp_path):

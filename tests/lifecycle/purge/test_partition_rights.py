@@ -146,7 +146,7 @@ def test_what_changed_since_it_was_detached_is_seen(jobs, months, what):
 
 def test_a_hold_on_a_person_is_seen_by_the_function_itself(apply, months, jobs):
     apply(policies(person="person"), "--dry-run")
-    months.execute("UPDATE things SET person = 'anna@example.com' WHERE id = 3")
+    months.execute("UPDATE things SET person = 'Anna@Example.COM' WHERE id = 3")
     months.execute(
         "INSERT INTO ops.legal_holds (scope, person, reason, placed_by) VALUES ('person', 'anna@example.com', 't', 't')"
     )
