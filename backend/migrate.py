@@ -393,7 +393,7 @@ def _no_connection(text: str) -> OpsError:
 
 def _explain(error: psycopg.Error) -> str:
     facts = describe_database_error(error)
-    safe = (error.sqlstate or "").startswith(_SAFE_MESSAGE_CLASSES)
+    safe = (error.sqlstate or "").startswith(_SAFE_MESSAGE_CLASSES) and str(error.diag.message_primary) not in facts
     return f"{error.diag.message_primary} [{facts}]" if safe else facts
 
 

@@ -5,6 +5,7 @@ A leaf says which exit code it leads to (see :class:`ExitCode`); nothing else in
 
 from __future__ import annotations
 
+import re
 from enum import IntEnum
 
 import psycopg
@@ -155,19 +156,42 @@ class DatabaseRefused(Misconfigured):
     stop_reason = "database_refused"
 
 
-def describe_database_error(error: psycopg.Error) -> str:
-    """Name a driver error without its text.
+# PostgreSQL's own functions that refuse a statement and name nothing but objects of the catalogue in their message.
+_NAMING_OBJECTS = frozenset(
+    {"aclcheck_error", "aclcheck_error_col", "aclcheck_error_type", "CheckCmdReplicaIdentity", "CheckValidResultRel"}
+)
+# So do all errors of these classes, where no function of the application built the statement.
+_CLASSES_NAMING_OBJECTS = ("0A", "25", "3F", "42", "55")
+# Such as: PL/pgSQL function log_it() line 3 at SQL statement. The words around the name follow lc_messages.
+_CALLED = re.compile(r"([\w.$\"]+)\([^()]*\)")
 
-    PostgreSQL's message and DETAIL quote row values, which may be personal; only SQLSTATE, constraint, table and
-    column are safe to log.
+
+def functions_of(error: psycopg.Error) -> list[str]:
+    """Return the functions of the database in which an error was raised, the innermost first, without schema."""
+    lines = (error.diag.context or "").splitlines()
+    named = [_CALLED.search(line) for line in lines if "pl/" in line.lower()]
+    return list(dict.fromkeys(match[1].rpartition(".")[2].strip('"') for match in named if match))
+
+
+def describe_database_error(error: psycopg.Error) -> str:
+    """Name a driver error without any value of a row.
+
+    PostgreSQL's message and DETAIL may quote values, which may be personal. SQLSTATE, the names of objects and of
+    the functions that were running are safe to log; the message is, where it can name nothing else.
     """
     diag = error.diag
+    functions = functions_of(error)
     facts = {
         "SQLSTATE": error.sqlstate,
         "schema": diag.schema_name,
         "table": diag.table_name,
         "column": diag.column_name,
         "constraint": diag.constraint_name,
+        "in function": " called by ".join(functions),
     }
     named = ", ".join(f"{name} {value}" for name, value in facts.items() if value)
-    return f"{type(error).__name__}" + (f" ({named})" if named else "")
+    said = f"{type(error).__name__}" + (f" ({named})" if named else "")
+    harmless = not diag.context and (error.sqlstate or "").startswith(_CLASSES_NAMING_OBJECTS)
+    if diag.message_primary and (harmless or diag.source_function in _NAMING_OBJECTS):
+        said += f": {diag.message_primary}"
+    return said

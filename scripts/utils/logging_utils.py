@@ -138,8 +138,9 @@ def configure_logging(
     # At INFO these say what the suite's own events say better.
     for name in ("httpx", "httpcore", "redis"):
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING))
-    # A pool's warning repeats the server's message for every failed attempt; connects are reported by db_utils.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    # psycopg's warnings name host and user ("error ignored terminating <Pipeline …>"), a pool's repeat the server's
+    # message for every failed attempt; both are told by the error that follows them.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     logging.getLogger("resilient_circuit").setLevel(logging.ERROR)
     # Only Sentry uses it, from a thread of its own: its complaints would come after the closing line.
     logging.getLogger("urllib3").setLevel(logging.ERROR)

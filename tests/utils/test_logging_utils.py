@@ -169,8 +169,8 @@ def test_a_driver_s_error_is_named_never_quoted(lines, database):
             error = caught
     assert "(anna)" in str(error) or "(1)" in str(error)
     configure()
-    logging.getLogger("psycopg").warning("error ignored in %r: %s", "pipeline", error)
-    logging.getLogger("psycopg").warning("error ignored", exc_info=error)
+    logging.getLogger("a.library").warning("error ignored in %r: %s", "pipeline", error)
+    logging.getLogger("a.library").warning("error ignored", exc_info=error)
     get_logger().error("batch_refused", error=error, causes=[error])
     texts = [json.dumps(line) for line in lines()]
     assert len(texts) == 3
@@ -178,6 +178,17 @@ def test_a_driver_s_error_is_named_never_quoted(lines, database):
         assert "UniqueViolation (SQLSTATE 23505, schema public, table users, constraint users_pkey)" in text
         assert "DETAIL" not in text
         assert "already exists" not in text
+
+
+@pytest.mark.parametrize("name", ["psycopg", "psycopg.pool"])
+@pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
+def test_the_driver_s_own_warnings_which_name_host_and_user_are_not_written(lines, database, name, level):
+    link = database.superuser()
+    configure(level=level)
+    with link.pipeline() as pipeline:
+        logging.getLogger(name).warning("error ignored terminating %r: %s", pipeline, "broken")
+    get_logger().error("batch_refused")
+    assert [line["event"] for line in lines()] == ["batch_refused"]
 
 
 def test_the_console_gets_its_lines_on_standard_error(capsys):

@@ -363,7 +363,7 @@ class Archiver:
         """Find the row that a batch was refused for, or do in two batches what took too long in one."""
         if isinstance(error, psycopg.errors.QueryCanceled):
             if len(keys) == 1:
-                raise poison.too_slow(self._policy) from error
+                raise poison.too_slow(self._run, self._policy) from error
             self.batch_rows = max(1, len(keys) // 2)
         elif not poison.is_about_a_row(error):
             raise error

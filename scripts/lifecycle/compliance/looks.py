@@ -47,7 +47,7 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
     except psycopg.Error as error:
         if connection_lost(error):
             raise
-        because = f"policy {policy.name}: {describe_database_error(error)}"
+        because = f"policy {policy.name} on {policy.table}: {describe_database_error(error)}"
     if policy.action == "retain":
         return Look(policy, rows, None, excepted, because)
     try:

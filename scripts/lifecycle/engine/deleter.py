@@ -282,7 +282,7 @@ class Deleter:
         """Do a batch that took too long in smaller ones, and make the following ones smaller too."""
         keys = self._keys(window)
         if len(keys) <= 1:
-            raise poison.too_slow(self._policy) from error
+            raise poison.too_slow(self._run, self._policy) from error
         self._log.warning("batch_timed_out", rows=len(keys), effect="splitting it")
         self.batch_rows = min(self.batch_rows, len(keys) // 2)
         for part in _halves(keys):

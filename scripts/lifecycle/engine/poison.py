@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import psycopg
 
+from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
+from scripts.lifecycle.engine.obstacles import triggers_behind
 from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy
-from scripts.utils.errors import PolicyFailed
+from scripts.utils.db_utils import Connection
+from scripts.utils.errors import PolicyFailed, describe_database_error, functions_of
 
 # Data exceptions, constraint violations and what triggers raise are about a row; anything else is about the run.
 _ROW_ERRORS = ("22", "23", "27", "2F", "38", "39", "44", "P0")
@@ -38,9 +41,16 @@ def hand_over(run: Run, policy: Policy, key: str, error: psycopg.Error) -> int:
             "sqlstate": error.sqlstate,
             "constraint": error.diag.constraint_name,
             "table": error.diag.table_name,
+            "functions": functions_of(error),
         },
     )
     return raise_item(run.database, run.settings, item, key)
+
+
+def statement_refused(policy: Policy, error: psycopg.Error) -> PolicyFailed:
+    """Return the error for a statement outside the batches that PostgreSQL refused."""
+    what = describe_database_error(error)
+    return PolicyFailed("database_error", f"policy {policy.name} on {policy.table}: {what}")
 
 
 def require_few(policy: Policy, refused: Sequence[str]) -> None:
@@ -57,10 +67,21 @@ def require_few(policy: Policy, refused: Sequence[str]) -> None:
         )
 
 
-def too_slow(policy: Policy) -> PolicyFailed:
-    """Return what it means that not even one row could be deleted in a batch's time."""
+def too_slow(run: Run, policy: Policy) -> PolicyFailed:
+    """Return the error for a row that could not be deleted within a batch's statement time-out.
+
+    It names what the catalogue shows as a possible cause: a foreign key without an index, or a trigger.
+    """
+
+    def causes(connection: Connection) -> list[str]:
+        table, _ = catalogue_of(connection, policy.table)
+        keys = pointing_at(connection, table["oid"]) if table and policy.removes_rows else []
+        slow = [f"foreign key {key.name} on {key.table} has no index" for key in keys if not key.indexed]
+        return slow + [f"{trigger} fires" for trigger in triggers_behind(connection, policy)]
+
+    found = run.database.read(causes)
+    why = "; ".join(found) or "every foreign key has an index and no trigger fires: look at the server's load"
     return PolicyFailed(
         "statement_timeout",
-        f"policy {policy.name}: deleting one row of {policy.table} takes longer than"
-        " batch.statement_timeout; look for an unindexed foreign key or a slow trigger",
+        f"policy {policy.name}: deleting one row of {policy.table} takes longer than batch.statement_timeout; {why}",
     )

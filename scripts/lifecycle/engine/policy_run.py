@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 
+from scripts.lifecycle.engine import obstacles
 from scripts.lifecycle.engine.politeness import PAUSE_SHARE, Politeness
 from scripts.lifecycle.engine.preflight import Cleared, preflight
 from scripts.lifecycle.engine.selection import Selection
@@ -52,6 +53,8 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
     with naming_what_is_locked(policy):
         with span("preflight", policy.name):
             cleared = preflight(connection, policy, run.cutoff)
+            if refused := obstacles.try_out(connection, cleared.selection):
+                raise PolicyFailed("preflight_failed", f"policy {policy.name} was not started: {'; '.join(refused)}")
         if policy.blob:
             cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
         with span("survey", policy.name) as facts:
@@ -122,9 +125,11 @@ class PolicyRun(ABC):
             ending = Ending("failed", error.stop_reason, error.exit_code, str(error))
         except psycopg.Error as error:
             known = explained(error)
-            ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
             if isinstance(known, DatabaseUnavailable):
+                ending = Ending("failed", known.stop_reason, known.exit_code, str(known))
                 raise known from error
+            said = obstacles.blame(self._run.database, self._policy, error)
+            ending = Ending("failed", known.stop_reason, known.exit_code, said)
         finally:
             if ending.status == "failed":
                 self._log.error("policy_failed", stop_reason=ending.stop_reason, error=ending.error)

@@ -14,7 +14,7 @@ from typing import Any
 
 from psycopg import sql
 
-from scripts.lifecycle.engine import anonymisation
+from scripts.lifecycle.engine import anonymisation, obstacles
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import (
     FOREIGN_KEYS,
@@ -26,6 +26,7 @@ from scripts.lifecycle.engine.catalogue import (
     foreign_key,
     rows_of,
 )
+from scripts.lifecycle.engine.obstacles import Event
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.engine.windows import Path
@@ -98,7 +99,7 @@ def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[l
     """Return what would stop a policy, and what would only be warned of."""
     check = _Preflight(connection, policy)
     with contextlib.suppress(PolicyFailed):
-        check.run(cutoff)
+        check.problems += obstacles.try_out(connection, check.run(cutoff).selection)
     return check.problems, check.warnings
 
 
@@ -123,6 +124,10 @@ class _Preflight:
         types = self._columns(table)
         # A row that stays keeps whatever refers to it.
         reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.removes_rows else ([], [])
+        if self._policy.removes_rows:
+            self._sets_off(table["oid"], "DELETE")
+        elif self._policy.written:
+            self._sets_off(table["oid"], "UPDATE", self._policy.written)
         if self.problems:
             raise self._failure()
         tree = table["relkind"] == "p" or table["has_children"]
@@ -334,8 +339,17 @@ class _Preflight:
         nulled = self._nulled(key, columns) if dependant.action == "set_null" else ()
         if dependant.action == "delete":
             self._no_further_reach(key.table, row["oid"])
+            self._sets_off(row["oid"], "DELETE")
+        else:
+            self._sets_off(row["oid"], "UPDATE", nulled)
         record = RecordKey(dependant.key, {name: each["type"] for name, each in columns.items()})
         return Reach(key, dependant.action, record, nulled, dependant.person)
+
+    def _sets_off(self, oid: int, event: Event, columns: tuple[str, ...] | None = None) -> None:
+        """Check what a change of a table sets off, or what refuses the change."""
+        self.problems += obstacles.refusals(self._connection, oid, event)
+        named = list(columns) if columns else None
+        self.warnings += dict.fromkeys(obstacles.lacking_rights(self._connection, oid, event, named))
 
     def _nulled(self, key: ForeignKey, columns: dict[str, dict[str, Any]]) -> tuple[str, ...]:
         """Return the columns that are set to null: one is enough to cut a row off, and some may not be null."""

@@ -17,6 +17,7 @@ from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
 from scripts.lifecycle.engine.gated import MAY_RUN
+from scripts.lifecycle.engine.obstacles import refusals
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
 from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob, normal_address
@@ -315,7 +316,9 @@ class ErasurePlan:
         self._incoming[table] = pointing_at(connection, facts["oid"])
         for name, step in self.steps.items():
             if step.table == table:
-                self._problems += [f"erasure.{name}: {problem}" for problem in _problems(step, facts, columns)]
+                found = [*_problems(step, facts, columns)]
+                found += refusals(connection, facts["oid"], "DELETE" if step.action == "delete" else "UPDATE")
+                self._problems += [f"erasure.{name}: {problem}" for problem in found]
 
     def _target(self, table: str) -> Target:
         steps = [step for step in self.steps.values() if step.table == table]

@@ -11,6 +11,7 @@ from datetime import datetime
 
 import psycopg
 
+from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import naming_what_is_locked
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.selection import Selection
@@ -18,7 +19,7 @@ from scripts.lifecycle.engine.survey import Survey, survey
 from scripts.lifecycle.policy.policies import Policy
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, Database, connection_lost
-from scripts.utils.errors import PolicyFailed, describe_database_error
+from scripts.utils.errors import PolicyFailed
 from scripts.utils.settings import Settings
 
 LOCK_SECONDS = 2.0
@@ -87,7 +88,7 @@ def measure(
     except psycopg.Error as error:
         if connection_lost(error):
             raise
-        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from None
+        raise statement_refused(policy, error) from None
 
 
 def _explained(connection: Connection, policy: Policy) -> int:

@@ -9,6 +9,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
+from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.survey import Survey
@@ -16,7 +17,7 @@ from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.utils.db_utils import Connection
-from scripts.utils.errors import ExitCode, PolicyFailed, describe_database_error
+from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger
 
 
@@ -66,7 +67,7 @@ def look(run: Run, policy: Policy) -> PolicyResult:
     try:
         found = run.database.read(lambda link: count(link, run, policy), statement_timeout=SURVEY_SECONDS)
     except psycopg.Error as error:
-        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
+        raise statement_refused(policy, error) from error
     tell(policy, found)
     return PolicyResult(
         policy.name,

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
+from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.selection import Selection
@@ -30,7 +31,7 @@ from scripts.lifecycle.purge.purge import predict
 from scripts.utils import pages, strict_json
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
-from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed, describe_database_error
+from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFailed
 from scripts.utils.logging_utils import get_logger
 
 SAMPLE_KEYS = 5
@@ -118,7 +119,7 @@ def _planned(run: Run, policy: Policy) -> Planned:
         run.fail(policy.name, error)
         return Planned(**names, error=str(error))
     except psycopg.Error as error:
-        failure = PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}")
+        failure = statement_refused(policy, error)
         run.fail(policy.name, failure)
         return Planned(**names, error=str(failure))
     return Planned(

@@ -17,6 +17,8 @@ from psycopg import sql
 from scripts.lifecycle.engine import exceptions
 from scripts.lifecycle.engine.deleter import Deleter
 from scripts.lifecycle.engine.gated import Context
+from scripts.lifecycle.engine.obstacles import triggers_behind
+from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
 from scripts.lifecycle.engine.preflight import Cleared, check_access_path
 from scripts.lifecycle.engine.selection import Selection
@@ -36,7 +38,6 @@ from scripts.utils.db_utils import Connection
 from scripts.utils.errors import (
     ExitCode,
     PolicyFailed,
-    describe_database_error,
 )
 from scripts.utils.pseudonyms import pseudonym
 
@@ -114,7 +115,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
     try:
         found, refused, to_queue, dropped = run.database.read(look, statement_timeout=SURVEY_SECONDS)
     except psycopg.Error as error:
-        raise PolicyFailed("database_error", f"policy {policy.name}: {describe_database_error(error)}") from error
+        raise statement_refused(policy, error) from error
     limit = run.options.limit
     deleted = found.removable if limit is None else min(limit, found.removable)
     return PolicyResult(
@@ -253,8 +254,16 @@ class Purge(PolicyRun):
         if self._unknown:
             message = f"the store did not say what became of {self._unknown} blobs: the next run asks for them again"
             return Ending("partial", "blobs_unknown", ExitCode.STOPPED_EARLY, message)
-        message = f"{left} due rows are still there although nothing refused them: look for a trigger that keeps them"
-        return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, message)
+        return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, self._why_left(left))
+
+    def _why_left(self, left: int) -> str:
+        """Say why rows may have stayed that nothing refused; a trigger is named only if the catalogue has one."""
+        fired = self._run.database.read(lambda connection: triggers_behind(connection, self._policy))
+        keepers = [str(trigger) for trigger in fired if trigger.may_keep_rows]
+        what = f"{left} due rows are still there although nothing refused them"
+        if keepers:
+            return f"{what}: {' or '.join(keepers)} may keep them"
+        return f"{what}, and no trigger can keep them: they changed meanwhile, or what they need did; run again"
 
     def _queue_referenced(self, selection: Selection, found: Survey) -> int:
         item = handover.Item(

@@ -52,7 +52,7 @@ def test_the_item_names_row_policy_and_sqlstate_and_no_value_of_the_row(apply, h
     run = apply({"things": policy(person="person")})
 
     items = queue_items(hundred, "item_type, resource_type, resource_id, priority, raised_by, context")
-    facts = {"policy": "things", "sqlstate": "P0001", "constraint": None, "table": None}
+    facts = {"policy": "things", "sqlstate": "P0001", "constraint": None, "table": None, "functions": ["refuse"]}
     raised_by = "system:cleanup_things"
     assert items == [("row_deletion_failed", "public.things", str(n), "medium", raised_by, facts) for n in POISON]
     for text in (str(run.lines), str(items), str(hundred.execute("SELECT * FROM ops.job_runs").fetchall())):
@@ -176,5 +176,11 @@ def test_a_reference_that_appears_while_its_row_goes_is_a_foreign_key_violation_
 
     assert (run.code, run.closing["records_deleted"]) == (4, 99)
     assert (left(hundred), left(hundred, "notes")) == ([17], [])
-    facts = {"policy": "things", "sqlstate": "23503", "constraint": "notes_of_things", "table": "notes"}
+    facts = {
+        "policy": "things",
+        "sqlstate": "23503",
+        "constraint": "notes_of_things",
+        "table": "notes",
+        "functions": [],
+    }
     assert queue_items(hundred, "item_type, resource_id, context") == [("foreign_key_violation", "17", facts)]
