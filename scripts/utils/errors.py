@@ -158,7 +158,8 @@ class DatabaseRefused(Misconfigured):
 
 # PostgreSQL's own functions that refuse a statement and name nothing but objects of the catalogue in their message.
 _NAMING_OBJECTS = frozenset(
-    {"aclcheck_error", "aclcheck_error_col", "aclcheck_error_type", "CheckCmdReplicaIdentity", "CheckValidResultRel"}
+    {"aclcheck_error", "aclcheck_error_col", "aclcheck_error_type", "nextval_internal"}
+    | {"CheckCmdReplicaIdentity", "CheckValidResultRel"}
 )
 # So do all errors of these classes, where no function of the application built the statement.
 _CLASSES_NAMING_OBJECTS = ("0A", "25", "3F", "42", "55")

@@ -75,6 +75,7 @@ def test_a_file_without_the_section_cannot_erase(world, person, asked, erase, tm
         ("REVOKE UPDATE (customer_email) ON payment_transactions FROM lifecycle_jobs", "no right to UPDATE"),
         ("ALTER TABLE email_blacklist ALTER normalized_email TYPE varchar(60)", "holds 60 characters"),
         ("ALTER TABLE users ENABLE ROW LEVEL SECURITY", "row-level security on public.users"),
+        ("CREATE RULE keep AS ON DELETE TO users DO INSTEAD NOTHING", "rule keep on public.users rewrites DELETE"),
     ],
 )
 def test_what_the_database_contradicts_stops_everything_before_the_first_row(world, asked, erase, change, says):
