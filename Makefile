@@ -8,7 +8,7 @@ POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolutio
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fetch lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak fetch map lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ soak: $(READY) fetch  ## the tests that are too long for every change, and all o
 
 fetch: $(READY)  ## fetch the programs and libraries that only tests need
 	$(BIN)/python tests/packages.py
+
+map: $(READY)  ## write the list of modules in STRUCTURE.md anew, from their docstrings
+	$(BIN)/python -m tests.project.structure
 
 lint: $(READY)  ## ruff, mypy and the order of the rooms (import-linter)
 	$(BIN)/ruff check

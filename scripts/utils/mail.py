@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import smtplib
+import smtplib  # noqa: TID251 - its one home
 import ssl
 from contextlib import suppress
 from email.headerregistry import Address as Mailbox
