@@ -118,7 +118,7 @@ class Window:
             self.peak, self.peak_at = self.total, now
 
     def seconds_until_room(self, now: float, blobs: int, limit: int) -> float:
-        """Return how long until so many more blobs stay within the limit; 0 where they do."""
+        """Return the seconds until ``blobs`` more stay within the limit; 0 if they do now."""
         self._expire(now)
         excess = self.total + blobs - limit
         for at, past in self._calls:

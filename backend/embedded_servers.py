@@ -58,7 +58,7 @@ class Stack:
     Attributes:
         directory: Holds the state file and the lock file.
         runtime: Holds the data and the servers' logs; the same folder unless the servers' account cannot reach it.
-        account: User that the servers run as; None for the user who started them.
+        account: User that the servers run as; None: the current user.
         shared_buffers_mb: PostgreSQL's cache in megabytes.
         durable: False trades safety from a power cut for speed.
     """
@@ -112,7 +112,7 @@ class Stack:
 
     def exports(self) -> dict[str, str]:
         """Return the settings that the scripts and ``migrate.py`` need, by variable."""
-        # The same as long as the stack lives; nobody who does not know its passwords knows it.
+        # Constant for the life of the stack, and derived from its passwords, so nobody else can guess it.
         key = hashlib.sha256(f"audit pseudonyms of {self.jobs_password}".encode()).hexdigest()
         blob = {
             "VERCEL_BLOB_API_URL": f"http://{HOST}:{self.blob_port}/api/blob",
@@ -313,7 +313,7 @@ def _plan(home: Path) -> Stack:
 
 
 def _account() -> str | None:
-    """Choose who runs the servers: PostgreSQL refuses to run as root."""
+    """Choose the user that runs the servers: PostgreSQL refuses to run as root."""
     if os.geteuid() != 0:
         return None
     names = {entry.pw_name for entry in pwd.getpwall()}
@@ -355,7 +355,7 @@ def _own_directory(account: str | None, home: Path) -> Path:
         if _can_enter(account, folder):
             return folder
         folder.rmdir()
-    raise Misconfigured(f"User {account}, who runs the servers, can reach no temporary folder. Set TMPDIR to one.")
+    raise Misconfigured(f"User {account} runs the servers and can reach no temporary folder. Set TMPDIR to one.")
 
 
 def _own_folder(stack: Stack, name: str) -> Path:

@@ -31,7 +31,7 @@ COMMANDS = (
     ("scripts/cleanup/cleanup_quiz_responses.py", 4),
     ("scripts/retention/verify_audit.py", 0),
 )
-# A line of many screens, for whoever collects figures.
+# This line is many screens long and is meant for a program.
 _LEFT_OUT = "run_figures"
 _ENTRY = re.compile(r"^\d{4}-\d{2}-\d{2}T")
 
@@ -52,7 +52,7 @@ def draw(path: Path) -> None:
             console.print(Text(f"$ python {command}", "bold cyan"))
             console.print(Text.from_ansi(_output(stack, command, expected)))
     svg = console.export_svg(title=f"{ROWS:,} sample rows, real servers")
-    # Whoever looks at it need not tell a font server so.
+    # The picture must fetch no font from a server.
     path.write_text(re.sub(r"@font-face \{[^}]*\}", "", svg))
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 MIN_ROWS, CLI_MIN_ROWS, CLI_MAX_ROWS = 20, 1_000, 10_000_000
 CHUNK = 250_000  # rows an INSERT: what it writes is still cached when the foreign key is checked
-BLOCK = 1_000  # the pattern of kinds repeats after so many quiz rows
+BLOCK = 1_000  # quiz rows after which the pattern of kinds repeats
 ORDER_EVERY = 5  # of five quiz rows, the first has its meal plan and payment in the tables
 
 
@@ -71,7 +71,7 @@ LAST_NAMES: str = (
     "quast rossi silva tanaka ulrich vogel weber xu young ziegler andersen brandt castro dubois engel ferrari"
 )
 
-# What a visitor can answer, step by step; a number after the options says that up to so many can be chosen.
+# What a visitor can answer, step by step; a number after the options is how many can be chosen at most.
 STEPS: tuple[tuple[str, int], ...] = (
     ("female male prefer_not_to_say", 1),
     ("sedentary lightly_active moderately_active very_active athlete", 1),
@@ -292,7 +292,7 @@ BLOB_STORE = "https://samplestore.private.blob.vercel-storage.com/"  # one path 
 def load(
     connection: psycopg.Connection[Any], *, rows: int, seed: int = 1, as_of: datetime | None = None
 ) -> SampleCounts:
-    """Fill the application's empty tables, in one transaction: whoever interrupts it finds them empty.
+    """Fill the application's empty tables, in one transaction: an interrupted fill leaves them empty.
 
     Args:
         connection: to a database that has the application's tables.

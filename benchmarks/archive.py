@@ -108,7 +108,7 @@ class Bench:
             yield connection
 
     def load(self) -> None:
-        """Make the template: so many payments that are due."""
+        """Make the template: payments that are due."""
         local_stack.prepare(self._stack, database="template_payments")
         with self._superuser("template_payments") as connection:
             people = max(1, self._rows // PAYMENTS_A_PERSON)

@@ -33,7 +33,7 @@ from scripts.utils.test_helpers import script_environment  # noqa: TID251 - a be
 SCRIPT = ROOT / "scripts" / "retention" / "enforce_gdpr_deletion.py"
 DATABASE = "erasure"
 LINEAR = 1.5
-"""A request may take so many times as long where there are ten times as many."""
+"""How many times as long a request may take if there are ten times as many requests."""
 FLAT = 1.2
 
 _FILL = """

@@ -37,7 +37,7 @@ PROCESS = ROOT / "scripts" / "manual-resolution" / "process_queue.py"
 KEY = "k1:" + "ab" * 32
 CLAIMS = 200
 SLOWER = 2.0
-"""A claim among a million items may take so many times as long as among a thousand."""
+"""How many times as long a claim may take among a million items as among a thousand."""
 
 QUIZ = """
 INSERT INTO public.quiz_responses (id, email, normalized_email, quiz_data, calorie_target, created_at, payment_id)

@@ -53,7 +53,7 @@ FLOOR_ROWS_AN_HOUR = 100_000
 MEMORY_MB, MEMORY_GROWTH_MB = 90.0, 5.0
 DONE = (0, 4)  # 4: done, and unpaid-for orders went to the queue, as they must
 
-# What a developer writes who knows the rules: the limit of what deleting can cost, and the body of the naive loop.
+# The SQL that an informed developer writes: the lower bound of a deletion's cost, and the body of the naive loop.
 DUE = (
     "(pdf_delivered_at < %(delivered)s"
     " OR payment_id IS NULL AND pdf_delivered_at IS NULL AND created_at < %(abandoned)s)"
