@@ -51,7 +51,7 @@ def _stop(run: Run) -> None:
             effect="CLEANUP_DRY_RUN is set: nothing is stopped",
         )
         return
-    switch, is_new = stop_switch.turn_on(run.database, flags.job, operator=run.operator, reason=flags.reason)
+    switch, is_new = stop_switch.turn_on(run.writer, flags.job, operator=run.operator, reason=flags.reason)
     running = stop_switch.status(run.database).running_under(switch)
     # A run that still has its record open only counts what is left: it deletes nothing more.
     event = "stop_switch_turned_on" if is_new else "stop_switch_already_on"
@@ -69,7 +69,7 @@ def _go(run: Run) -> None:
             "stop_switch_would_be_turned_off", job=job, dry_run=True, effect="CLEANUP_DRY_RUN is set: it stays as it is"
         )
         return
-    switch = stop_switch.turn_off(run.database, job, operator=run.operator)
+    switch = stop_switch.turn_off(run.writer, job, operator=run.operator)
     if switch:
         get_logger().info("stop_switch_turned_off", **asdict(switch))
     else:

@@ -52,7 +52,7 @@ def work(run: Run) -> None:
     if run.options.dry_run:
         get_logger().warning("queue_items_would_be_added", dry_run=True, items=len(items), effect="nothing is added")
         return
-    for (item, resource_id), is_new in zip(items, handover.raise_items(run.database, run.settings, items), strict=True):
+    for (item, resource_id), is_new in zip(items, handover.raise_items(run.writer, run.settings, items), strict=True):
         event = "queue_item_added" if is_new else "queue_item_seen_again"
         get_logger().info(event, item_type=item.item_type, resource_type=item.resource_type, resource_id=resource_id)
 

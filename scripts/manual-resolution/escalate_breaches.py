@@ -21,7 +21,7 @@ def work(run: Run) -> None:
     if run.options.dry_run:
         run.facts |= asdict(escalation.predict(run.database))
         return
-    moved = escalation.move(run.database, script=run.script, between=run.checkpoint)
+    moved = escalation.move(run.writer, script=run.script, between=run.checkpoint)
     run.facts |= asdict(moved)
     run.facts |= escalation.tell(run.database, Alerts(run.database, run.settings, run.script), between=run.checkpoint)
 

@@ -74,7 +74,7 @@ def _place(run: Run) -> None:
             effect="CLEANUP_DRY_RUN is set: nothing is held",
         )
         return
-    hold = holds.place(run.database, operator=run.operator, reason=flags.reason, **what)
+    hold = holds.place(run.writer, operator=run.operator, reason=flags.reason, **what)
     get_logger().info("hold_placed", hold=str(hold))
 
 
@@ -114,7 +114,7 @@ def _release(run: Run) -> None:
             effect="CLEANUP_DRY_RUN is set: the hold stays in force",
         )
         return
-    holds.release(run.database, hold, operator=run.operator)
+    holds.release(run.writer, hold, operator=run.operator)
     get_logger().info("hold_released", hold=str(hold))
 
 

@@ -95,9 +95,7 @@ def _silence(run: Run) -> None:
     if run.options.dry_run:
         get_logger().warning("alerts_would_be_silenced", dry_run=True, scope=flags.scope)
         return
-    made = alert_silences.silence(
-        run.database, flags.scope, length=flags.length, reason=flags.reason, operator=operator
-    )
+    made = alert_silences.silence(run.writer, flags.scope, length=flags.length, reason=flags.reason, operator=operator)
     get_logger().info("alerts_silenced", silence=str(made.id), scope=made.scope, until=made.until.isoformat())
 
 
@@ -106,7 +104,7 @@ def _unsilence(run: Run) -> None:
     if run.options.dry_run:
         get_logger().warning("alerts_would_be_unsilenced", dry_run=True, silence=str(flags.silence))
         return
-    if not alert_silences.end(run.database, flags.silence, operator=run.operator):
+    if not alert_silences.end(run.writer, flags.silence, operator=run.operator):
         raise Misconfigured(f"no silence {flags.silence} is in force: see the list")
     get_logger().info("alerts_unsilenced", silence=str(flags.silence))
     Alerts(run.database, run.settings, run.script).deliver()

@@ -34,8 +34,7 @@ def work(run: Run) -> None:
         pages.check_path(output)
     picture = look(run)
     _say(run, picture)
-    if not run.options.dry_run:
-        run.database.write(lambda connection: _keep(connection, run, picture))
+    run.note(lambda connection: _keep(connection, run, picture))
     told = Alerts(run.database, run.settings, run.script)
     settled = told.settle(SCOPE, picture.alerts, unknown=picture.unknown, measured_at=picture.now)
     ending = hold_levels.hold_alerts(holds.ending(run.database), picture.now)

@@ -16,7 +16,6 @@ from scripts.lifecycle.monitoring.queue_levels import SCOPE, look, observation, 
 from scripts.lifecycle.policy.schedules import last_due
 from scripts.lifecycle.queue.figures import queue_figures
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.metrics_utils import emit
 
 _HOURLY = "5 * * * *"
 
@@ -27,9 +26,8 @@ def work(run: Run) -> None:
     alerts = queue_alerts(view, run.settings)
     spec = run.policies.jobs.get(run.script)
     seen = observation(view, alerts, last_due(spec.schedule if spec else _HOURLY, view.now))
-    if not run.options.dry_run:
-        run.database.write(lambda connection: observations.note(connection, run.script, seen))
-        emit(run.settings, run.script, run.database.read(queue_figures))
+    run.note(lambda connection: observations.note(connection, run.script, seen))
+    run.emit(run.database.read(queue_figures))
     settled = Alerts(run.database, run.settings, run.script).settle(SCOPE, alerts, measured_at=view.now)
     get_logger().info(
         "queue_monitored",

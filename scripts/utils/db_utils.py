@@ -1,26 +1,31 @@
 """Connections to PostgreSQL that are safe behind a transaction pooler and with a database that sleeps.
 
-Nothing is kept in a session: PgBouncer in transaction mode hands the next transaction to another one. Every setting is
-``SET LOCAL``, nothing is prepared, no session advisory lock is taken (PgBouncer documentation, "Features").
-A serverless database (Neon) refuses or cuts connections while it wakes up: connecting is retried, within bounds.
-The server must show who it is (``tls.py``).
+Two types say what a run may do: a :class:`ReadOnlyDatabase` has READ ONLY transactions and no method that writes; a
+:class:`Database` adds those. A dry run is given the first.
+
+Nothing that a statement relies on is kept in a session: PgBouncer in transaction mode hands the next transaction to
+another one. Every setting is ``SET LOCAL`` (``session_settings.py``), nothing is prepared, no session advisory lock is
+taken (PgBouncer documentation, "Features"). A serverless database (Neon) refuses or cuts connections while it wakes up:
+connecting is retried, within bounds. The server must show who it is (``tls.py``).
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, LiteralString, TypeVar
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import sql
+from psycopg import IsolationLevel
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from scripts.utils import tls
+from scripts.utils.connect_errors import cause_of, explained_connect
 from scripts.utils.errors import (
     DatabaseFailed,
-    DatabaseRefused,
     DatabaseUnavailable,
     GateBusy,
     OpsError,
@@ -28,6 +33,7 @@ from scripts.utils.errors import (
 )
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
+from scripts.utils.session_settings import local_settings, pin
 
 Connection = psycopg.Connection[Any]
 Result = TypeVar("Result")
@@ -37,52 +43,30 @@ CONNECT_ATTEMPTS = 6
 CONNECT_SECONDS = 30.0
 # Closing the gate waits for a batch in hand, which may take as long as its policy's statement time-out.
 GATE_SECONDS = 120.0
-# Who waited that long in vain waits no longer than this for each thing still to be said: record, lease, audit head.
+# After one wait of CONNECT_SECONDS in vain, each further one is this short: record, lease and audit head still follow.
 LAST_WORD_SECONDS = 1.0
+# How long a request to cancel a statement may take, in seconds.
+CANCEL_SECONDS = 5.0
 
-# libpq gives no SQLSTATE for a refused login, only the server's or the pooler's English text.
-_REFUSALS = (
-    "authentication failed",
-    "no such database",
-    "no such user",
-    "no password supplied",
-    "does not exist",
-    "not permitted to log in",
-    "pg_hba.conf",
-    "permission denied for database",
-    "not currently accepting connections",
-)
-
-# Shut down, crashed, starting up, too many clients, idle in transaction for too long.
-_GONE = frozenset({"57P01", "57P02", "57P03", "53300", "25P03"})
-
-# TimeZone, because naive columns hold UTC. row_security off makes a policy that would hide rows an error.
-# jit off: enable_seqscan = off makes an unavoidable scan cost 1e10, so PostgreSQL would compile statements that run for
-# milliseconds; on Debian's packages, where jit is on, that took most of an erasure's time.
-_LOCAL_SETTINGS = sql.SQL(
-    "SELECT set_config('TimeZone', 'UTC', true), set_config('row_security', 'off', true),"
-    " set_config('jit', 'off', true), set_config('lock_timeout', %(lock_ms)s, true),"
-    " set_config('statement_timeout', %(statement_ms)s, true),"
-    " set_config('idle_in_transaction_session_timeout', %(statement_ms)s, true)"
-)
-
-
-def local_settings(*, lock_timeout: float, statement_timeout: float) -> tuple[sql.SQL, dict[str, str]]:
-    """Return the statement that gives a transaction its settings, and its parameters.
-
-    Args:
-        lock_timeout: Longest wait for one lock, in seconds.
-        statement_timeout: Longest run time of one statement, in seconds.
-    """
-    return _LOCAL_SETTINGS, {
-        "lock_ms": str(max(1, int(lock_timeout * 1000))),
-        "statement_ms": str(max(1, int(statement_timeout * 1000))),
-    }
+# SQLSTATEs after which the session is gone, each with what happened.
+_GONE = {
+    "57P01": "an administrator, or the server's shutdown, ended the session",
+    "57P02": "the server crashed and is recovering",
+    "57P03": "the server is starting or stopping",
+    "57P05": "the session was idle for longer than idle_session_timeout",
+    "53300": "the server has no connection left: lower DB_POOL_SIZE, or raise max_connections",
+    "25P03": "the transaction was idle for longer than idle_in_transaction_session_timeout",
+    "25P04": "the transaction took longer than transaction_timeout",
+}
 
 
 def connection_lost(error: BaseException) -> bool:
-    """Tell whether the connection, and with it the answer, is gone."""
-    if not isinstance(error, psycopg.OperationalError):
+    """Tell whether the connection, and with it the answer, is gone.
+
+    A server that a pooler lost shows as an error of the driver without SQLSTATE, of more than one class: two results
+    where one was due is an InternalError.
+    """
+    if not isinstance(error, psycopg.OperationalError | psycopg.InternalError | psycopg.InterfaceError):
         return False
     return error.sqlstate is None or error.sqlstate in _GONE or error.sqlstate.startswith("08")
 
@@ -90,9 +74,10 @@ def connection_lost(error: BaseException) -> bool:
 def explained(error: psycopg.Error) -> OpsError:
     """Return what an operator has to know of a driver error that reached the end of a run."""
     if connection_lost(error):
+        why = _GONE.get(error.sqlstate or "", "the network, a pooler or the server cut it")
         return DatabaseUnavailable(
-            f"the connection to PostgreSQL broke ({describe_database_error(error)}): what was committed stands, the"
-            " rest did not happen; run again, a rerun is safe"
+            f"the connection to PostgreSQL broke ({describe_database_error(error)}: {why}): what was committed stands,"
+            " the rest did not happen; run again, a rerun is safe"
         )
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return DatabaseFailed(
@@ -107,8 +92,16 @@ def is_deadlock(error: BaseException) -> bool:
     return isinstance(error, psycopg.errors.DeadlockDetected | psycopg.errors.SerializationFailure)
 
 
-class Database:
-    """The pool of one process.
+class _Look:
+    """A read-only transaction under way, which may be ended from another thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.stop: OpsError | None = None
+
+
+class ReadOnlyDatabase:
+    """The connection pool of one process, for READ ONLY transactions only.
 
     Args:
         url: PostgreSQL URL.
@@ -119,6 +112,8 @@ class Database:
     def __init__(self, url: str, *, application_name: str, max_size: int) -> None:
         self._url = url
         self._patience = CONNECT_SECONDS
+        self._looks: set[_Look] = set()
+        self._looks_lock = threading.Lock()
         self._kwargs: dict[str, Any] = {
             "autocommit": True,
             "prepare_threshold": None,
@@ -133,39 +128,37 @@ class Database:
             min_size=1,
             max_size=max_size,
             open=False,
-            check=ConnectionPool.check_connection,
             max_idle=240,  # seconds; a sleeping Neon cuts idle connections after 300
             timeout=CONNECT_SECONDS,
             reconnect_timeout=CONNECT_SECONDS,
         )
 
-    def open(self) -> None:
+    def open(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Connect, waiting for a database that is waking up.
+
+        Args:
+            pause: Waits for so many seconds between two attempts; may raise to give up.
 
         Raises:
             DatabaseRefused: Wrong password, role or database, or a server that does not show who it is.
-            DatabaseUnavailable: No answer within the bounds.
+            DatabaseUnavailable: No answer within the bounds; the message says why.
         """
         try:
             retry(
                 self._probe,
-                on=lambda error: isinstance(error, psycopg.OperationalError) and not _is_refusal(error),
+                on=lambda error: isinstance(error, psycopg.OperationalError) and not cause_of(error).refused,
                 attempts=CONNECT_ATTEMPTS,
                 seconds=CONNECT_SECONDS,
-                before_wait=lambda attempt, _: get_logger().warning("database_connect_retry", attempt=attempt),
+                before_wait=lambda attempt, error: get_logger().warning(
+                    "database_connect_retry", attempt=attempt, reason=cause_of(error).code
+                ),
+                sleep=pause,
             )
             self._pool.open(wait=True, timeout=CONNECT_SECONDS)
+        except PoolTimeout:
+            raise self._no_connection(CONNECT_SECONDS) from None
         except psycopg.OperationalError as error:
-            if unsafe := tls.problem(str(error)):
-                raise DatabaseRefused(f"the server in DATABASE_URL is not to be trusted: {unsafe}") from None
-            if _is_refusal(error):
-                raise DatabaseRefused(
-                    "PostgreSQL refuses the login: check user, password, database and sslmode in DATABASE_URL, and that"
-                    " the role has a password (ALTER ROLE … PASSWORD)"
-                ) from None
-            raise DatabaseUnavailable(
-                "PostgreSQL does not answer at the host of DATABASE_URL: check host, port and network, then run again"
-            ) from None
+            raise explained_connect(error) from None
 
     def _probe(self) -> None:
         psycopg.connect(self._url, **self._kwargs).close()  # noqa: TID251 - this is its one home
@@ -175,36 +168,184 @@ class Database:
         self._pool.close()
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def _lent(self) -> Iterator[Connection]:
         """Lend an autocommit connection; a broken one is replaced before it is lent.
 
         Raises:
             DatabaseUnavailable: None could be had in time.
         """
         try:
-            connection = self._pool.getconn(self._patience)
+            connection = self._alive(self._patience)
         except PoolTimeout:
             waited, self._patience = self._patience, LAST_WORD_SECONDS
-            raise DatabaseUnavailable(f"PostgreSQL did not give a connection within {waited:.0f} s") from None
+            raise self._no_connection(waited) from None
         self._patience = CONNECT_SECONDS
         try:
             yield connection
+        except psycopg.Error as error:
+            if connection_lost(error):
+                connection.close()
+                self._pool.drain()
+            raise
         finally:
             self._pool.putconn(connection)
 
-    @contextmanager
-    def transaction(
-        self, *, read_only: bool = False, lock_timeout: float = 10.0, statement_timeout: float = 300.0
-    ) -> Iterator[Connection]:
-        """Lend a connection inside one transaction with its own settings, in seconds.
+    def _alive(self, patience: float) -> Connection:
+        """Return a connection that answers.
 
-        A read-only transaction sees one snapshot throughout (REPEATABLE READ) and cannot write. Any other one is READ
-        COMMITTED whatever the role's default: after waiting for the gate it must see what was committed meanwhile.
+        Where one does not, the others in the pool are as old: all are replaced at once. The pool's own check would try
+        them one by one, and wait twice as long after each (psycopg_pool 3.3, ``_getconn_with_check_loop``).
+
+        Raises:
+            PoolTimeout: There was none within so many seconds.
+        """
+        until = time.monotonic() + patience
+        while True:
+            connection = self._pool.getconn(until - time.monotonic())
+            try:
+                ConnectionPool.check_connection(connection)
+                pin(connection)
+                # BEGIN says both, so default_transaction_isolation and default_transaction_read_only do not count.
+                connection.isolation_level = IsolationLevel.READ_COMMITTED
+                connection.read_only = connection.deferrable = False
+            except psycopg.Error:
+                self._pool.drain()
+                self._pool.putconn(connection)
+            except BaseException:
+                self._pool.putconn(connection)
+                raise
+            else:
+                return connection
+
+    def _no_connection(self, waited: float) -> OpsError:
+        """Return the reason why the pool had no connection: it does not tell, so a connection of our own is tried."""
+        said = f"PostgreSQL did not give a connection within {waited:.0f} s"
+        if waited < CONNECT_SECONDS:
+            return DatabaseUnavailable(said)
+        try:
+            self._probe()
+        except psycopg.OperationalError as error:
+            return DatabaseUnavailable(f"{said}: {cause_of(error).message}")
+        return DatabaseUnavailable(f"{said}: all of DB_POOL_SIZE + DB_MAX_OVERFLOW are in use")
+
+    @contextmanager
+    def snapshot(self, *, lock_timeout: float = 10.0, statement_timeout: float = 300.0) -> Iterator[Connection]:
+        """Lend a connection inside one READ ONLY transaction that sees one snapshot throughout (REPEATABLE READ).
+
+        Args:
+            lock_timeout: Longest wait for one lock, in seconds.
+            statement_timeout: Longest run time of one statement, in seconds.
+
+        Raises:
+            OpsError: What :meth:`interrupt` was given, where that ended it.
+        """
+        with self._lent() as connection:
+            connection.isolation_level, connection.read_only = IsolationLevel.REPEATABLE_READ, True
+            with self._interruptible(connection), connection.transaction():
+                connection.execute(*local_settings(lock_timeout=lock_timeout, statement_timeout=statement_timeout))
+                yield connection
+
+    @contextmanager
+    def _interruptible(self, connection: Connection) -> Iterator[None]:
+        look = _Look(connection)
+        with self._looks_lock:
+            self._looks.add(look)
+        try:
+            yield
+        except psycopg.errors.QueryCanceled:
+            if look.stop is None:
+                raise
+            connection.close()  # the server may have another request to cancel still under way
+            raise look.stop from None
+        finally:
+            with self._looks_lock:  # waits for a request to cancel: it must not reach a later statement
+                self._looks.discard(look)
+
+    def interrupt(self, stop: OpsError) -> None:
+        """End every statement that only looks, at once; its :meth:`snapshot` raises ``stop``.
+
+        What writes is left alone: a batch in hand is finished. A signal handler may call this: the requests go out from
+        a thread of their own, as the handler may have interrupted anything.
+        """
+
+        def cancel() -> None:
+            with self._looks_lock:
+                for look in self._looks:
+                    look.stop = stop
+                    try:
+                        look.connection.cancel_safe(timeout=CANCEL_SECONDS)
+                    except psycopg.Error as error:
+                        get_logger().warning("statement_not_cancelled", error=type(error).__name__)
+
+        threading.Thread(target=cancel, name="cancel", daemon=True).start()
+
+    def read(self, work: Callable[[Connection], Result], *, statement_timeout: float = 300.0) -> Result:
+        """Read in one :meth:`snapshot`, again from the start where the connection breaks.
+
+        Args:
+            work: What to read.
+            statement_timeout: Longest run time of one statement, in seconds.
+
+        Raises:
+            DatabaseUnavailable: The connection broke in every attempt.
+            psycopg.Error: What else the server refused.
+        """
+
+        def once() -> Result:
+            with self.snapshot(statement_timeout=statement_timeout) as connection:
+                return work(connection)
+
+        return self._repeat(once, "read")
+
+    def _repeat(self, once: Callable[[], Result], what: str) -> Result:
+        try:
+            return retry(
+                once,
+                on=connection_lost,
+                attempts=CONNECT_ATTEMPTS,
+                seconds=CONNECT_SECONDS,
+                before_wait=lambda attempt, error: get_logger().warning(
+                    f"database_{what}_retry", attempt=attempt, reason=getattr(error, "sqlstate", None)
+                ),
+            )
+        except psycopg.Error as error:
+            if connection_lost(error):
+                why = _GONE.get(error.sqlstate or "", "the network, a pooler or the server cut it")
+                raise DatabaseUnavailable(
+                    f"the connection to PostgreSQL broke in every attempt to {what} ({why}): what was committed stands;"
+                    " run again when the database is well, a rerun is safe"
+                ) from error
+            raise
+
+    def now(self) -> datetime:
+        """Return the database's clock, time-zone aware (UTC)."""
+        now: datetime = self.read(lambda connection: connection.execute("SELECT now()").fetchone())[0]  # type: ignore[index]
+        return now
+
+
+class Database(ReadOnlyDatabase):
+    """The same pool with the methods that write; a dry run has none of this type."""
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """Lend an autocommit connection, for what sends its own BEGIN and COMMIT.
+
+        Raises:
+            DatabaseUnavailable: None could be had in time.
+        """
+        with self._lent() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self, *, lock_timeout: float = 10.0, statement_timeout: float = 300.0) -> Iterator[Connection]:
+        """Lend a connection inside one READ COMMITTED transaction with its own settings.
+
+        Args:
+            lock_timeout: Longest wait for one lock, in seconds.
+            statement_timeout: Longest run time of one statement, in seconds.
         """
         statement, parameters = local_settings(lock_timeout=lock_timeout, statement_timeout=statement_timeout)
         with self.connection() as connection, connection.transaction():
-            level: LiteralString = "REPEATABLE READ, READ ONLY" if read_only else "READ COMMITTED"
-            connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
             connection.execute(statement, parameters)
             yield connection
 
@@ -230,20 +371,6 @@ class Database:
                 " a hold or set the stop switch, does not end; look for it in pg_stat_activity"
             ) from None
 
-    def read(self, work: Callable[[Connection], Result], *, statement_timeout: float = 300.0) -> Result:
-        """Read in one read-only snapshot, again from the start where the connection breaks.
-
-        Raises:
-            DatabaseUnavailable: The connection broke in every attempt.
-            psycopg.Error: What else the server refused.
-        """
-
-        def once() -> Result:
-            with self.transaction(read_only=True, statement_timeout=statement_timeout) as connection:
-                return work(connection)
-
-        return self._repeat(once, "read")
-
     def write(self, work: Callable[[Connection], Result]) -> Result:
         """Write in one transaction, again from the start where the connection breaks.
 
@@ -261,29 +388,13 @@ class Database:
 
         return self._repeat(once, "write")
 
-    def _repeat(self, once: Callable[[], Result], what: str) -> Result:
-        try:
-            return retry(
-                once,
-                on=connection_lost,
-                attempts=CONNECT_ATTEMPTS,
-                seconds=CONNECT_SECONDS,
-                before_wait=lambda attempt, _: get_logger().warning(f"database_{what}_retry", attempt=attempt),
-            )
-        except psycopg.OperationalError as error:
-            if connection_lost(error):
-                raise DatabaseUnavailable(
-                    f"the connection to PostgreSQL broke in every attempt to {what}: what was committed stands;"
-                    " run again when the database is well, a rerun is safe"
-                ) from error
-            raise
 
-    def now(self) -> datetime:
-        """Return the database's clock, time-zone aware (UTC)."""
-        now: datetime = self.read(lambda connection: connection.execute("SELECT now()").fetchone())[0]  # type: ignore[index]
-        return now
+def writable(database: ReadOnlyDatabase) -> Database:
+    """Return the database of an object that mostly reads, for the step that writes.
 
-
-def _is_refusal(error: psycopg.Error) -> bool:
-    text = str(error)
-    return tls.problem(text) is not None or any(refusal in text for refusal in _REFUSALS)
+    Raises:
+        RuntimeError: This is a dry run, which has no way to write: the caller forgot to ask.
+    """
+    if not isinstance(database, Database):
+        raise RuntimeError("a dry run has no database that writes")  # noqa: TRY004 - no argument has a wrong type
+    return database

@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import redis
@@ -31,6 +32,7 @@ from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 _LOOK_EVERY_SECONDS = 2.0
+_READING = frozenset({"PING", "INFO", "GET", "EXISTS", "PTTL", "TTL"})
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,29 @@ def _hostname() -> str:
     return socket.gethostname().replace(" ", "-")
 
 
-def connect_redis(url: str, client_name: str) -> redis.Redis:
-    """Return a client that fails within seconds rather than hangs."""
-    return redis.Redis.from_url(
+class ReadOnlyRedis(redis.Redis):
+    """A client that sends no command but those that read: the one a dry run is given."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command that reads.
+
+        Raises:
+            RuntimeError: It may write: the caller forgot that this is a dry run.
+        """
+        if str(args[0]).upper() not in _READING:
+            raise RuntimeError(f"a dry run sends no {args[0]} to Redis")
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+def connect_redis(url: str, client_name: str, *, read_only: bool = False) -> redis.Redis:
+    """Return a client that fails within seconds rather than hangs.
+
+    Args:
+        url: REDIS_URL.
+        client_name: Shown in ``CLIENT LIST``.
+        read_only: Whether it is for a dry run.
+    """
+    return (ReadOnlyRedis if read_only else redis.Redis).from_url(
         url,
         socket_timeout=3.0,
         socket_connect_timeout=2.0,
@@ -226,7 +248,7 @@ class JobLock:
     def _take_lease(self) -> int:
         if self.degraded:
             # Before the gate is closed: whoever must not run shall not stop the batches of those who may.
-            with self._database.transaction(read_only=True) as link:
+            with self._database.snapshot() as link:
                 former, left_ms = self._lease_holder(link)
             if former and left_ms > 0 and not former.is_dead():
                 raise self._lease_held(former, left_ms)

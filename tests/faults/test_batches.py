@@ -21,7 +21,7 @@ def selection(jobs_database, quiz):
         "INSERT INTO ops.leases VALUES (%s, %s, 'here', 1, 'test', clock_timestamp(), clock_timestamp())", (LOCK, TOKEN)
     )
     policy = load_policies(DEFAULT_POLICY_FILE).policies["quiz_responses"]
-    with jobs_database.transaction(read_only=True) as connection:
+    with jobs_database.snapshot() as connection:
         return preflight(connection, policy, jobs_database.now()).selection
 
 

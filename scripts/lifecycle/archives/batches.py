@@ -142,9 +142,9 @@ class Archiver:
         self._store = store_of(run.settings)
         self._keys = ArchiveKeys(run.database, run.settings)
         self._keys.lookup()
-        self._catalogue = Catalogue(run.database, self._store, self._keys)
+        self._catalogue = Catalogue(run.writer, self._store, self._keys)
         self._exporter = Exporter(
-            run.database,
+            run.writer,
             selection,
             context,
             catalogue=self._catalogue,
@@ -219,7 +219,7 @@ class Archiver:
                 continue
             self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
             yield window, exported
-            self._run.database.write(lambda connection: connection.execute(*self._heartbeat()))
+            self._run.writer.write(lambda connection: connection.execute(*self._heartbeat()))
 
     def _follow(self, path: Path) -> None:
         self._changed.clear()  # what another path leaves out
@@ -304,7 +304,7 @@ class Archiver:
             raised_by=f"system:{self._run.script}",
             context={"policy": self._policy.name, "error": error.stop_reason},
         )
-        self.queued += raise_item(self._run.database, self._run.settings, item, self._policy.name)
+        self.queued += raise_item(self._run.writer, self._run.settings, item, self._policy.name)
         return PolicyFailed(error.stop_reason, f"policy {self._policy.name}: {error}; nothing was deleted for it")
 
     def _carry_out(self, window: Window, exported: Exported | None) -> None:
@@ -421,7 +421,7 @@ class Archiver:
         self._politeness.ours += 1
         try:
             if self._connection is None:
-                self._connection = self._lent.enter_context(self._run.database.connection())
+                self._connection = self._lent.enter_context(self._run.writer.connection())
             cursors = self._gated.send(self._connection, statements)
         except psycopg.Error as error:
             if error.sqlstate == _NOT_EXACTLY:
@@ -479,7 +479,7 @@ class Archiver:
     def _unchanged(self, window: Window, exported: Exported) -> set[str]:
         """Return the keys of the rows that are as they were exported and that nobody has locked."""
         statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same(window))
-        with self._run.database.transaction() as connection:
+        with self._run.writer.transaction() as connection:
             connection.execute("SELECT set_config('enable_seqscan', 'off', true)")  # as in a batch
             return {key for (key,) in connection.execute(statement, self._parameters(window, exported))}
 

@@ -144,9 +144,10 @@ def restore_archives(run: Run) -> None:
     for entry in _chosen(run, _archives(run, policy, wish)):
         run.checkpoint()
         try:
-            done = restore(
-                run.database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
-            )
+            with run.rehearsal() as database:
+                done = restore(
+                    database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
+                )
         except (RestoreRefused, ArchiveBroken, ObjectMissing, KeyLost) as error:
             get_logger().error("archive_not_restored", archive=str(entry.id), into=wish.into, error=str(error))
             failures.append(error)

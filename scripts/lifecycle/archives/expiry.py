@@ -71,7 +71,7 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
 
 def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:
     """Decide under the gate that an archive may go; one that the store was asked for already goes on."""
-    with run.database.transaction() as connection:
+    with run.writer.transaction() as connection:
         connection.execute("SELECT ops.gate_shared()")
         if entry.status == "sealed" and _is_held(connection, policy, keys, entry):
             return False
@@ -124,12 +124,12 @@ def _close(run: Run, entry: Entry) -> None:
             metadata={"rows": entry.row_count, "table": entry.table_name},
         )
 
-    run.database.write(work)
+    run.writer.write(work)
 
 
 def _forget_people(run: Run) -> None:
     """Destroy the keys of people who are in no archive any more: none that is left was begun when theirs were used."""
-    run.database.write(
+    run.writer.write(
         lambda connection: connection.execute(
             "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now()"
             " WHERE kind = 'person' AND wrapped IS NOT NULL AND last_used_on <"

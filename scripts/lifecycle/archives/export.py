@@ -157,7 +157,7 @@ class Exporter:
             ArchiveStoreFailed: The store did not take it; nothing is left behind if the store still answers.
         """
         with (
-            self._database.transaction(read_only=True, statement_timeout=EXPORT_SECONDS) as snapshot,
+            self._database.snapshot(statement_timeout=EXPORT_SECONDS) as snapshot,
             self._database.connection() as keyring,
         ):
             snapshot.execute(TEXT_SETTINGS)

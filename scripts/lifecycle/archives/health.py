@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.lifecycle.archives.keys import ArchiveKeys, keys_by_master
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import Settings
 
@@ -12,7 +12,7 @@ SELECT count(*) FROM ops.archives WHERE status NOT IN ('sealed', 'expired') AND 
 """
 
 
-def warnings(database: Database, settings: Settings) -> list[str]:
+def warnings(database: ReadOnlyDatabase, settings: Settings) -> list[str]:
     """Return what is wrong with keys and catalogue, for a person; reads the database only, and no object.
 
     Empty where nothing was ever archived.

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase, writable
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import short_digest
 from scripts.utils.settings import Settings
@@ -112,7 +112,7 @@ class ArchiveKeys:
         settings: The master keys.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: ReadOnlyDatabase, settings: Settings) -> None:
         self._database = database
         self.master = MasterKeys(settings)
         self._lookup: bytes | None = None
@@ -132,7 +132,7 @@ class ArchiveKeys:
             Misconfigured: The master key is not the right one.
         """
         if self._lookup is None:
-            self._database.write(
+            writable(self._database).write(
                 lambda connection: connection.execute(
                     "INSERT INTO ops.archive_keys (kind, master_key_id, wrapped) VALUES ('lookup', %s, %b)"
                     " ON CONFLICT (kind) WHERE kind = 'lookup' AND destroyed_at IS NULL DO NOTHING",
@@ -288,7 +288,7 @@ class ArchiveKeys:
             self.master.wrap(self.master.unwrap(master, wrapped, _bound(kind, what)), _bound(kind, what))
             for _, kind, what, master, wrapped in rows
         ]
-        return self._database.write(
+        return writable(self._database).write(
             lambda connection: (
                 connection.execute(
                     "UPDATE ops.archive_keys k SET master_key_id = %s, wrapped = n.wrapped"

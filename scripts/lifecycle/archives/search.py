@@ -9,13 +9,13 @@ from scripts.lifecycle.archives.format import Block, lines_of, open_sealed, valu
 from scripts.lifecycle.archives.keys import ArchiveKeys, key_of_person
 from scripts.lifecycle.archives.verify import blocks_of
 from scripts.utils.archive_store import ArchiveStore
-from scripts.utils.db_utils import Database
+from scripts.utils.db_utils import ReadOnlyDatabase
 
 Row = dict[str, str | None]
 
 
 def rows_of(
-    database: Database, store: ArchiveStore, keys: ArchiveKeys, person: str, chosen: list[Entry]
+    database: ReadOnlyDatabase, store: ArchiveStore, keys: ArchiveKeys, person: str, chosen: list[Entry]
 ) -> Iterator[Row]:
     """Return a person's archived rows, each value as PostgreSQL's text.
 

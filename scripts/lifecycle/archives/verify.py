@@ -10,7 +10,7 @@ from scripts.lifecycle.archives.catalogue import Entry, entries
 from scripts.lifecycle.archives.format import NOBODY, ArchiveBroken, Block, ObjectReader, Trailer, open_sealed
 from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
-from scripts.utils.db_utils import Database
+from scripts.utils.db_utils import ReadOnlyDatabase
 from scripts.utils.errors import OpsError
 
 
@@ -73,7 +73,7 @@ def _checked(reader: ObjectReader, name: str, key: bytes, *, rows: int, sha256: 
 
 
 def verify(
-    database: Database,
+    database: ReadOnlyDatabase,
     store: ArchiveStore,
     keys: ArchiveKeys,
     chosen: list[Entry],
@@ -106,7 +106,7 @@ def verify(
 
 
 def rows_out_of_reach(
-    database: Database,
+    database: ReadOnlyDatabase,
     store: ArchiveStore,
     keys: ArchiveKeys,
     chosen: list[Entry],
@@ -140,7 +140,7 @@ def rows_out_of_reach(
     return rows
 
 
-def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> int:
+def _whole(database: ReadOnlyDatabase, store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> int:
     erased = 0
     for block in blocks_of(store, keys, entry):
         people = block.people
@@ -158,7 +158,7 @@ def _whole(database: Database, store: ArchiveStore, keys: ArchiveKeys, entry: En
     return erased
 
 
-def strangers(database: Database, store: ArchiveStore) -> list[Finding]:
+def strangers(database: ReadOnlyDatabase, store: ArchiveStore) -> list[Finding]:
     """Return what lies in the store and is in no line of the catalogue: nothing here deletes it."""
     known = {entry.object for entry in database.read(entries) if entry.status != "expired"}
     return [

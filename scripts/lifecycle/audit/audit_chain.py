@@ -17,7 +17,7 @@ from uuid import UUID
 
 from psycopg import sql
 
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured
 
 # The columns under the seal, in ops.append_audit's order, with the type that record_send writes before each.
@@ -143,7 +143,10 @@ class _Row:
 
 
 def verify(
-    database: Database, *heads: str | Head, span: Span | None = None, period: tuple[datetime, datetime] | None = None
+    database: ReadOnlyDatabase,
+    *heads: str | Head,
+    span: Span | None = None,
+    period: tuple[datetime, datetime] | None = None,
 ) -> Verification:
     """Walk along the chain in a read-only snapshot of its own; arguments, result and errors as :func:`verify_within`.
 
@@ -154,7 +157,7 @@ def verify(
         period: The same by time, instead.
     """
     kept = [Head.parsed(head) if isinstance(head, str) else head for head in heads]
-    with database.transaction(read_only=True, statement_timeout=_SECONDS) as connection:
+    with database.snapshot(statement_timeout=_SECONDS) as connection:
         if period:
             span = span_of(connection, *period)
         return verify_within(connection, kept, span)

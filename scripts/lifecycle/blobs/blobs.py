@@ -99,7 +99,7 @@ class BlobRemoval:
         self._blob: Blob = policy.blob
         self._context = context
         self._log = get_logger().bind(policy=policy.name)
-        self._intents = Intents(run.database, selection, context)
+        self._intents = Intents(run.writer, selection, context)
         self._client = client_for(run)
         self._call_size = min(run.settings.blob_batch_size, run.settings.blob_rate_limit_per_minute)
         self._progress_at = time.monotonic()
@@ -230,7 +230,7 @@ class BlobRemoval:
             raised_by=f"system:{self._run.script}",
             context={"policy": self._policy.name, "error": code},
         )
-        self.queued += raise_item(self._run.database, self._run.settings, item, intent.resource_id)
+        self.queued += raise_item(self._run.writer, self._run.settings, item, intent.resource_id)
         self._intents.fail(intent, code)
 
     def _remove(self, names: Sequence[str]) -> Outcomes:

@@ -208,7 +208,7 @@ class _Act:
 
     def _send(self, statement: sql.Composed, page: list[tuple[str, str]]) -> tuple[Any, ...] | None:
         parameters = self._parameters | {"ids": [one for one, _ in page], "blobs": [other for _, other in page]}
-        with self._run.database.connection() as connection:
+        with self._run.writer.connection() as connection:
             cursor = self._gated.send(connection, [(statement, parameters | {"entry_id": uuid4()})])[0]
             return cursor.fetchone() if cursor.description else None
 
@@ -240,7 +240,7 @@ def _copy_rows(run: Run, selection: Selection, client: BlobClient, blob: Blob, f
         names=selection.names_blob("t"),
     )
     with (
-        run.database.transaction(read_only=True, statement_timeout=SURVEY_SECONDS) as connection,
+        run.database.snapshot(statement_timeout=SURVEY_SECONDS) as connection,
         connection.cursor() as cursor,
         cursor.copy(statement) as copy,
     ):

@@ -34,9 +34,7 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
     seconds = float(run.settings.sla_count_seconds)
     rows, excepted, because = None, dict[str, int](), None
     try:
-        with run.database.transaction(
-            read_only=True, lock_timeout=LOCK_SECONDS, statement_timeout=seconds
-        ) as connection:
+        with run.database.snapshot(lock_timeout=LOCK_SECONDS, statement_timeout=seconds) as connection:
             rows, excepted = _counted(connection, policy, now)
     except PolicyFailed as error:
         because = str(error)

@@ -61,7 +61,7 @@ class Deleter:
         self._policy = selection.policy
         self._context = context
         self._log = get_logger().bind(policy=self._policy.name)
-        self._writer = BatchWriter(run.database, selection, context, lambda text: pseudonym(run.settings, text))
+        self._writer = BatchWriter(run.writer, selection, context, lambda text: pseudonym(run.settings, text))
         self._breaker = CircuitBreaker(
             f"locks of {self._policy.table}",
             failure_limit=Fraction(4, 5),

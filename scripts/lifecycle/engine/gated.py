@@ -18,9 +18,10 @@ from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policy.policies import Batch
-from scripts.utils.db_utils import Connection, Database, connection_lost, is_deadlock, local_settings
+from scripts.utils.db_utils import Connection, Database, connection_lost, is_deadlock
 from scripts.utils.errors import StoppedEarly
 from scripts.utils.retry_utils import retry
+from scripts.utils.session_settings import local_settings
 
 Statement = tuple[QueryNoTemplate, dict[str, Any]]
 Result = TypeVar("Result")
@@ -171,7 +172,7 @@ class GatedTransaction:
         passed: Cursor[Any] | None = None
         try:
             with connection.pipeline():
-                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
                 connection.execute(self._set, self._at_the_gate)
                 passed = connection.execute(_GATE)
                 connection.execute(self._set, self._in_the_batch)

@@ -16,7 +16,7 @@ from psycopg.rows import class_row
 
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.resources import require_row, table_exists
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
 
@@ -156,20 +156,20 @@ def _keep_blobs(connection: Connection, table: str | None, resource_id: str | No
     return [key for (key,) in rows]
 
 
-def active(database: Database) -> list[Hold]:
+def active(database: ReadOnlyDatabase) -> list[Hold]:
     """Return the holds in force, oldest first."""
-    with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
+    with database.snapshot() as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
             f"SELECT {_COLUMNS} FROM ops.holds_in_force h ORDER BY h.placed_at, h.id"  # noqa: S608 - a constant
         ).fetchall()
 
 
-def ending(database: Database) -> list[Hold]:
+def ending(database: ReadOnlyDatabase) -> list[Hold]:
     """Return the holds that end by themselves within :data:`WARNING`, the next one first.
 
     What another hold keeps for longer does not become free, so nobody need be told.
     """
-    with database.transaction(read_only=True) as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
+    with database.snapshot() as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
             f"SELECT {_COLUMNS} FROM ops.holds_in_force h"  # noqa: S608 - a constant
             " WHERE h.expires_at <= now() + %s"

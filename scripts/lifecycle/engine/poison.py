@@ -44,7 +44,7 @@ def hand_over(run: Run, policy: Policy, key: str, error: psycopg.Error) -> int:
             "functions": functions_of(error),
         },
     )
-    return raise_item(run.database, run.settings, item, key)
+    return raise_item(run.writer, run.settings, item, key)
 
 
 def statement_refused(policy: Policy, error: psycopg.Error) -> PolicyFailed:

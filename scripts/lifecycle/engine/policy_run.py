@@ -146,7 +146,7 @@ class PolicyRun(ABC):
 
     def _open(self) -> UUID:
         run_id = uuid4()
-        self._run.database.write(
+        self._run.writer.write(
             lambda connection: runs.open_run(
                 connection,
                 run_id,
@@ -171,7 +171,7 @@ class PolicyRun(ABC):
         """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
         deleted = self._deleted
         try:
-            with self._run.database.transaction(read_only=True) as connection:
+            with self._run.database.snapshot() as connection:
                 deleted = runs.audited_rows(connection, run_id, self._policy.table)
             if self._residue is None and self._selection is not None:
                 self._residue = self._survey(self._selection, self._last_look_seconds)
@@ -198,7 +198,7 @@ class PolicyRun(ABC):
         self._run.results.append(result)
         try:
             retry(
-                lambda: runs.close_run(self._run.database, run_id, result),
+                lambda: runs.close_run(self._run.writer, run_id, result),
                 on=connection_lost,
                 attempts=4,
                 seconds=10.0,

@@ -12,9 +12,10 @@ from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import detached_from
 from scripts.lifecycle.policy.policies import PolicySet, table_identifier
-from scripts.utils.db_utils import Connection, local_settings
+from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, describe_database_error
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.session_settings import local_settings
 
 _LOOK_SECONDS = 5.0
 # With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.

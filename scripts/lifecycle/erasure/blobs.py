@@ -98,7 +98,7 @@ class BlobsOfPeople:
             return
         selection = OfPerson(self._selection(policy), target, parameters)
         self._intend(selection, policy, context, keys)
-        intents = Intents(self._run.database, selection, context, only=keys)
+        intents = Intents(self._run.writer, selection, context, only=keys)
         after: int | None = 0
         while after is not None:
             self._run.checkpoint()
@@ -124,7 +124,7 @@ class BlobsOfPeople:
 
     def _intend(self, selection: OfPerson, policy: Policy, context: Context, keys: list[str]) -> None:
         """Write the intents; one that a killed run left stands for the same."""
-        database = self._run.database
+        database = self._run.writer
 
         def once() -> None:
             with GatedTransaction(policy.batch).opened(database) as connection:

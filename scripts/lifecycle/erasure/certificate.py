@@ -16,7 +16,7 @@ from scripts.lifecycle.audit import audit
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import PolicySet
 from scripts.utils.archive_store import ArchiveStore
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pages import environment
 from scripts.utils.settings import Settings
@@ -126,7 +126,7 @@ def keep(store: ArchiveStore, request: Request) -> None:
         file.write(as_json(request).encode())
 
 
-def verify(database: Database, text: str) -> dict[str, Any]:
+def verify(database: ReadOnlyDatabase, text: str) -> dict[str, Any]:
     """Check a certificate against itself, against the audit, and the audit as a whole.
 
     Returns:

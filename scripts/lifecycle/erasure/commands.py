@@ -51,7 +51,7 @@ def _add(run: Run) -> None:
         return
     operator = run.operator
     request = erasure_requests.again_if_she_is_entered_twice(
-        lambda: run.database.write(
+        lambda: run.writer.write(
             lambda connection: erasure_requests.add(
                 connection,
                 run.settings,

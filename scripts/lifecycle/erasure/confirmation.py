@@ -59,7 +59,7 @@ class Aftercare:
         # Tried again until the deadline; no address is kept for ever on the strength of a mail server that refuses it.
         later = request.email and not told and mail.can_write(run.settings)
         keep_address = bool(later and request.deadline_at and request.deadline_at > run.cutoff)
-        run.database.write(
+        run.writer.write(
             lambda connection: connection.execute(
                 f"UPDATE {TABLE} SET certified_at = coalesce(certified_at, now()),"  # noqa: S608 - constants
                 " email = CASE WHEN %(keep)s THEN email END,"

@@ -79,7 +79,7 @@ class Eraser:
         self.store: ArchiveStore = store_of(run.settings)
         self.plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies))
         # Composed once: for each request anew it would cost more than sending it.
-        with run.database.connection() as connection:
+        with run.database.snapshot() as connection:
             self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
@@ -217,7 +217,7 @@ class Eraser:
             " policy_hash = %s WHERE id = %s AND closed_at IS NULL"
         )
         facts = (self._run.policies.hash, request.id)
-        begun = self._run.database.write(lambda connection: connection.execute(statement, facts).rowcount)
+        begun = self._run.writer.write(lambda connection: connection.execute(statement, facts).rowcount)
         if not begun:
             erasure_ledger.take_back(self.store, request.id)
         return bool(begun)
@@ -270,7 +270,7 @@ class Eraser:
         """Run statements in one transaction behind the gate; return the rows of each."""
 
         def once() -> list[int]:
-            with self._run.database.connection() as connection:
+            with self._run.writer.connection() as connection:
                 cursors = self._gated.send(connection, [(statement, parameters) for statement in statements])
                 answers = [cursor.fetchone() or (False, False, 0) for cursor in cursors]
                 for owned, stopped, *_ in answers:
@@ -336,7 +336,7 @@ class Eraser:
             erasure_requests.settle_item(connection, request.id, "fulfilled", actor=actor)
             return []
 
-        return retry(lambda: self._run.database.write(once), on=is_deadlock, attempts=4, seconds=30.0)
+        return retry(lambda: self._run.writer.write(once), on=is_deadlock, attempts=4, seconds=30.0)
 
     def _block(self, request: Request, found: list[Found], refused: dict[str, str]) -> Outcome:
         """Tell a person what is in the way; the deadline goes on."""
@@ -357,7 +357,7 @@ class Eraser:
 
     def _hand_over(self, request: Request, reason: str, context: dict[str, object]) -> Outcome:
         context["deadline"] = request.deadline_at.isoformat() if request.deadline_at else None
-        new = self._run.database.write(
+        new = self._run.writer.write(
             lambda connection: erasure_requests.block(
                 connection, self._settings, request.id, reason, actor=f"system:{self._run.script}", context=context
             )

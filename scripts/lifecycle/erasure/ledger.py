@@ -183,7 +183,7 @@ def people(
     columns = {TABLE: "person", "ops.legal_holds": "person"}
     columns |= {step.table: step.person for step in steps.values() if step.person}
     for table, column in columns.items():
-        with database.transaction(read_only=True, statement_timeout=3600.0) as connection:
+        with database.snapshot(statement_timeout=3600.0) as connection:
             for person in _distinct(connection, table, column):
                 if (digest := digest_of(person)) in wanted:
                     found[digest] = person

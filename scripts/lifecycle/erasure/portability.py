@@ -74,7 +74,7 @@ def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile) ->
     blobs: list[str] = []
     parameters = plan.parameters | {"person": person}
     # One snapshot for all of it: what refers to what fits together.
-    with run.database.transaction(read_only=True, statement_timeout=_SECONDS) as connection:
+    with run.database.snapshot(statement_timeout=_SECONDS) as connection:
         parameters["spellings"] = [each for (each,) in connection.execute(plan.spellings(), parameters)]
         for target in plan.targets.values():
             with archive.open(f"{target.table}.json", "w") as file:

@@ -26,7 +26,7 @@ def connection(context: Context) -> Iterator[Finding]:
     """Connect; how long does an answer take, and is the server new enough?"""
     database = context.run.database
     database.open()
-    with database.connection() as link:
+    with database.snapshot() as link:
         times = []
         for _ in range(_LOOKS):
             began = time.perf_counter()

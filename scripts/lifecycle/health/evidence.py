@@ -20,7 +20,7 @@ from scripts.lifecycle.purge.purge import predict
 from scripts.utils.alert_sinks import sinks_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import LockHeld, Misconfigured, OpsError
-from scripts.utils.redis_lock import Holder, JobLock, connect_redis
+from scripts.utils.redis_lock import Holder, JobLock
 
 NOT_VISIBLE = "not visible: "
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,9 +115,9 @@ def exclusion(context: Context) -> Iterator[Finding]:
     # A holder on another host: of its own process JobLock knows that nothing else runs in it.
     other = Holder(f"{run.correlation_id[:15]}x", "trial-of-the-checklist", 1, "1970-01-01T00:00:00Z")
     name = f"lock:health:{run.correlation_id}"
-    with connect_redis(run.settings.redis_url.get_secret_value(), run.script) as client:
+    with run.redis() as client:
         first = Lock(client, name, timeout=_TRIAL_SECONDS, blocking=False, thread_local=False)
-        second = JobLock(run.database, client, name=name, timeout=_TRIAL_SECONDS, run=run.correlation_id)
+        second = JobLock(run.writer, client, name=name, timeout=_TRIAL_SECONDS, run=run.correlation_id)
         try:
             if not first.acquire(token=str(other)):
                 yield failed("exclusion", "a lock that nobody has could not be taken", "see the line redis")

@@ -12,7 +12,7 @@ from redis.lock import Lock
 
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.redis_lock import Holder, connect_redis
+from scripts.utils.redis_lock import Holder
 
 SLOW_SECONDS = 0.1
 TRIAL_SECONDS = 10.0
@@ -43,7 +43,7 @@ class _HeldLock:
 def redis_answers(context: Context) -> Iterator[Finding]:
     """Ask Redis, and take and give back a lock of the check's own."""
     run = context.run
-    with connect_redis(run.settings.redis_url.get_secret_value(), run.script) as client:
+    with run.redis() as client:
         try:
             began = time.perf_counter()
             client.ping()
@@ -104,7 +104,7 @@ def zombie_locks(context: Context) -> Iterator[Finding]:
     if not names:
         yield passed("locks", "no job has a lock")
         return
-    with connect_redis(run.settings.redis_url.get_secret_value(), run.script) as client:
+    with run.redis() as client:
         try:
             first = _held(client, names)
             suspects = _unclaimed(context, first)

@@ -25,8 +25,8 @@ from scripts.lifecycle.jobs.results import SLA_ORDER, total_pauses
 from scripts.lifecycle.jobs.run import Job, Run
 from scripts.lifecycle.jobs.terminal import Display
 from scripts.lifecycle.policy.policies import JobSpec, PolicySet, load_policies
-from scripts.utils import error_reporting, metrics_utils, tracing
-from scripts.utils.db_utils import Connection, Database, explained
+from scripts.utils import error_reporting, tracing
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase, explained
 from scripts.utils.errors import (
     DatabaseRefused,
     ExitCode,
@@ -36,7 +36,7 @@ from scripts.utils.errors import (
     worst,
 )
 from scripts.utils.logging_utils import LogFormat, configure_logging, get_logger
-from scripts.utils.redis_lock import JobLock, connect_redis
+from scripts.utils.redis_lock import JobLock
 from scripts.utils.settings import Settings, load_settings
 
 __all__ = ["Job", "Run", "main"]
@@ -157,7 +157,7 @@ def _begin(run: Run) -> None:
         runs.keep_policy_version(connection, run.policies, run.script)
         return runs.abandon_dead_runs(connection, run.script)
 
-    abandoned = run.database.write(work)
+    abandoned = run.writer.write(work)
     if abandoned:
         get_logger().warning("abandoned_runs_closed", runs=abandoned)
 
@@ -166,7 +166,7 @@ def _close(
     job: Job, run: Run, spec: JobSpec | None, code: ExitCode, stop_reason: str | None, message: str | None
 ) -> None:
     """Say what happened in one line: the last thing that a person or a log store reads."""
-    if spec and not run.options.dry_run and code is not ExitCode.NOT_RUN:
+    if spec and code is not ExitCode.NOT_RUN:
         _emit(run, spec, code)
     head = _audit_head(run) if job.changes_data else None
     if job.changes_data and not run.options.dry_run and code is not ExitCode.NOT_RUN:
@@ -216,7 +216,7 @@ def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
         spec=spec,
         policies=run.policies.policies,
     )
-    metrics_utils.emit(run.settings, run.script, figures)
+    run.emit(figures)
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
@@ -233,13 +233,13 @@ def _worst(ages: Sequence[float | None]) -> float | None:
 
 def _audit_head(run: Run) -> str | None:
     try:
-        with run.database.transaction(read_only=True) as connection:
+        with run.database.snapshot() as connection:
             return audit.head(connection)
     except (psycopg.Error, OpsError):
         return None
 
 
-def _require_schema(database: Database) -> None:
+def _require_schema(database: ReadOnlyDatabase) -> None:
     row = database.read(
         lambda connection: connection.execute(
             # In this order: without the right, to_regclass is refused rather than null.
@@ -265,7 +265,7 @@ def _lock_or_note(run: Run, spec: JobSpec | None) -> None:
     except LockHeld:
         noted = (run.policies, run.script, run.correlation_id, run.cutoff, run.settings.render_git_commit)
         try:
-            with run.database.transaction() as connection:
+            with run.writer.transaction() as connection:
                 runs.note_lock_conflict(connection, *noted)
         except (psycopg.Error, OpsError) as error:
             get_logger().warning("lock_conflict_not_noted", error=type(error).__name__)
@@ -275,9 +275,9 @@ def _lock_or_note(run: Run, spec: JobSpec | None) -> None:
 def _lock(run: Run, spec: JobSpec | None) -> None:
     if spec is None or spec.lock is None:
         raise AssertionError("main() refuses a job that changes data and has no lock")
-    client = connect_redis(run.settings.redis_url.get_secret_value(), run.script)
+    client = run.redis()
     timeout = run.settings.redis_lock_timeout
-    run.take_lock(JobLock(run.database, client, name=spec.lock, timeout=timeout, run=run.correlation_id))
+    run.take_lock(JobLock(run.writer, client, name=spec.lock, timeout=timeout, run=run.correlation_id))
 
 
 def _load(flags: argparse.Namespace) -> tuple[Settings, PolicySet]:

@@ -22,7 +22,7 @@ from scripts.utils.retry_utils import retry
 def recorded(run: Run) -> Iterator[None]:
     """Open the record, and close it with what became of the work."""
     run_id = uuid4()
-    run.database.write(
+    run.writer.write(
         lambda connection: runs.open_run(
             connection,
             run_id,
@@ -54,7 +54,7 @@ def recorded(run: Run) -> Iterator[None]:
         raise
     finally:
         try:
-            retry(lambda: runs.close_run(run.database, run_id, ending), on=connection_lost, attempts=4, seconds=10.0)
+            retry(lambda: runs.close_run(run.writer, run_id, ending), on=connection_lost, attempts=4, seconds=10.0)
         except (psycopg.Error, DatabaseUnavailable) as error:
             get_logger().error("run_record_not_closed", error=type(error).__name__)
 

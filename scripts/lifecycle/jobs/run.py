@@ -6,24 +6,31 @@ import argparse
 import getpass
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import FrameType
+from typing import TypeVar
 from uuid import uuid4
+
+import redis
 
 from scripts.lifecycle.jobs.results import SLA_ORDER, PolicyResult, SlaStatus
 from scripts.lifecycle.jobs.terminal import Display
 from scripts.lifecycle.policy.policies import PolicySet
-from scripts.utils.db_utils import Database
+from scripts.utils import metrics_utils
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase, writable
 from scripts.utils.errors import ExitCode, Misconfigured, OpsError, StoppedEarly
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.redis_lock import JobLock
+from scripts.utils.metrics_utils import Figure
+from scripts.utils.redis_lock import JobLock, connect_redis
 from scripts.utils.settings import Settings, handle
 from scripts.utils.tracing import Trace
 
 _PAUSE_SLICE_SECONDS = 0.05
+
+AnyDatabase = TypeVar("AnyDatabase", bound=ReadOnlyDatabase)
 
 
 @dataclass(frozen=True)
@@ -86,17 +93,61 @@ class Run:
         """What the closing line of a run says that does not delete by policy."""
         self.ending = ExitCode.DONE
         """What such a run came to: 4 where something new needs a person, 3 where work is left."""
-        self.database = Database(
-            settings.database_url.get_secret_value(),
-            application_name=f"{job.name} {self.correlation_id}",
-            max_size=settings.db_pool_size + settings.db_max_overflow,
-        )
+        self.database: ReadOnlyDatabase = self._pool(ReadOnlyDatabase if options.dry_run else Database)
+        """For what looks; what writes goes through :attr:`writer`."""
         self.started = time.monotonic()
         self._signal: signal.Signals | None = None
         self._lock: JobLock | None = None
         self._outer: list[JobLock] = []
         self._until: float | None = None
         self._cutoff: datetime | None = None
+
+    def _pool(self, kind: type[AnyDatabase]) -> AnyDatabase:
+        return kind(
+            self.settings.database_url.get_secret_value(),
+            application_name=f"{self.job} {self.correlation_id}",
+            max_size=self.settings.db_pool_size + self.settings.db_max_overflow,
+        )
+
+    @property
+    def writer(self) -> Database:
+        """The database of a real run, for what writes.
+
+        Raises:
+            RuntimeError: This is a dry run, which has none.
+        """
+        return writable(self.database)
+
+    def note(self, work: Callable[[Connection], object]) -> None:
+        """Write what only a real run leaves behind, such as an observation; a dry run leaves nothing."""
+        if isinstance(self.database, Database):
+            self.database.write(work)
+
+    def emit(self, figures: Sequence[Figure]) -> None:
+        """Send figures to the sinks that are set; a dry run has none."""
+        if not self.options.dry_run:
+            metrics_utils.emit(self.settings, self.script, figures)
+
+    def redis(self) -> redis.Redis:
+        """Return a client of Redis; a dry run's cannot write."""
+        url = self.settings.redis_url.get_secret_value()
+        return connect_redis(url, self.script, read_only=self.options.dry_run)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[Database]:
+        """Lend a database that writes, also to a dry run: the one exception, for ``restore --dry-run``.
+
+        It fills a temporary table, tries the rows against the target's constraints, and rolls the transaction back.
+        """
+        if isinstance(self.database, Database):
+            yield self.database
+            return
+        database = self._pool(Database)
+        database.open()
+        try:
+            yield database
+        finally:
+            database.close()
 
     @property
     def cutoff(self) -> datetime:

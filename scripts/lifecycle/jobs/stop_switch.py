@@ -12,7 +12,7 @@ from datetime import datetime
 from psycopg.rows import class_row
 
 from scripts.lifecycle.audit import audit
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, SwitchedOff
 
 ALL = "*"
@@ -65,7 +65,7 @@ class Status:
         return [run for run in self.running if switch.stops(run.script)]
 
 
-def refuse_if_on(database: Database, job: str) -> None:
+def refuse_if_on(database: ReadOnlyDatabase, job: str) -> None:
     """Keep a job from starting.
 
     Raises:
@@ -124,9 +124,9 @@ def turn_off(database: Database, job: str, *, operator: str) -> Switch | None:
     return switch
 
 
-def status(database: Database) -> Status:
+def status(database: ReadOnlyDatabase) -> Status:
     """Return what is on and what runs."""
-    with database.transaction(read_only=True) as connection:
+    with database.snapshot() as connection:
         switches = _switches(connection)
         with connection.cursor(row_factory=class_row(RunningRun)) as cursor:
             running = cursor.execute(
@@ -137,7 +137,7 @@ def status(database: Database) -> Status:
     return Status(switches, running)
 
 
-def _look(database: Database, job: str) -> Switch | None:
+def _look(database: ReadOnlyDatabase, job: str) -> Switch | None:
     return database.read(lambda connection: _switch(connection, job))
 
 

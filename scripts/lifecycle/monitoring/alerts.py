@@ -18,7 +18,7 @@ from psycopg.rows import dict_row
 
 from scripts.lifecycle.monitoring.alert_delivery import Delivery
 from scripts.utils.alert_sinks import SEVERITIES, News, Severity, sinks_of
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redaction import redact
 from scripts.utils.settings import Settings
@@ -117,22 +117,20 @@ class Settled:
 class Alerts:
     """The problems of this installation, as one process sees and changes them.
 
-    No method may be called inside a transaction: it opens its own, and talks HTTP after it. With CLEANUP_DRY_RUN set,
+    No method may be called inside a transaction: it opens its own, and talks HTTP after it. In a dry run
     what would be raised or recovered is logged, and nothing is written or sent.
 
     Args:
-        database: Where the state is.
+        database: Where the state is; one that cannot write makes this a dry run.
         settings: The sinks, the pause between reminders, the addresses.
         script: Who looks.
     """
 
-    def __init__(self, database: Database, settings: Settings, script: str) -> None:
-        self._database = database
+    def __init__(self, database: ReadOnlyDatabase, settings: Settings, script: str) -> None:
         self._settings = settings
         self._script = script
         self._sinks = sinks_of(settings)
-        self._delivery = Delivery(database, self._sinks, settings.alert_source)
-        self._dry_run = settings.cleanup_dry_run
+        self._writer = database if isinstance(database, Database) else None
 
     def raise_(self, alert: Alert) -> bool:
         """Say that there is a problem, as often as it is seen.
@@ -190,11 +188,11 @@ class Alerts:
 
     def deliver(self) -> None:
         """Tell each sink what it has yet to be told; the next run asks one that is down again."""
-        if not self._dry_run:
-            self._delivery.deliver()
+        if self._writer:
+            Delivery(self._writer, self._sinks, self._settings.alert_source).deliver()
 
     def _note(self, alert: Alert) -> bool:
-        if self._dry_run:
+        if self._writer is None:
             get_logger().warning("alert_would_be_raised", dry_run=True, alert=alert.key, what=alert.what)
             return False
         mine = uuid4()
@@ -222,7 +220,7 @@ class Alerts:
                 if again := connection.execute(_SEEN_AGAIN, facts).fetchone():
                     return again[0], again[1]
 
-        row, news = self._database.write(work)
+        row, news = self._writer.write(work)
         # After a COMMIT whose answer was lost, the second attempt finds the row of the first.
         new = row == mine
         if new or news:
@@ -245,7 +243,7 @@ class Alerts:
             "unknown": list(unknown),
             "measured_at": measured_at,
         }
-        if self._dry_run:
+        if self._writer is None:
             get_logger().info("alerts_would_be_settled", dry_run=True, scope=scope, still_open=sorted(still))
             return []
 
@@ -253,7 +251,7 @@ class Alerts:
             with connection.cursor(row_factory=dict_row) as cursor:
                 return cursor.execute(_RECOVER, facts).fetchall()
 
-        over = self._database.write(work)
+        over = self._writer.write(work)
         for row in over:
             _log("recovered", row)
         return sorted(row["key"] for row in over)

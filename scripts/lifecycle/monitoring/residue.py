@@ -18,7 +18,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey, survey
 from scripts.lifecycle.policy.policies import Policy
 from scripts.utils.blob_token import store_of
-from scripts.utils.db_utils import Connection, Database, connection_lost
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase, connection_lost
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.settings import Settings
 
@@ -40,7 +40,13 @@ class Residue:
 
 
 def measure(
-    database: Database, settings: Settings, policy: Policy, *, now: datetime, completed: datetime | None, seconds: float
+    database: ReadOnlyDatabase,
+    settings: Settings,
+    policy: Policy,
+    *,
+    now: datetime,
+    completed: datetime | None,
+    seconds: float,
 ) -> Residue:
     """Count what lies past its date.
 
@@ -67,7 +73,7 @@ def measure(
     try:
         with (
             naming_what_is_locked(policy),
-            database.transaction(read_only=True, lock_timeout=LOCK_SECONDS, statement_timeout=seconds) as connection,
+            database.snapshot(lock_timeout=LOCK_SECONDS, statement_timeout=seconds) as connection,
         ):
             found = at(connection, now)
             overdue = found.oldest_overdue_seconds

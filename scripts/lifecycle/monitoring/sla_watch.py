@@ -24,7 +24,6 @@ from scripts.lifecycle.policy.schedules import last_due
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.redis_lock import connect_redis
 
 NO_JOB = "no_job"
 # So much of its own time budget the monitor may count: what it found must still be written and told.
@@ -154,7 +153,7 @@ def _job_view(run: Run, name: str, now: datetime) -> JobView | None:
 
 def _lock_value(run: Run, lock: str) -> str | None:
     try:
-        with connect_redis(run.settings.redis_url.get_secret_value(), run.script) as client:
+        with run.redis() as client:
             value = client.get(lock)
     except RedisError as error:
         get_logger().warning("redis_unavailable", lock=lock, error=type(error).__name__, effect="who lives is unknown")

@@ -35,7 +35,7 @@ def archive_policy(run: Run, name: str) -> None:
     store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
     keys.check()
     if not run.options.dry_run:
-        remove_leftovers(run, Catalogue(run.database, store, keys))
+        remove_leftovers(run, Catalogue(run.writer, store, keys))
     purge(run, policy=name)
     # A period that became shorter fails the policy until somebody confirms it: the archive's own too.
     if run.results[-1].exit_code is not ExitCode.FAILED:

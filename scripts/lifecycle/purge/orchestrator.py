@@ -31,7 +31,7 @@ from scripts.utils.errors import (
     SwitchedOff,
 )
 from scripts.utils.logging_utils import get_logger
-from scripts.utils.redis_lock import JobLock, connect_redis
+from scripts.utils.redis_lock import JobLock
 
 # A shorter share is not worth a policy's beginning and end.
 SHORTEST_SHARE_SECONDS = 1.0
@@ -190,9 +190,9 @@ class _Orchestra:
         if wanted is None or wanted == self._own.name:
             yield None
             return
-        client = connect_redis(run.settings.redis_url.get_secret_value(), run.script)
+        client = run.redis()
         timeout = run.settings.redis_lock_timeout
-        lock = JobLock(run.database, client, name=wanted, timeout=timeout, run=run.correlation_id)
+        lock = JobLock(run.writer, client, name=wanted, timeout=timeout, run=run.correlation_id)
         lock.acquire()
         try:
             yield lock
@@ -201,7 +201,7 @@ class _Orchestra:
 
     def _show_life(self, lock: JobLock) -> None:
         """Keep the run's own lease fresh: the batches renew that of the policy's job."""
-        self._run.database.write(
+        self._run.writer.write(
             lambda connection: connection.execute(
                 "UPDATE ops.leases SET heartbeat_at = clock_timestamp() WHERE name = %s AND fencing_token = %s",
                 (lock.name, lock.fencing_token),
@@ -240,8 +240,6 @@ class _Orchestra:
         get_logger().warning("policy_not_begun", policy=name, stop_reason=reason, error=message)
         result = PolicyResult(name, "partial", reason, code, error=message, sla_status="warning")
         run.results.append(result)
-        if run.options.dry_run:
-            return
         facts = {
             "script": run.script,
             "policy": name,
@@ -251,7 +249,6 @@ class _Orchestra:
             "version": run.settings.render_git_commit,
         }
         try:
-            with run.database.transaction() as connection:
-                runs.note_not_begun(connection, run.policies, **facts)  # type: ignore[arg-type]
+            run.note(lambda connection: runs.note_not_begun(connection, run.policies, **facts))  # type: ignore[arg-type]
         except (psycopg.Error, OpsError) as error:
             get_logger().warning("policy_not_noted", policy=name, error=type(error).__name__)

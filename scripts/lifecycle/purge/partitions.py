@@ -353,7 +353,7 @@ class PartitionDrops:
 
     def _state(self, mark: UUID | None) -> tuple[str, Any] | None:
         """Find out what became of a mark, once nobody works on it any more."""
-        with self._run.database.closing_gate() as connection:
+        with self._run.writer.closing_gate() as connection:
             row = connection.execute(
                 "SELECT state, row_count FROM ops.detached_partitions WHERE id = %s", (mark,)
             ).fetchone()
@@ -364,7 +364,7 @@ class PartitionDrops:
 
         def once() -> Result:
             try:
-                with self._gated.opened(self._run.database) as connection:
+                with self._gated.opened(self._run.writer) as connection:
                     self._require_may_run(connection)
                     return step(connection)
             except psycopg.OperationalError as error:
@@ -399,7 +399,7 @@ class PartitionDrops:
         batch = self._policy.batch
 
         def once() -> str:
-            with self._run.database.transaction(
+            with self._run.writer.transaction(
                 lock_timeout=batch.lock_timeout.total_seconds(),
                 statement_timeout=batch.statement_timeout.total_seconds(),
             ) as connection:
@@ -447,7 +447,7 @@ class PartitionDrops:
             raised_by=f"system:{self._run.script}",
             context={"policy": self._policy.name, "partition": partition.name, "error": problem},
         )
-        self.queued += handover.raise_item(self._run.database, self._run.settings, item, partition.name)
+        self.queued += handover.raise_item(self._run.writer, self._run.settings, item, partition.name)
 
 
 def _broken() -> DatabaseUnavailable:

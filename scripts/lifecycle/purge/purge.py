@@ -279,7 +279,7 @@ class Purge(PolicyRun):
                 "tables": sorted({foreign_key.table for foreign_key in selection.refusing}),
             },
         )
-        return handover.raise_item(self._run.database, self._run.settings, item, self._policy.name)
+        return handover.raise_item(self._run.writer, self._run.settings, item, self._policy.name)
 
     def _queue_excepted(self, cleared: Cleared) -> int:
         new = 0
@@ -289,7 +289,7 @@ class Purge(PolicyRun):
             overdue = exceptions.overdue_exception(cleared.selection, name)
             walk = IndexWalk(cleared.selection, exception.queue.anchor, overdue)
             new += exceptions.raise_excepted(
-                self._run.database,
+                self._run.writer,
                 self._run.settings,
                 cleared.selection,
                 name,

@@ -26,7 +26,7 @@ class BlobDecision:
         self._client = client
         self._key = matter.item.resource_id
         self._selection = matter.selection()
-        self._intents = Intents(matter.run.database, self._selection, matter.context, only=[self._key])
+        self._intents = Intents(matter.run.writer, self._selection, matter.context, only=[self._key])
 
     def delete(self) -> str:
         """Ask the store once more to delete it."""
@@ -78,7 +78,7 @@ class BlobDecision:
         if state is None or not state.names_blob:
             self._matter.close(connection)
             return ROW_GONE if state is None else "the row names no blob any more: it was deleted meanwhile"
-        writer = BatchWriter(self._matter.run.database, self._selection, self._matter.context)
+        writer = BatchWriter(self._matter.run.writer, self._selection, self._matter.context)
         written = writer.within(connection, chosen_keys(self._selection, [self._key]))
         require_may_run(owned=written.owned, stopped=written.stopped)
         if not written.deleted and state.why_kept:

@@ -10,7 +10,7 @@ from uuid import UUID
 from psycopg import sql
 
 from scripts.lifecycle.monitoring.alerts import Alert, Alerts
-from scripts.utils.db_utils import Connection, Database, is_deadlock
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase, is_deadlock
 from scripts.utils.retry_utils import retry
 
 SCOPE = "queue:item:"
@@ -62,7 +62,7 @@ _STEPS = {
 }
 
 
-def predict(database: Database) -> Moved:
+def predict(database: ReadOnlyDatabase) -> Moved:
     """Count what :func:`move` would change; a deferral that is due may then be past its deadline too."""
 
     def read(connection: Connection) -> Moved:
@@ -107,7 +107,7 @@ def _change(database: Database, statement: sql.Composed, facts: dict[str, Any]) 
     return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
 
 
-def tell(database: Database, alerts: Alerts, *, between: Callable[[], None]) -> dict[str, int]:
+def tell(database: ReadOnlyDatabase, alerts: Alerts, *, between: Callable[[], None]) -> dict[str, int]:
     """Raise one alert for each escalated item that is past its deadline; one that is resolved has recovered.
 
     Returns:

@@ -67,7 +67,7 @@ class Matter:
         """
 
         def once() -> str:
-            with GatedTransaction(self.policy.batch).opened(self.run.database) as connection:
+            with GatedTransaction(self.policy.batch).opened(self.run.writer) as connection:
                 self.work.require_mine(connection, self.item.id)
                 return effect(connection)
 

@@ -91,7 +91,7 @@ class RowDecision:
 
     def hold(self, until: datetime | None) -> str:
         """Keep the row under a legal hold until a day."""
-        with self._database.closing_gate() as connection:
+        with self._matter.run.writer.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
             hold = holds.place_within(
                 connection,
@@ -106,7 +106,7 @@ class RowDecision:
 
     def release_hold(self) -> str:
         """Let the row's period rule again."""
-        with self._database.closing_gate() as connection:
+        with self._matter.run.writer.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
             try:
                 ended = holds.release_row(connection, self._policy.table, self._key, operator=self._matter.run.operator)
@@ -127,7 +127,7 @@ class RowDecision:
             return ROW_GONE
         settings = self._matter.run.settings
         writer = BatchWriter(
-            self._database, selection, self._matter.context, pseudonym=lambda text: pseudonym(settings, text)
+            self._matter.run.writer, selection, self._matter.context, pseudonym=lambda text: pseudonym(settings, text)
         )
         outcome = writer.within(connection, chosen_keys(selection, [self._key]))
         require_may_run(owned=outcome.owned, stopped=outcome.stopped)

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from scripts.utils.db_utils import Connection, Database, is_deadlock
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase, is_deadlock, writable
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import retry
@@ -155,7 +155,7 @@ class Work:
         operator: The operator's handle.
     """
 
-    def __init__(self, database: Database, settings: Settings, operator: str) -> None:
+    def __init__(self, database: ReadOnlyDatabase, settings: Settings, operator: str) -> None:
         self._database = database
         self._settings = settings
         self._operator = operator
@@ -352,13 +352,13 @@ class Work:
             raise SomebodyWasFirst(f"item {item_id}: the same matter is open already, as another item") from None
         if changed is None:
             # A transaction goes on with its own connection: there may be no second one.
-            with nullcontext(within) if within else self._database.connection() as connection:
+            with nullcontext(within) if within else self._database.snapshot() as connection:
                 raise SomebodyWasFirst(f"item {item_id}: {_why_not(connection, item_id)}")
         return changed
 
     def _one(self, statement: sql.Composed, parameters: dict[str, Any]) -> QueueItem | None:
         def once() -> QueueItem | None:
-            with self._database.connection() as connection:
+            with writable(self._database).transaction() as connection:
                 return _first(connection, statement, parameters)
 
         # A job that closes the same item locks the audit's head first, an operator the item.
@@ -384,14 +384,14 @@ def _from(target: str) -> list[str]:
     return [state for state, to in TRANSITIONS if to == target]
 
 
-def get(database: Database, item_id: UUID) -> QueueItem | None:
+def get(database: ReadOnlyDatabase, item_id: UUID) -> QueueItem | None:
     """Return one item."""
     found = items(database, Filter(item_id=item_id), open_only=False, limit=1)
     return found[0] if found else None
 
 
 def items(
-    database: Database, only: Filter = ANY, *, open_only: bool = True, claimable: bool = False, limit: int = 100
+    database: ReadOnlyDatabase, only: Filter = ANY, *, open_only: bool = True, claimable: bool = False, limit: int = 100
 ) -> list[QueueItem]:
     """Return items, worst first: by deadline, priority and age; with ``claimable`` those that a claim could have."""
     statement = sql.SQL(
@@ -418,7 +418,7 @@ class Backlog:
     """Of these, nobody's."""
 
 
-def backlog(database: Database, only: Filter = ANY) -> Backlog:
+def backlog(database: ReadOnlyDatabase, only: Filter = ANY) -> Backlog:
     """Count what is open and not put off."""
     statement = sql.SQL(
         "SELECT count(*), count(*) FILTER (WHERE deadline_at < now()),"

@@ -25,7 +25,7 @@ def test_an_untouched_chain_is_intact_and_counted(db):
     result = audit.verify(db)
 
     assert (result.intact, result.batches, result.entries) == (True, 4, 10)
-    with db.transaction(read_only=True) as connection:
+    with db.snapshot() as connection:
         assert result.head == audit.head(connection)
     assert result.head.startswith("4:")
 
@@ -123,7 +123,7 @@ def test_another_time_zone_or_date_style_changes_no_seal(db, admin, administrato
 
 def test_a_chain_rewritten_as_a_whole_is_found_by_the_head_that_a_log_store_kept(db, admin):
     append_batches(db, 3)
-    with db.transaction(read_only=True) as connection:
+    with db.snapshot() as connection:
         kept = audit.head(connection)
     append_batches(db, 1)
     assert audit.verify(db, kept).intact
@@ -138,7 +138,7 @@ def test_a_chain_rewritten_as_a_whole_is_found_by_the_head_that_a_log_store_kept
 
 def test_a_chain_cut_off_with_its_head_is_found_by_the_head_that_a_log_store_kept(db, admin):
     append_batches(db, 3)
-    with db.transaction(read_only=True) as connection:
+    with db.snapshot() as connection:
         kept = audit.head(connection)
 
     admin.execute("SET session_replication_role = replica; DELETE FROM ops.audit_batches WHERE seq > 1")

@@ -75,7 +75,7 @@ def test_a_period_without_a_batch_is_an_empty_part_of_the_chain(db, chain):
     for since, until in ((day(-5), day(-1)), (day(20), day(30))):
         result = audit.verify(db, period=(since, until))
         assert (result.intact, result.batches, result.entries) == (True, 0, 0)
-    with db.transaction(read_only=True) as connection:
+    with db.snapshot() as connection:
         assert span_of(connection, day(20), day(30)) == audit.Span(7, 6)
 
 
