@@ -103,6 +103,14 @@ class ReadOnlyRedis(redis.Redis):
             raise RuntimeError(f"a dry run sends no {args[0]} to Redis")
         return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
+    def pipeline(self, *_args: Any, **_options: Any) -> Any:
+        """Refuse: a pipeline's commands do not pass :meth:`execute_command`.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("a dry run sends no pipeline to Redis")
+
 
 def connect_redis(url: str, client_name: str, *, read_only: bool = False) -> redis.Redis:
     """Return a client that fails within seconds rather than hangs.

@@ -92,7 +92,10 @@ def test_a_real_run_does_not_go_beyond_the_clock_and_a_dry_run_may(run):
 def test_a_wrong_password_is_named_without_it(run, database):
     done = run(DATABASE_URL=database.url.replace("lifecycle_jobs:", "lifecycle_jobs:hunter2"))
     assert done.code == 2
-    assert "PostgreSQL refuses the login: check user, password" in done.closing["error"]
+    assert (
+        "PostgreSQL refuses the login: user or password is wrong (28P01): check user and password"
+        in done.closing["error"]
+    )
     assert "hunter2" not in done.out + done.err
 
 

@@ -18,10 +18,10 @@ def test_unreachable_is_said_with_what_to_check(start):
 @pytest.mark.parametrize(
     ("break_url", "told"),
     [
-        (lambda url: url.replace("@", "wrong@"), "check user, password"),
+        (lambda url: url.replace("@", "wrong@"), "check user and password"),
         # A pooler that looks its users up there only says that it cannot connect.
         pytest.param(
-            lambda url: url.rpartition("/")[0] + "/nowhere", "check user, password", marks=pytest.mark.straight
+            lambda url: url.rpartition("/")[0] + "/nowhere", "does not exist (3D000)", marks=pytest.mark.straight
         ),
         (lambda url: url + "?sslmode=require", "it offers no encryption"),
         (lambda url: url.rpartition("/")[0] + "/postgres", "the schema ops is missing or hidden"),

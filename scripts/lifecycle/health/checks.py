@@ -28,6 +28,7 @@ CHECKS = (
     Check("autovacuum", vacuum.autovacuum),
     Check("snapshots", vacuum.snapshots),
     Check("clock", database.clock),
+    Check("session", database.session),
     Check("redis", locks.redis_answers, needs_database=False),
     Check("locks", locks.zombie_locks),
     Check("blob", services.blob, needs_database=False),

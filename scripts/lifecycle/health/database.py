@@ -12,6 +12,7 @@ from backend import migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.db_utils import Connection
+from scripts.utils.session_settings import unpinned
 
 SLOW_SECONDS = 0.25
 SKEW_WARNS_SECONDS, SKEW_FAILS_SECONDS = 5.0, 60.0
@@ -63,6 +64,19 @@ def clock(context: Context) -> Iterator[Finding]:
         yield warned("clock", said, cure)
     else:
         yield passed("clock", said)
+
+
+def session(context: Context) -> Iterator[Finding]:
+    """Look for settings that change what a statement means, and that a transaction cannot be given."""
+    odd = context.run.database.read(unpinned)
+    for name, (value, wanted) in odd.items():
+        yield failed(
+            name,
+            f"is {value}, and only a superuser can change it: it must be {wanted}",
+            f"ALTER ROLE … RESET {name}, or take it out of the database's and the server's configuration",
+        )
+    if not odd:
+        yield passed("session", "every setting that changes what a statement means is pinned in each transaction")
 
 
 def role(context: Context) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ from scripts.utils.errors import (
 )
 from scripts.utils.logging_utils import LogFormat, configure_logging, get_logger
 from scripts.utils.redis_lock import JobLock
+from scripts.utils.session_settings import unpinned
 from scripts.utils.settings import Settings, load_settings
 
 __all__ = ["Job", "Run", "main"]
@@ -248,6 +249,12 @@ def _require_schema(database: ReadOnlyDatabase) -> None:
             else "SELECT false"
         ).fetchone()
     )
+    replication_role = database.read(lambda connection: unpinned(connection).get("session_replication_role"))
+    if replication_role:
+        raise DatabaseRefused(
+            f"session_replication_role is {replication_role[0]} for this role: no trigger of the schema ops would fire;"
+            " ALTER ROLE … RESET session_replication_role"
+        )
     if not (row and row[0]):
         raise DatabaseRefused(
             "the schema ops is missing or hidden from this role: run backend/migrate.py, and connect as lifecycle_jobs"

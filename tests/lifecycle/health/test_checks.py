@@ -17,7 +17,19 @@ def test_a_healthy_system_is_all_pass_and_exit_0(check, policy_file):
     assert (health.code, health.report["status"], health.report["complete"]) == (0, "PASS", True)
     assert {finding["check"] for finding in health.report["findings"]} == {
         *("settings", "database", "role", "schema", "suite", "policies", "erasure", "indexes", "personal_data"),
-        *("autovacuum", "snapshots", "clock", "redis", "locks", "blob", "archives", "holds", "sentry", "schedule"),
+        *(
+            "autovacuum",
+            "snapshots",
+            "clock",
+            "session",
+            "redis",
+            "locks",
+            "blob",
+            "archives",
+            "holds",
+            "sentry",
+            "schedule",
+        ),
     }
     assert health.lines[-1]["event"] == "health_completed"
     policies = load_policies(policy_file).policies
@@ -68,6 +80,7 @@ def test_a_database_that_is_away_does_not_hide_the_rest(check, closed_port):
         "autovacuum",
         "snapshots",
         "clock",
+        "session",
         "locks",
     ):
         (line,) = health.of(name)
