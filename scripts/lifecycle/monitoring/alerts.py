@@ -131,6 +131,7 @@ class Alerts:
         self._script = script
         self._sinks = sinks_of(settings)
         self._writer = database if isinstance(database, Database) else None
+        self._delivery = Delivery(self._writer, self._sinks, settings.alert_source) if self._writer else None
 
     def raise_(self, alert: Alert) -> bool:
         """Say that there is a problem, as often as it is seen.
@@ -188,8 +189,8 @@ class Alerts:
 
     def deliver(self) -> None:
         """Tell each sink what it has yet to be told; the next run asks one that is down again."""
-        if self._writer:
-            Delivery(self._writer, self._sinks, self._settings.alert_source).deliver()
+        if self._delivery:
+            self._delivery.deliver()
 
     def _note(self, alert: Alert) -> bool:
         if self._writer is None:

@@ -68,7 +68,7 @@ def test_a_database_that_is_away_does_not_hide_the_rest(check, closed_port):
     assert health.code == 1
     (line,) = health.of("database")
     assert (line["status"], line["subject"]) == ("FAIL", "PostgreSQL")
-    assert "does not answer" in line["message"]
+    assert "nothing listens" in line["message"]
     assert "check host, port and network" in line["cure"]
     for name in (
         "role",

@@ -73,7 +73,7 @@ def test_what_a_dead_sink_did_not_take_the_next_run_of_any_monitor_sends(alerts,
 
     back = Receiver(port=free_port)
     try:
-        monitor = Alerts(alerts()._database, load_settings(), "another_monitor")
+        monitor = Alerts(alerts()._writer, load_settings(), "another_monitor")
         assert monitor.raise_(problem()) is False
         assert monitor.raise_(problem()) is False
         assert lines(back) == ["*[CRITICAL]* a_job did not start"]

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from scripts.lifecycle.monitoring.alerts import Alert, Alerts
+from scripts.utils.db_utils import ReadOnlyDatabase
 from scripts.utils.settings import load_settings
 from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 
@@ -206,12 +207,20 @@ def test_an_alert_that_could_not_be_told_is_refused(wrong):
         problem(**wrong)
 
 
-def test_a_dry_run_writes_and_sends_nothing(alerts, admin, slack, pagerduty):
+@pytest.fixture
+def reader(database):
+    pool = ReadOnlyDatabase(database.url, application_name="tests", max_size=2)
+    pool.open()
+    yield pool
+    pool.close()
+
+
+def test_a_dry_run_writes_and_sends_nothing(alerts, reader, admin, slack, pagerduty):
     monitor = alerts()
     monitor.raise_(problem())
     slack.forget()
     pagerduty.forget()
-    dry = alerts(CLEANUP_DRY_RUN="true")
+    dry = Alerts(reader, load_settings(), "a_monitor")
     assert dry.raise_(problem(key="sla:other")) is False
     assert dry.recover(KEY) is False
     assert dry.settle("sla:", []).recovered == []
