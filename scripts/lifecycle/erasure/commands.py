@@ -138,7 +138,7 @@ def _identify(run: Run) -> None:
         _found(run)
         get_logger().warning("erasure_would_be_identified", dry_run=True, request=str(flags.request))
         return
-    erasure_requests.identify(run.database, flags.request, method=flags.method, operator=run.operator)
+    erasure_requests.identify(run.writer, flags.request, method=flags.method, operator=run.operator)
     get_logger().info("erasure_identified", request=str(flags.request))
 
 
@@ -148,7 +148,7 @@ def _cancel(run: Run) -> None:
         _found(run)
         get_logger().warning("erasure_would_be_cancelled", dry_run=True, request=str(request))
         return
-    if erasure_requests.cancel(run.database, request, operator=run.operator):
+    if erasure_requests.cancel(run.writer, request, operator=run.operator):
         erasure_ledger.take_back(store_of(run.settings), request)
     get_logger().info("erasure_cancelled", request=str(request))
 

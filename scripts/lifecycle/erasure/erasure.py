@@ -159,7 +159,7 @@ class Eraser:
         found = self._search(parameters)
         if any(each.table == HOLDS for each in found):
             holds.forget_expired(
-                self._run.database, address.normalized, actor=f"system:{self._run.script}", request=request.id
+                self._run.writer, address.normalized, actor=f"system:{self._run.script}", request=request.id
             )
         naming = {each.table for each in found if BLOB in each.kept}
         for policy in self._run.policies.policies.values():
@@ -292,7 +292,7 @@ class Eraser:
 
         def once() -> bool:
             # Holds name people, and only this process can tell whose key is whose; the gate keeps new holds out.
-            with self._gated.opened(self._run.database) as connection:
+            with self._gated.opened(self._run.writer) as connection:
                 people = connection.execute("SELECT person FROM ops.holds_in_force WHERE scope = 'person'").fetchall()
                 if self._keys and whose in self._keys.pseudonyms(person.encode() for (person,) in people):
                     return False

@@ -14,7 +14,7 @@ from scripts.lifecycle.erasure.plan import BLOB, REFERENCED, Found
 from scripts.lifecycle.erasure.requests import Request
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils.addresses import Address, NoAddress
-from scripts.utils.db_utils import Database
+from scripts.utils.db_utils import Database, ReadOnlyDatabase
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import ledger_digest
@@ -47,16 +47,14 @@ def enforce(run: Run) -> None:
         return
     # Before anything is written: a ledger that is not to be believed stops the run.
     undone = _undone(run, eraser) if run.options.flags.replay else []
-    taken_in, unreadable = erasure_requests.take_in(run.database, run.settings, actor=f"system:{run.script}")
+    taken_in, unreadable = erasure_requests.take_in(run.writer, run.settings, actor=f"system:{run.script}")
     tally = Tally(taken_in, blocked=unreadable, newly_queued=unreadable)
     tally.waiting_for_identity = erasure_requests.waiting(run.database)
     try:
         if run.options.flags.replay:
             _replay(run, eraser, undone)
         _carry_out(run, eraser, tally)
-        erasure_ledger.forget(
-            run.database, eraser.store, days=run.settings.backup_retention_days, between=run.checkpoint
-        )
+        erasure_ledger.forget(run.writer, eraser.store, days=run.settings.backup_retention_days, between=run.checkpoint)
     finally:
         eraser.close()
         run.facts |= asdict(tally)
@@ -86,7 +84,7 @@ def _carry_out(run: Run, eraser: Eraser, tally: Tally) -> None:
             tally.confirmed += aftercare.finish(_fresh(run.database, request))
 
 
-def _fresh(database: Database, request: Request) -> Request:
+def _fresh(database: ReadOnlyDatabase, request: Request) -> Request:
     return database.read(lambda connection: erasure_requests.find(connection, request.id))
 
 
@@ -147,9 +145,9 @@ def _replay(run: Run, eraser: Eraser, lines: list[Line]) -> None:
     for line in lines:
         run.checkpoint()
         if line.digest in found:
-            _reopen(run.database, line, found[line.digest])
+            _reopen(run.writer, line, found[line.digest])
         elif eraser.destroy_key(line):
-            _settle(run.database, line)
+            _settle(run.writer, line)
         else:
             get_logger().warning("erasure_not_replayed", request=line.request, error="a hold keeps her archive key")
             continue

@@ -22,7 +22,7 @@ from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
 from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured
 from scripts.utils.pseudonyms import ledger_code
 from scripts.utils.settings import Settings
@@ -153,7 +153,7 @@ def lines(store: ArchiveStore, settings: Settings) -> Iterator[Line]:
         yield line
 
 
-def undone(database: Database, store: ArchiveStore, settings: Settings) -> list[Line]:
+def undone(database: ReadOnlyDatabase, store: ArchiveStore, settings: Settings) -> list[Line]:
     """Return the erasures that this database does not know as fulfilled: it was restored to a point before them.
 
     One that it knows as fulfilled is left alone: if the person is there again, she came back by herself. One that began
@@ -175,7 +175,7 @@ def undone(database: Database, store: ArchiveStore, settings: Settings) -> list[
 
 
 def people(
-    database: Database, steps: dict[str, ErasureStep], digest_of: Callable[[str], str], wanted: set[str]
+    database: ReadOnlyDatabase, steps: dict[str, ErasureStep], digest_of: Callable[[str], str], wanted: set[str]
 ) -> dict[str, str]:
     """Return who the digests stand for, as far as any table names them; memory does not grow with the tables."""
     found: dict[str, str] = {}

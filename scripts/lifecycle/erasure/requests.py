@@ -21,7 +21,7 @@ from psycopg.rows import class_row
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.jobs.handover import Item, raise_rows
 from scripts.utils.addresses import Address, NoAddress
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.retry_utils import retry
 from scripts.utils.settings import Settings
@@ -351,22 +351,22 @@ def find(connection: Connection, request: UUID) -> Request:
     return found
 
 
-def to_carry_out(database: Database) -> Iterator[Request]:
+def to_carry_out(database: ReadOnlyDatabase) -> Iterator[Request]:
     """Return what is to be done, the oldest deadline first; it may have been withdrawn when its turn comes."""
     return _walk(database, "closed_at IS NULL AND person IS NOT NULL AND identity_verified_at IS NOT NULL")
 
 
-def listed(database: Database, *, everything: bool) -> Iterator[Request]:
+def listed(database: ReadOnlyDatabase, *, everything: bool) -> Iterator[Request]:
     """Return the open requests, or all, by deadline."""
     return _walk(database, "true" if everything else "closed_at IS NULL")
 
 
-def to_finish(database: Database) -> Iterator[Request]:
+def to_finish(database: ReadOnlyDatabase) -> Iterator[Request]:
     """Return what is fulfilled, but not yet told to its author, or whose certificate is not yet with the archives."""
     return _walk(database, "status = 'fulfilled' AND (email IS NOT NULL OR certified_at IS NULL)")
 
 
-def _walk(database: Database, which: str) -> Iterator[Request]:
+def _walk(database: ReadOnlyDatabase, which: str) -> Iterator[Request]:
     after: tuple[datetime | None, UUID | None] = (None, None)
     while True:
 
@@ -386,7 +386,7 @@ def _walk(database: Database, which: str) -> Iterator[Request]:
         after = found[-1].deadline_at or found[-1].requested_at, found[-1].id
 
 
-def waiting(database: Database) -> int:
+def waiting(database: ReadOnlyDatabase) -> int:
     """Return how many open requests wait for an identity to be verified."""
     row = database.read(
         lambda connection: connection.execute(
