@@ -17,7 +17,7 @@ from psycopg import sql
 from scripts.lifecycle.engine.catalogue import DOER, rows_of, tree_of
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.policy.policies import Policy, table_identifier
-from scripts.utils.db_utils import Connection, Database
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import OpsError, describe_database_error, functions_of
 
 Event = Literal["INSERT", "UPDATE", "DELETE"]
@@ -277,7 +277,7 @@ def triggers_behind(connection: Connection, policy: Policy) -> list[Trigger]:
     return [each for table, oid in oids for each in triggers_of(connection, oid, changed[table])]
 
 
-def blame(database: Database, policy: Policy, error: psycopg.Error) -> str:
+def blame(database: ReadOnlyDatabase, policy: Policy, error: psycopg.Error) -> str:
     """Say what PostgreSQL refused of a policy's statements: on which table, and in which trigger if it was in one."""
     said = f"PostgreSQL refused what policy {policy.name} does to {policy.table}: {describe_database_error(error)}"
     raising = functions_of(error)
