@@ -59,6 +59,9 @@ _GONE = {
     "25P04": "the transaction took longer than transaction_timeout",
 }
 
+# ops.lock_audit_head raises this: a row lock alone would not say what was waited for.
+AUDIT_HEAD_LOCKED = "LA002"
+
 
 def connection_lost(error: BaseException) -> bool:
     """Tell whether the connection, and with it the answer, is gone.
@@ -78,6 +81,11 @@ def explained(error: psycopg.Error) -> OpsError:
         return DatabaseUnavailable(
             f"the connection to PostgreSQL broke ({describe_database_error(error)}: {why}): what was committed stands,"
             " the rest did not happen; run again, a rerun is safe"
+        )
+    if error.sqlstate == AUDIT_HEAD_LOCKED:
+        return DatabaseFailed(
+            "another session keeps the head of the audit locked (ops.audit_head) and does not commit: look for it in"
+            " pg_stat_activity, have it end, and run again; a rerun is safe"
         )
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return DatabaseFailed(

@@ -31,11 +31,10 @@ from scripts.lifecycle.engine import poison
 from scripts.lifecycle.engine.deleter import HEARTBEAT_SECONDS, PROBE_SECONDS, RETRY_ATTEMPTS, RETRY_SECONDS, unreadable
 from scripts.lifecycle.engine.gated import (
     MAY_RUN,
+    Blocked,
     Context,
-    GateClosed,
     GatedTransaction,
     Statement,
-    gate_stays_closed,
     require_may_run,
 )
 from scripts.lifecycle.engine.politeness import Politeness
@@ -76,7 +75,7 @@ WITH {may_run}, {exported}, gone AS (
     RETURNING e.key, {rule} AS rule
 ), audited AS (
     SELECT rule, count(*) AS rows,
-           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
+           ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
       FROM gone GROUP BY rule
 )
@@ -387,13 +386,13 @@ class Archiver:
         try:
             owned, stopped, deleted = retry(
                 lambda: self._delete(window, exported),
-                on=lambda error: isinstance(error, GateClosed) or is_deadlock(error) or connection_lost(error),
+                on=lambda error: isinstance(error, Blocked) or is_deadlock(error) or connection_lost(error),
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
                 before_wait=self._before_retry,
             )
-        except GateClosed:
-            raise gate_stays_closed() from None
+        except Blocked as blocked:
+            raise blocked.stop() from None
         except psycopg.errors.LockNotAvailable:
             self._log.info("rows_locked", effect="archiving without them")
             return False

@@ -1,6 +1,6 @@
 """The audit log: append-only, one sealed entry a batch, chained, and free of personal data.
 
-``ops.append_audit`` seals and chains; audit_chain.py proves that nothing was changed since.
+``ops.note_audit`` takes an entry, the COMMIT seals and chains it; audit_chain.py proves that nothing was changed since.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle.audit.audit_chain import Finding, Head, Span, Verification, verify
 from scripts.utils.db_utils import Connection
 
-__all__ = ["Finding", "Head", "Span", "Verification", "append", "head", "verify"]
+__all__ = ["Finding", "Head", "Span", "Verification", "append", "chained_now", "head", "verify"]
 
 
 def append(
@@ -26,8 +26,11 @@ def append(
     reason: str,
     run_id: UUID | None = None,
     metadata: dict[str, Any] | None = None,
-) -> str:
-    """Write one entry in the caller's transaction.
+) -> None:
+    """Note one entry in the caller's transaction; it is chained when that commits.
+
+    The head of the chain, for which every other transaction of the suite waits, is locked by the COMMIT alone. An entry
+    that cannot be chained undoes the whole transaction.
 
     Args:
         connection: A connection inside a transaction.
@@ -38,15 +41,20 @@ def append(
         reason: A code; free text stays where it was given.
         run_id: The run, if there is one.
         metadata: Further facts; never personal data.
-
-    Returns:
-        The new head, ``seq:seal``.
     """
-    row = connection.execute(
-        "SELECT ops.append_audit(%s, %s, %s, %s, %s, %s, %s, %s)",
+    connection.execute(
+        "SELECT ops.note_audit(%s, %s, %s, %s, %s, %s, %s, %s)",
         (uuid4(), actor, action, resource_type, reason, run_id, resource_ids, Jsonb(metadata or {})),
-    ).fetchone()
-    return str(row[0]) if row else ""
+    )
+
+
+def chained_now(connection: Connection) -> str:
+    """Chain what the transaction has noted and return the head, ``seq:seal``, which stays locked until it commits.
+
+    Only for the last step of a transaction that needs to know the head, as a certificate does.
+    """
+    connection.execute("SET CONSTRAINTS ops.audit_notes_chained IMMEDIATE")
+    return head(connection)
 
 
 def head(connection: Connection) -> str:

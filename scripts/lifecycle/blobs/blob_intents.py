@@ -77,7 +77,7 @@ WITH sent AS MATERIALIZED (
      WHERE t.{blob} = s.blob AND {is_sent}
 ), audited AS (
     SELECT count(*) AS rows,
-           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
+           ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(resource_id),
                             coalesce(%(facts)s::jsonb -> rule, '{{}}')) AS entry
       FROM sent GROUP BY rule
@@ -91,7 +91,7 @@ WITH sent AS MATERIALIZED (
        AND q.status <> 'resolved'
     RETURNING q.id::text
 ), noted AS (
-    SELECT ops.append_audit(%(note_id)s, %(actor)s, 'queue_item_resolved', 'ops.manual_resolution_queue',
+    SELECT ops.note_audit(%(note_id)s, %(actor)s, 'queue_item_resolved', 'ops.manual_resolution_queue',
                             %(item_type)s, %(run_id)s, array_agg(id), %(note)s::jsonb) AS entry
       FROM resolved HAVING count(*) > 0
 )

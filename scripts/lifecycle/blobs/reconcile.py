@@ -59,7 +59,7 @@ WITH {may_run}, gone AS (
        AND (SELECT owned AND NOT stopped FROM may_run)
     RETURNING g.id
 )
-SELECT count(*), ops.append_audit(%(entry_id)s, %(actor)s, 'blob_gone', %(table_name)s, %(reason_prefix)s || 'gone',
+SELECT count(*), ops.note_audit(%(entry_id)s, %(actor)s, 'blob_gone', %(table_name)s, %(reason_prefix)s || 'gone',
                                   %(run_id)s, array_agg(id), '{{}}')
   FROM gone HAVING count(*) > 0
 """)

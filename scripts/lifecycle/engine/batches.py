@@ -53,7 +53,7 @@ _ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
 _AUDITED = sql.SQL("""
 WITH {may_run}, {gone}, audited AS (
     SELECT rule, count(*) AS rows,
-           ops.append_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
+           ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
       FROM gone GROUP BY rule
 )
@@ -92,7 +92,7 @@ WITH {may_run}, parents AS MATERIALIZED (
 ), reached AS (
     {change} RETURNING {child_id} AS key
 )
-SELECT ops.append_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
+SELECT ops.note_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
                         %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
 """)
 

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from scripts.lifecycle.engine import poison
 from scripts.lifecycle.engine.batches import Ambiguous, BatchWriter, Outcome
-from scripts.lifecycle.engine.gated import Context, GateClosed, gate_stays_closed, require_may_run
+from scripts.lifecycle.engine.gated import Blocked, Context, require_may_run
 from scripts.lifecycle.engine.politeness import START_ROWS, Politeness, Step
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
@@ -231,13 +231,13 @@ class Deleter:
         try:
             outcome = retry(
                 once,
-                on=lambda error: isinstance(error, Ambiguous | GateClosed) or is_deadlock(error),
+                on=lambda error: isinstance(error, Ambiguous | Blocked) or is_deadlock(error),
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
                 before_wait=self._before_retry,
             )
-        except GateClosed:
-            raise gate_stays_closed() from None
+        except Blocked as blocked:
+            raise blocked.stop() from None
         except Ambiguous as error:
             raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
         require_may_run(owned=outcome.owned, stopped=outcome.stopped)
@@ -245,7 +245,7 @@ class Deleter:
         return outcome
 
     def _before_retry(self, attempt: int, error: BaseException) -> None:
-        name = "GateClosed" if isinstance(error, GateClosed) else type(error.__cause__ or error).__name__
+        name = type(error if isinstance(error, Blocked) else error.__cause__ or error).__name__
         self._log.warning("batch_retry", attempt=attempt, error=name)
         self._run.checkpoint()  # nothing of the batch happened
 

@@ -18,7 +18,7 @@ from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.policy.policies import Batch
-from scripts.utils.db_utils import Connection, Database, connection_lost, is_deadlock
+from scripts.utils.db_utils import AUDIT_HEAD_LOCKED, Connection, Database, connection_lost, is_deadlock
 from scripts.utils.errors import StoppedEarly
 from scripts.utils.retry_utils import retry
 from scripts.utils.session_settings import local_settings
@@ -89,16 +89,34 @@ def require_may_run(*, owned: bool, stopped: bool) -> None:
         raise StoppedEarly("stop_switch", "the stop switch was turned on")
 
 
-class GateClosed(Exception):
-    """Somebody has been closing the gate for too long: a hold, a stop or a lease in a transaction left open."""
+class Blocked(Exception):
+    """Another session kept a gated transaction from its end; nothing of it happened, and it may succeed later."""
+
+    stop_reason: str
+    meaning: str
+
+    def stop(self) -> StoppedEarly:
+        """Return what it means that every attempt was blocked."""
+        return StoppedEarly(self.stop_reason, self.meaning)
 
 
-def gate_stays_closed() -> StoppedEarly:
-    """Return what it means that the gate could not be passed in any attempt."""
-    return StoppedEarly(
-        "gate_closed",
+class GateClosed(Blocked):
+    """The gate was held exclusively for too long: by a hold, a stop or a lease in a transaction left open."""
+
+    stop_reason = "gate_closed"
+    meaning = (
         "another session is about to place a hold, set the stop switch or take a lease over, and does not"
-        " commit: look for it in pg_stat_activity",
+        " commit: look for it in pg_stat_activity"
+    )
+
+
+class AuditHeadLocked(Blocked):
+    """The head of the audit was locked for too long: by a transaction that has an audit entry and does not commit."""
+
+    stop_reason = "audit_head_locked"
+    meaning = (
+        "another session keeps the head of the audit locked (ops.audit_head) and does not commit: look for it in"
+        " pg_stat_activity; the policy's own table is not what was waited for"
     )
 
 
@@ -110,7 +128,7 @@ def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
         attempts: At most, within a minute.
 
     Raises:
-        StoppedEarly: The gate stays closed.
+        StoppedEarly: The gate stays closed, or the audit's head locked.
         psycopg.Error: What the server refused in the last attempt.
     """
     try:
@@ -119,13 +137,28 @@ def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
             on=lambda error: (
                 connection_lost(error)
                 or is_deadlock(error)
-                or isinstance(error, GateClosed | psycopg.errors.LockNotAvailable)
+                or isinstance(error, Blocked | psycopg.errors.LockNotAvailable)
             ),
             attempts=attempts,
             seconds=_REPEATING_SECONDS,
         )
-    except GateClosed:
-        raise gate_stays_closed() from None
+    except Blocked as blocked:
+        raise blocked.stop() from None
+
+
+@contextmanager
+def telling_the_head() -> Iterator[None]:
+    """Turn the error of ops.lock_audit_head into :class:`AuditHeadLocked`; it comes with the COMMIT.
+
+    Raises:
+        AuditHeadLocked: The audit's entries could not be chained in time; nothing happened.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate == AUDIT_HEAD_LOCKED:
+            raise AuditHeadLocked from error
+        raise
 
 
 class GatedTransaction:
@@ -144,8 +177,9 @@ class GatedTransaction:
 
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.
+            AuditHeadLocked: The audit's head was not free in time; nothing happened.
         """
-        with database.connection() as connection, connection.transaction():
+        with telling_the_head(), database.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.execute(self._set, self._at_the_gate)
             try:
@@ -167,11 +201,12 @@ class GatedTransaction:
 
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.
+            AuditHeadLocked: The audit's head was not free in time; nothing happened.
             psycopg.Error: Anything else that the server refused; nothing happened, unless the connection broke.
         """
         passed: Cursor[Any] | None = None
         try:
-            with connection.pipeline():
+            with telling_the_head(), connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
                 connection.execute(self._set, self._at_the_gate)
                 passed = connection.execute(_GATE)

@@ -80,7 +80,7 @@ _GROUNDS = {
 
 def seal(connection: Connection, request: Request, facts: dict[str, Any], *, actor: str, person: str) -> str:
     """Write the audit entry that fulfils the request; return the head that the certificate carries."""
-    return audit.append(
+    audit.append(
         connection,
         actor=actor,
         action=FULFILLED,
@@ -90,6 +90,7 @@ def seal(connection: Connection, request: Request, facts: dict[str, Any], *, act
         run_id=request.id,
         metadata={"certificate_sha256": digest(facts), "person": person},
     )
+    return audit.chained_now(connection)
 
 
 def digest(facts: dict[str, Any]) -> str:

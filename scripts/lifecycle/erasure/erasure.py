@@ -327,13 +327,14 @@ class Eraser:
             if not facts["done"]:
                 raise _NothingDoneError
             actor = str(context.parameters()["actor"])
+            # Before the seal, which locks the audit's head until COMMIT.
+            erasure_requests.settle_item(connection, request.id, "fulfilled", actor=actor)
             head = certificate.seal(connection, current, facts, actor=actor, person=parameters["pseudonym"])
             connection.execute(
                 f"UPDATE {TABLE} SET status = 'fulfilled', closed_at = now(), closed_because = 'fulfilled',"  # noqa: S608
                 " person = NULL, certificate = %s, audit_head = %s WHERE id = %s",
                 (Jsonb(facts), head, request.id),
             )
-            erasure_requests.settle_item(connection, request.id, "fulfilled", actor=actor)
             return []
 
         return retry(lambda: self._run.writer.write(once), on=is_deadlock, attempts=4, seconds=30.0)

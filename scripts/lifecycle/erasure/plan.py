@@ -57,14 +57,14 @@ _SETTLED = sql.SQL(
 )
 _STEP = sql.SQL("""
 WITH {may_run}, gone AS ({change}), audited AS (
-    SELECT count(*) AS rows, ops.append_audit(gen_random_uuid(), %(actor)s, {action}, {name}, {reason}, %(run_id)s,
+    SELECT count(*) AS rows, ops.note_audit(gen_random_uuid(), %(actor)s, {action}, {name}, {reason}, %(run_id)s,
                                               array_agg(named), %(facts)s::jsonb) AS entry
       FROM gone HAVING count(*) > 0
 ), forgotten AS (
     UPDATE ops.manual_resolution_queue q SET {forgotten} FROM gone g
      WHERE q.resource_type = {name} AND q.resource_id = g.key RETURNING q.id::text
 ), noted AS (
-    SELECT ops.append_audit(gen_random_uuid(), %(actor)s, 'queue_item_erased', 'ops.manual_resolution_queue', {reason},
+    SELECT ops.note_audit(gen_random_uuid(), %(actor)s, 'queue_item_erased', 'ops.manual_resolution_queue', {reason},
                             %(run_id)s, array_agg(id), %(facts)s::jsonb) AS entry FROM forgotten HAVING count(*) > 0
 )
 SELECT owned, stopped, coalesce((SELECT rows FROM audited WHERE entry IS NOT NULL), 0)::bigint,
@@ -81,7 +81,7 @@ WITH {may_run}, forgotten AS (
     UPDATE ops.manual_resolution_queue q SET {forgotten}
      WHERE {words} AND NOT {held} AND (SELECT owned AND NOT stopped FROM may_run) RETURNING q.id::text
 ), noted AS (
-    SELECT count(*) AS rows, ops.append_audit(gen_random_uuid(), %(actor)s, 'queue_item_erased',
+    SELECT count(*) AS rows, ops.note_audit(gen_random_uuid(), %(actor)s, 'queue_item_erased',
            'ops.manual_resolution_queue', 'erasure_request:queue', %(run_id)s, array_agg(id), %(facts)s::jsonb) AS entry
       FROM forgotten HAVING count(*) > 0
 )
@@ -95,7 +95,7 @@ WITH {may_run}, destroyed AS (
      WHERE pseudonym = %(archive_pseudonym)s::bytea AND NOT {held} AND (SELECT owned AND NOT stopped FROM may_run)
     RETURNING id::text
 ), noted AS (
-    SELECT count(*) AS rows, ops.append_audit(gen_random_uuid(), %(actor)s, 'destroy_key', 'ops.archive_keys',
+    SELECT count(*) AS rows, ops.note_audit(gen_random_uuid(), %(actor)s, 'destroy_key', 'ops.archive_keys',
            'erasure_request:archives', %(run_id)s, array_agg(id), %(facts)s::jsonb) AS entry
       FROM destroyed HAVING count(*) > 0
 )

@@ -24,10 +24,9 @@ from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.engine.gated import (
     MAY_RUN,
+    Blocked,
     Context,
-    GateClosed,
     GatedTransaction,
-    gate_stays_closed,
     require_may_run,
 )
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
@@ -379,15 +378,15 @@ class PartitionDrops:
         try:
             return retry(
                 once,
-                on=lambda error: isinstance(error, GateClosed) or is_deadlock(error) or connection_lost(error),
+                on=lambda error: isinstance(error, Blocked) or is_deadlock(error) or connection_lost(error),
                 attempts=_ATTEMPTS,
                 seconds=_SECONDS,
                 before_wait=lambda attempt, error: self._log.warning(
                     "partition_retry", attempt=attempt, error=type(error).__name__
                 ),
             )
-        except GateClosed:
-            raise gate_stays_closed() from None
+        except Blocked as blocked:
+            raise blocked.stop() from None
 
     def _require_may_run(self, connection: Connection) -> None:
         statement = sql.SQL("WITH {} SELECT owned, stopped FROM may_run").format(MAY_RUN)

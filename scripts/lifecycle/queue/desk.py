@@ -9,7 +9,7 @@ from datetime import datetime
 import psycopg
 
 from scripts.lifecycle.blobs.blobs import client_for
-from scripts.lifecycle.engine.gated import GateClosed
+from scripts.lifecycle.engine.gated import Blocked
 from scripts.lifecycle.engine.poison import is_about_a_row
 from scripts.lifecycle.jobs import stop_switch
 from scripts.lifecycle.jobs.run import Run
@@ -110,8 +110,8 @@ def _naming_what_is_in_the_way() -> Iterator[None]:
         yield
     except (PolicyFailed, GateBusy) as error:
         raise DecisionFailed(str(error)) from None
-    except GateClosed:
-        raise DecisionFailed("another session keeps the gate closed: see pg_stat_activity, then try again") from None
+    except Blocked as blocked:
+        raise DecisionFailed(f"{blocked.meaning}; then try again") from None
     except psycopg.errors.LockNotAvailable:
         raise DecisionFailed("somebody else is writing to that row right now: try again") from None
     except (

@@ -37,7 +37,7 @@ WITH chosen AS MATERIALIZED (
 ), changed AS (
     UPDATE ops.manual_resolution_queue q SET {change} FROM chosen c WHERE q.id = c.id RETURNING q.id::text AS key
 ), noted AS (
-    SELECT ops.append_audit(gen_random_uuid(), %(actor)s, %(action)s, 'ops.manual_resolution_queue', %(reason)s, NULL,
+    SELECT ops.note_audit(gen_random_uuid(), %(actor)s, %(action)s, 'ops.manual_resolution_queue', %(reason)s, NULL,
                             array_agg(key), '{{}}') AS entry
       FROM changed HAVING count(*) > 0
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from psycopg.errors import LockNotAvailable
 
-from scripts.lifecycle.engine.gated import Context, GateClosed, GatedTransaction
+from scripts.lifecycle.engine.gated import Blocked, Context, GatedTransaction
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs.run import Run
@@ -63,7 +63,7 @@ class Matter:
 
         Raises:
             SomebodyWasFirst: It is not.
-            GateClosed: The gate could not be passed in time.
+            Blocked: The gate could not be passed, or the audit's head not be had, in time.
         """
 
         def once() -> str:
@@ -74,7 +74,7 @@ class Matter:
         # Undone as a whole, so safe to repeat: a row that is being written to, or many operators at the audit's head.
         return retry(
             once,
-            on=lambda error: isinstance(error, GateClosed | LockNotAvailable) or is_deadlock(error),
+            on=lambda error: isinstance(error, Blocked | LockNotAvailable) or is_deadlock(error),
             attempts=6,
             seconds=20.0,
         )
