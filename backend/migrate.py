@@ -29,6 +29,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from scripts.lifecycle.audit import definitions
 from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
@@ -171,6 +172,8 @@ def apply(conninfo: str, *, sample_app: bool = False, root: Path = MIGRATIONS) -
             _apply_one(connection, migration)
         if pending:
             _let_the_role_read_the_ledger(connection)
+        if connection.execute("SELECT to_regclass('ops.definitions')").fetchone() != (None,):
+            definitions.record(connection, wanted[-1].version)
     return [str(migration) for migration in pending]
 
 

@@ -98,6 +98,7 @@ def _found(run: Run, connection: Connection, ids: list[str] | None) -> list[Foun
         entries = provenance.of_runs(connection, _runs(connection, run.options.flags.run))
         wanted = run.options.flags.resource_type
         entries = [entry for entry in entries if wanted in (None, entry.resource_type)]
+    provenance.require_sealed(connection, entries)
     return [
         (entry, provenance.run_of(connection, entry), provenance.policy_file_of(connection, entry)) for entry in entries
     ]
@@ -122,7 +123,8 @@ def _say(run: Run, entry: Entry, facts: RunFacts | None, policy_file: PolicyFile
         "last_at": entry.last_at.isoformat(),
         "actor": entry.actor,
         "reason": entry.reason,
-        "due_before": entry.metadata.get("due_before"),
+        "recorded_by": entry.recorded_by,
+        "due_before": entry.due_before,
         "batches": f"{entry.first_batch} to {entry.last_batch}",
         "run_id": str(entry.run_id) if entry.run_id else None,
         "run": f"{facts.script} {facts.correlation_id}, {facts.status}, version {facts.version}" if facts else None,

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Prove that the audit log is whole: recompute every seal along the chain, and name what was altered or removed.
 
+The functions, views and triggers of the schema are compared with those that the migrations made.
 Compared with the heads that the log store has (--head, --heads) and with the anchor (AUDIT_ANCHOR_URL).
 Exit 0: intact. Exit 1: broken; every finding is a line. Runbook: scripts/retention/README.md
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.lifecycle.audit import audit, audit_anchor, audit_heads
+from scripts.lifecycle.audit import audit, audit_anchor, audit_heads, definitions
 from scripts.lifecycle.jobs.arguments import positive
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.jobs.period import END, day_or_moment
@@ -46,10 +47,15 @@ def work(run: Run) -> None:
     span = audit.Span(flags.first) if flags.first else None
     period = (flags.since or END[0], flags.until or END[1]) if flags.since or flags.until else None
     result = audit.verify(run.database, *heads, span=span, period=period)
+    replaced, made = run.database.read(definitions.replaced)
+    for each in replaced[:SHOWN]:
+        get_logger().error("definition_finding", finding=each)
     for finding in result.findings[:SHOWN]:
         get_logger().error("audit_finding", kind=finding.kind, seq=finding.seq, finding=str(finding))
     if not result.intact:
         raise AuditBroken(f"the audit log is broken in {len(result.findings)} places, the first: {result.findings[0]}")
+    if replaced:
+        raise AuditBroken(f"{len(replaced)} definitions are not those of the migrations, the first: {replaced[0]}")
     get_logger().info(
         "audit_intact",
         batches=result.batches,
@@ -57,6 +63,7 @@ def work(run: Run) -> None:
         first_batch=result.span.first,
         heads_compared=result.heads,
         anchor_compared=anchor is not None,
+        definitions=made,
         audit_head=result.head,
     )
 

@@ -10,6 +10,7 @@ import pytest
 
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
+from tests.lifecycle.support import seal_anew
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "retention" / "explain_deletion.py"
@@ -81,6 +82,7 @@ def test_an_entry_from_before_the_hash_stood_in_it_says_how_it_is_known(call, de
     admin = database.superuser()
     admin.execute("SET session_replication_role = replica")
     admin.execute("UPDATE ops.audit_batches SET metadata = metadata - 'policy_hash'")
+    seal_anew(admin)
 
     assert call(SCRIPT, "--record", f"{KEY}1")[1][0]["policy_known_by"] == "the run's record names it"
     admin.execute("DELETE FROM ops.job_runs")
@@ -141,10 +143,33 @@ def test_a_personal_key_is_found_by_its_pseudonym_and_never_shown(call, database
     from scripts.utils.settings import Settings
 
     settings = Settings(DATABASE_URL=database.url, REDIS_URL="redis://127.0.0.1:1", **key)
-    database.connect().execute(
+    database.superuser().execute(
         "SELECT ops.append_audit(gen_random_uuid(), 'operator:olga', 'decide', 'public.email_blacklist',"
         " 'decision:blacklist_disputed/reject', NULL, ARRAY[%s], '{}')",
         (pseudonym(settings, PERSON),),
     )
     (answer,) = call(SCRIPT, "--record", "-", stdin="Anna@Example.com\n", **key)[1]
     assert (answer["actor"], answer["policy"]) == ("operator:olga", None)
+
+
+def test_what_was_altered_is_not_shown_as_an_answer(call, deleted, database):
+    admin = database.superuser()
+    admin.execute("SET session_replication_role = replica")
+    admin.execute("UPDATE ops.audit_batches SET actor = 'operator:eve' WHERE seq = 1")
+
+    code, answers, lines = call(SCRIPT, "--record", f"{KEY}1")
+    assert (code, answers) == (1, [])
+    assert "does not verify: batch 1" in lines[-1]["error"]
+
+
+@pytest.mark.parametrize("metadata", ["null", "[]", "1", "[" * 1000 + "]" * 1000, '{"due_before": {"a": [1]}}'])
+def test_metadata_that_is_no_object_of_facts_does_not_break_the_answer(call, deleted, database, metadata):
+    """Entries of before the audit checked what it is told."""
+    admin = database.superuser()
+    admin.execute("SET session_replication_role = replica")
+    admin.execute("UPDATE ops.audit_batches SET metadata = %s", (metadata,))
+    seal_anew(admin)
+
+    code, (answer,), _ = call(SCRIPT, "--record", f"{KEY}1")
+    assert (code, answer["actor"]) == (0, "system:cleanup_quiz_responses")
+    assert (answer["recorded_by"], answer["policy_known_by"]) == (None, "the run's record names it")

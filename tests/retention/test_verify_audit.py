@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from scripts.lifecycle.audit import audit
@@ -164,3 +165,57 @@ def test_one_that_was_altered_is_named_by_the_command(call, clean, database):
     code, line, lines = call(SCRIPT)
     assert (code, findings(lines)) == (1, ["batch 1"])
     assert audit.Finding("altered", 1, "x").kind in line["error"]
+
+
+HOLD = "id, scope, table_name, resource_id, person, reason, placed_by, placed_at, expires_at"
+REPLACED = {
+    "a function": (
+        "CREATE OR REPLACE FUNCTION ops.gate_shared() RETURNS void LANGUAGE sql AS ''",
+        "function ops.gate_shared() was replaced",
+    ),
+    "its settings": ("ALTER FUNCTION ops.append_audit RESET search_path", "function ops.append_audit("),
+    "a view": (
+        f"CREATE OR REPLACE VIEW ops.holds_in_force AS SELECT {HOLD} FROM ops.legal_holds WHERE false",
+        "view ops.holds_in_force was replaced",
+    ),
+    "a trigger turned off": (
+        "ALTER TABLE ops.audit_batches DISABLE TRIGGER audit_batches_append_only",
+        "trigger audit_batches_append_only on ops.audit_batches was replaced",
+    ),
+    "a trigger dropped": (
+        "DROP TRIGGER legal_holds_audited ON ops.legal_holds",
+        "trigger legal_holds_audited on ops.legal_holds was removed",
+    ),
+    "a rule": (
+        "CREATE RULE nothing AS ON INSERT TO ops.legal_holds DO INSTEAD NOTHING",
+        "rule nothing on ops.legal_holds was added",
+    ),
+    "an overload": (
+        "CREATE FUNCTION ops.gate_shared(int) RETURNS void LANGUAGE sql AS ''",
+        "function ops.gate_shared(integer) was added",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_what_was_replaced_in_the_schema_is_named(call, clean, database, what):
+    clean()
+    statement, told = REPLACED[what]
+    database.superuser().execute(statement)
+
+    code, line, lines = call(SCRIPT)
+
+    assert code == 1
+    assert any(each["finding"].startswith(told) for each in lines if each["event"] == "definition_finding")
+    assert "1 definitions are not those of the migrations" in line["error"]
+
+
+def test_the_digest_of_the_definitions_is_the_same_in_each_intact_run(call, clean, database):
+    clean()
+    digests = [call(SCRIPT)[2][-2]["definitions"] for _ in range(2)]
+    other = database.superuser()
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        other.execute("UPDATE ops.definitions SET objects = '{}'")
+
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 64

@@ -17,6 +17,7 @@ from uuid import UUID
 import yaml
 from psycopg.rows import class_row
 
+from scripts.lifecycle.audit.audit_chain import Span, verify_within
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import AuditBroken
 
@@ -28,7 +29,9 @@ _ERASURE = re.compile(r"erasure_request:([a-z][a-z0-9_]*)")
 _ENTRIES = """
 SELECT min(seq) AS first_batch, max(seq) AS last_batch, min(occurred_at) AS first_at, max(occurred_at) AS last_at,
        actor, action, resource_type, reason, run_id, sum(cardinality(resource_ids))::bigint AS records,
-       (array_agg(metadata ORDER BY seq DESC))[1] AS metadata
+       (array_agg(left(metadata ->> 'due_before', 100) ORDER BY seq DESC))[1] AS due_before,
+       (array_agg(left(metadata ->> 'policy_hash', 100) ORDER BY seq DESC))[1] AS policy_hash,
+       (array_agg(left(metadata ->> 'session_user', 100) ORDER BY seq DESC))[1] AS recorded_by
   FROM ops.audit_batches
 """
 _OF_RECORD = _ENTRIES + (
@@ -52,7 +55,10 @@ class Entry:
     reason: str
     run_id: UUID | None
     records: int
-    metadata: dict[str, Any]
+    due_before: str | None
+    policy_hash: str | None
+    recorded_by: str | None
+    """The database login that wrote the entry; None: it is older than that column of the metadata."""
 
     @property
     def policy(self) -> str | None:
@@ -146,6 +152,28 @@ def of_runs(connection: Connection, runs: Sequence[UUID]) -> list[Entry]:
         return cursor.execute(_OF_RUN, {"runs": list(runs)}).fetchall()
 
 
+def require_sealed(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Recompute the seals of the batches that the entries stand for, each from the batch before it.
+
+    Args:
+        connection: In a READ ONLY transaction of one snapshot.
+        entries: What is to be shown.
+
+    Raises:
+        AuditBroken: A batch is not the one that was sealed.
+    """
+    spans: list[Span] = []
+    for first, last in sorted((entry.first_batch, entry.last_batch) for entry in entries):
+        if spans and first <= (spans[-1].last or 0) + 1:
+            spans[-1] = Span(spans[-1].first, max(last, spans[-1].last or 0))
+        else:
+            spans.append(Span(first, last))
+    for span in spans:
+        found = verify_within(connection, span=span)
+        if not found.intact:
+            raise AuditBroken(f"what would be shown does not verify: {found.findings[0]}; run verify_audit.py")
+
+
 def runs_called(connection: Connection, name: str) -> list[UUID]:
     """Return the runs that a log line names by its correlation id, as long as their records are kept."""
     return [
@@ -167,7 +195,7 @@ def run_of(connection: Connection, entry: Entry) -> RunFacts | None:
 def policy_file_of(connection: Connection, entry: Entry) -> PolicyFile | None:
     """Return the policy file that the entry was made under; None: none is on record."""
     sources: list[tuple[KnownBy, str | None]] = [
-        ("audit", entry.metadata.get("policy_hash") or _hash_beside(connection, entry)),
+        ("audit", entry.policy_hash or _hash_beside(connection, entry)),
         ("run", _one(connection, "SELECT policy_hash FROM ops.job_runs WHERE id = %s", entry.run_id)),
         ("time", _in_force(connection, entry.first_at) if entry.policy else None),
     ]

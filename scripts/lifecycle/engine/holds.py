@@ -14,7 +14,6 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.resources import require_row, table_exists
 from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
@@ -107,7 +106,6 @@ def place_within(connection: Connection, *, operator: str, reason: str, **what: 
     if row is None:
         raise AssertionError("an INSERT that is not refused returns its row")
     hold_id: UUID = row[0]
-    _audit(connection, hold_id, "hold_placed", operator, scope)
     in_flight = _keep_blobs(connection, table, resource_id, person)
     if in_flight:
         get_logger().warning(
@@ -190,33 +188,21 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
     with database.closing_gate() as connection:
         row = connection.execute(
             "UPDATE ops.legal_holds SET released_at = now(), released_by = %s, person = NULL"
-            " WHERE id = %s AND released_at IS NULL RETURNING scope",
+            " WHERE id = %s AND released_at IS NULL RETURNING id",
             (operator, hold_id),
         ).fetchone()
         if row is None:
             raise _not_in_force(hold_id)
-        _audit(connection, hold_id, "hold_released", operator, row[0])
 
 
-def forget_expired(database: Database, person: str, *, actor: str, request: UUID) -> None:
+def forget_expired(database: Database, person: str, *, actor: str) -> None:
     """Forget whom holds named that ran out by themselves: she has asked to be erased."""
     with database.closing_gate() as connection:
-        rows = connection.execute(
+        connection.execute(
             "UPDATE ops.legal_holds SET released_at = expires_at, released_by = %s, person = NULL"
-            " WHERE scope = 'person' AND person = %s AND released_at IS NULL AND expires_at <= now()"
-            " RETURNING id::text",
+            " WHERE scope = 'person' AND person = %s AND released_at IS NULL AND expires_at <= now()",
             (actor, person),
-        ).fetchall()
-        if rows:
-            audit.append(
-                connection,
-                actor=actor,
-                action="hold_forgotten",
-                resource_type="ops.legal_holds",
-                resource_ids=[key for (key,) in rows],
-                reason="erasure_request:holds",
-                run_id=request,
-            )
+        )
 
 
 def release_row(connection: Connection, table: str, resource_id: str, *, operator: str) -> int:
@@ -240,8 +226,6 @@ def release_row(connection: Connection, table: str, resource_id: str, *, operato
         " AND resource_id = %s AND released_at IS NULL AND reason LIKE %s RETURNING id",
         (operator, table, resource_id, _BY_DECISION),
     ).fetchall()
-    for (hold_id,) in rows:
-        _audit(connection, hold_id, "hold_released", operator, "row")
     return len(rows)
 
 
@@ -258,14 +242,3 @@ def require_in_force(connection: Connection, hold_id: UUID) -> None:
 
 def _not_in_force(hold_id: UUID) -> OpsError:
     return OpsError(f"no hold {hold_id} is in force: it does not exist, or was released already")
-
-
-def _audit(connection: Connection, hold_id: UUID, action: str, operator: str, scope: str) -> None:
-    audit.append(
-        connection,
-        actor=f"operator:{operator}",
-        action=action,
-        resource_type="ops.legal_holds",
-        resource_ids=[str(hold_id)],
-        reason=f"legal_hold/{scope}",
-    )

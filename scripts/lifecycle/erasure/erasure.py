@@ -158,9 +158,7 @@ class Eraser:
         parameters |= context.parameters()
         found = self._search(parameters)
         if any(each.table == HOLDS for each in found):
-            holds.forget_expired(
-                self._run.writer, address.normalized, actor=f"system:{self._run.script}", request=request.id
-            )
+            holds.forget_expired(self._run.writer, address.normalized, actor=f"system:{self._run.script}")
         naming = {each.table for each in found if BLOB in each.kept}
         for policy in self._run.policies.policies.values():
             if policy.blob and policy.table in naming:

@@ -43,7 +43,7 @@ def switches(admin):
 
 def entries(admin):
     return admin.execute(
-        "SELECT actor, action, resource_type, resource_id, reason, metadata FROM ops.audit_log ORDER BY seq"
+        "SELECT actor, action, resource_type, resource_id, reason, metadata - 'session_user' FROM ops.audit_log ORDER BY seq"
     ).fetchall()
 
 
