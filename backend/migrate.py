@@ -30,7 +30,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from scripts.lifecycle.audit import definitions
-from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies
+from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies, parts_of
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 
@@ -220,7 +220,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
             wanted += [("update", policy.table, column) for column in remedy.set]
             for value in remedy.set.values():
                 if isinstance(value, Lookup):
-                    wanted.append(("usage", value.from_table.split(".")[0], ""))
+                    wanted.append(("usage", parts_of(value.from_table)[0], ""))
                     wanted += [("look_up", value.from_table, column) for column in (value.take, value.same)]
         for dependant in policy.dependants:
             for column in dependant.column:
@@ -229,7 +229,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
         wanted += _rights_of_step(step)
     return [
         _GRANTS[right].format(
-            name=sql.Identifier(*name.split(".")), column=sql.Identifier(column), role=sql.Identifier(role)
+            name=sql.Identifier(*name.split(".", 1)), column=sql.Identifier(column), role=sql.Identifier(role)
         )
         for right, name, column in dict.fromkeys(wanted)
         for role in (ROLE, READER)
@@ -251,7 +251,7 @@ def partition_statements(connection: Connection, policy_set: PolicySet) -> list[
         rule = policy.rules[policy.dropping_rule] if policy.dropping_rule else None
         if rule is None:
             continue
-        if connection.execute(_PARTITIONED, (*policy.table.split("."), rule.anchor)).fetchone() is None:
+        if connection.execute(_PARTITIONED, (*parts_of(policy.table), rule.anchor)).fetchone() is None:
             continue
         rights.append(
             sql.SQL(

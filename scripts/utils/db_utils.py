@@ -22,7 +22,7 @@ import psycopg
 from psycopg import IsolationLevel
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-from scripts.utils import tls
+from scripts.utils import odd_moments, tls
 from scripts.utils.connect_errors import cause_of, explained_connect
 from scripts.utils.errors import (
     DatabaseFailed,
@@ -128,6 +128,7 @@ class ReadOnlyDatabase:
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": application_name,
             "client_encoding": "UTF8",
+            "context": odd_moments.CONTEXT,
             **tls.libpq_options(url),
         }
         self._pool: ConnectionPool[Connection] = ConnectionPool(

@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from backend import migrate
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
-from tests.lifecycle.support import seal_anew
+from tests.lifecycle.support import policy, seal_anew
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "retention" / "explain_deletion.py"
 QUIZ = ROOT / "scripts" / "cleanup" / "cleanup_quiz_responses.py"
+ENFORCE = ROOT / "scripts" / "retention" / "enforce_retention_policies.py"
 KEY = "00000000-0000-4000-8000-00000000000"
 PERSON = "anna@example.com"
 
@@ -173,3 +176,22 @@ def test_metadata_that_is_no_object_of_facts_does_not_break_the_answer(call, del
     code, (answer,), _ = call(SCRIPT, "--record", f"{KEY}1")
     assert (code, answer["actor"]) == (0, "system:cleanup_quiz_responses")
     assert (answer["recorded_by"], answer["policy_known_by"]) == (None, "the run's record names it")
+
+
+def test_a_deletion_by_retention_is_found_again_by_its_personal_key(call, database, tmp_path):
+    policy_file = tmp_path / "policies.yaml"
+    rules = policy(table="public.counts", key="normalized_email")
+    job = {"schedule": "0 2 * * *", "budget": "60 seconds", "lock": "lock:retention:all", "policies": ["counts"]}
+    policy_file.write_text(yaml.safe_dump({"policies": {"counts": rules}, "jobs": {"enforce_retention_policies": job}}))
+    key = {"AUDIT_PSEUDONYM_KEY": f"k1:{'a' * 64}"}
+    database.superuser().execute(
+        "CREATE TABLE counts (normalized_email varchar PRIMARY KEY, made_at timestamptz);"
+        f" CREATE INDEX ON counts (made_at); INSERT INTO counts VALUES ('{PERSON}', now() - interval '2 years')"
+    )
+    migrate.grant(database.superuser_url, policy_file)
+
+    code, _, lines = call(ENFORCE, "--policy-file", str(policy_file), **key)
+    assert (code, lines[-1]["records_deleted"]) == (0, 1), lines
+    _, (found,), _ = call(SCRIPT, "--record", "-", stdin=f"{PERSON}\n", **key)
+
+    assert (found["action"], found["policy"]) == ("delete", "counts")

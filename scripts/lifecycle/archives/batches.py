@@ -19,7 +19,6 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.archives.catalogue import Begun, Catalogue
@@ -43,6 +42,7 @@ from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
+from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStoreFailed, store_of
 from scripts.utils.db_utils import Connection, connection_lost, is_deadlock
 from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly, describe_database_error
@@ -411,7 +411,7 @@ class Archiver:
         parameters = self._parameters(window, exported) | {
             "archive": archive,
             "facts": Jsonb(facts),
-            "entry_ids": Jsonb({rule: str(uuid4()) for rule in self._selection.due_before}),
+            "entry_ids": Jsonb({rule: str(uuid4()) for rule in self._selection.causes}),
         }
         composed = self._composed(window)
         statements: list[Statement] = [(statement, parameters) for statement in composed]
@@ -462,7 +462,7 @@ class Archiver:
 
     def _same(self, window: Window) -> sql.Composed:
         return _SAME.format(
-            window=window.clause, id=self._selection.record.id("t"), removable=self._selection.removable
+            window=window.clause, id=self._selection.record.id("t"), removable=self._selection.droppable
         )
 
     def _heartbeat(self) -> Statement:

@@ -19,7 +19,6 @@ from itertools import chain, count, repeat
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
@@ -29,7 +28,8 @@ from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.selection import Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
-from scripts.lifecycle.policy.policies import Archive, Policy
+from scripts.lifecycle.policy.policies import Archive, Policy, parts_of
+from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import OpsError
@@ -192,7 +192,7 @@ class Exporter:
             rest=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(column.name)) for column in rest),
             table=selection.table,
             rows=window.clause,
-            removable=selection.removable,
+            removable=selection.droppable,
         )
 
     def _write(
@@ -314,7 +314,7 @@ def archive_of(policy: Policy) -> Archive:
 def columns_of(connection: Connection, policy: Policy) -> list[Column]:
     """Return the table's columns as they are archived: the personal ones first, then the key."""
     personal = archive_of(policy).personal
-    name = sql.SQL(".").join(map(sql.Identifier, policy.table.split("."))).as_string(connection)
+    name = sql.quoted(*parts_of(policy.table))
     types = dict(connection.execute(_COLUMNS, (name,)).fetchall())
     order = dict.fromkeys([*(each for each in personal if each in types), *policy.key, *types])
     return [Column(each, types[each]) for each in order]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.archives.catalogue import Entry
 from scripts.lifecycle.archives.export import TEXT_SETTINGS, Column, unescaped
@@ -28,6 +27,7 @@ from scripts.lifecycle.archives.verify import blocks_of
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.policy.policies import table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import OpsError, describe_database_error
@@ -278,13 +278,13 @@ def _assignments(connection: Connection, columns: list[Column], wish: Wish) -> l
 
 def _create_stage(connection: Connection, columns: list[Column]) -> None:
     definitions = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(column.name)) for column in columns)
-    connection.execute(sql.SQL("CREATE TEMPORARY TABLE restored_rows ({}) ON COMMIT DROP").format(definitions))
+    connection.execute(sql.SQL("CREATE TEMPORARY TABLE restored_rows ({}) ON COMMIT DROP").format(definitions), {})
 
 
 def _copy(connection: Connection, columns: list[Column], lines: list[bytes]) -> None:
     names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
     statement = sql.SQL("COPY {} ({}) FROM STDIN (ENCODING 'UTF8')").format(_STAGE, names)
-    with connection.cursor().copy(statement) as copy:
+    with connection.cursor().copy(statement, sql.NO_PARAMETERS) as copy:
         copy.write(b"".join(lines))
 
 
@@ -305,7 +305,8 @@ def _refuse_lossy(connection: Connection, assignments: list[_Assignment], types:
         row = connection.execute(
             sql.SQL("SELECT count(*) FROM {} s WHERE {} IS DISTINCT FROM {}").format(
                 _STAGE, there_and_back, as_archived
-            )
+            ),
+            {},
         ).fetchone()
         if row and row[0]:
             raise RestoreRefused(
@@ -345,7 +346,8 @@ def _insert(
             "WITH put AS (INSERT INTO {table} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} s"
             " WHERE NOT EXISTS (SELECT FROM {table} x WHERE {there}) RETURNING {id} AS key)"
             " SELECT (SELECT array_agg(key) FROM put), (SELECT count(*) FROM {stage})"
-        ).format(**names)
+        ).format(**names),
+        {},
     ).fetchone()
     put, staged = (row[0] or [], row[1]) if row else ([], 0)
     if put:

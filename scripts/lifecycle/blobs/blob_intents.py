@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement, repeated, require_may_run
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.policy.policies import Blob
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Database
 
 ORPHANED = "orphaned"
@@ -163,7 +163,7 @@ class Intents:
             raise ValueError(f"policy {policy.name} has no blobs")
         self._database = database
         self._gated = GatedTransaction(policy.batch)
-        self._rules = list(dict.fromkeys([*policy.rules, *selection.due_before, ORPHANED]))
+        self._rules = list(dict.fromkeys([*policy.rules, *selection.causes, ORPHANED]))
         self._parameters: dict[str, Any] = {
             **selection.parameters,
             **context.parameters(),

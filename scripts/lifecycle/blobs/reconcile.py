@@ -17,8 +17,6 @@ from itertools import groupby, islice
 from typing import IO, Any, TypeVar
 from uuid import UUID, uuid4
 
-from psycopg import sql
-
 from scripts.lifecycle.blobs.blob_intents import ORPHANED, changes
 from scripts.lifecycle.blobs.blobs import BlobRemoval, breaker_open, client_for, refused
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction
@@ -27,6 +25,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Blob, Policy
+from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient, ListedBlob
 from scripts.utils.errors import ExitCode, PolicyFailed
 from scripts.utils.pseudonyms import pseudonym
@@ -242,7 +241,7 @@ def _copy_rows(run: Run, selection: Selection, client: BlobClient, blob: Blob, f
     with (
         run.database.snapshot(statement_timeout=SURVEY_SECONDS) as connection,
         connection.cursor() as cursor,
-        cursor.copy(statement) as copy,
+        cursor.copy(statement, sql.NO_PARAMETERS) as copy,
     ):
         for key, name in copy.rows():
             pathname = client.pathname(name)

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import psycopg
-from psycopg import sql
 
+from scripts.lifecycle.engine.fragments import fragment, joined
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.monitoring.residue import LOCK_SECONDS, Residue, measure
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import PolicyFailed, describe_database_error
 
@@ -57,13 +58,9 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
 
 def _counted(connection: Connection, policy: Policy, now: datetime) -> tuple[int, dict[str, int]]:
     selection = preflight(connection, policy, now).selection
-    counts: list[sql.Composable] = [sql.SQL("count(*)")]
-    for name, exception in policy.exceptions.items():
-        counts.append(sql.SQL("count(*) FILTER (WHERE {})").format(selection.met(exception.when, f"except_{name}")))
-    row = connection.execute(
-        sql.SQL("SELECT {} FROM {} t").format(sql.SQL(", ").join(counts), table_identifier(policy.table)),
-        selection.parameters,
-    ).fetchone()
+    kept = [fragment("count(*) FILTER (WHERE {})", selection.excepted(name)) for name in policy.exceptions]
+    query = fragment("SELECT {} FROM {} t", joined(", ", [sql.SQL("count(*)"), *kept]), selection.table)
+    row = connection.execute(query, query.parameters).fetchone()
     if row is None:
         raise AssertionError("a count returns a row")
     return int(row[0]), dict(zip(policy.exceptions, row[1:], strict=True))

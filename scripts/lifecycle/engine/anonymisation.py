@@ -1,7 +1,7 @@
-"""What anonymising does to a row's columns, and how a row is told that it was done to.
+"""Compose the SQL that anonymises a row's columns, and the condition that a row is not anonymised yet.
 
-A pseudonym is worked out here, because its key must not reach the server's logs: the values are read, and the batch
-then writes only to rows that are still in the version that was read. Everything else is SQL.
+A pseudonym is computed in Python, because its key must not reach the server's logs. So a batch first reads the values
+and then writes only to rows that are still in the version that was read. All other treatments are pure SQL.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from psycopg import sql
-
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.policy.policies import Anonymize, Treatment
+from scripts.utils import composing as sql
 
 _TEXTS = ("text", "character varying", "character")
 _ADDRESSES = (*_TEXTS, "inet")
@@ -24,23 +23,25 @@ _IS_PSEUDONYM = re.compile("[a-z0-9]{1,16}:[0-9a-f]{64}")
 _PSEUDONYM_LENGTH = 81
 _KEYED = ("pseudonym", "suppression")
 
-# What was read and has changed since is left alone: its pseudonym would be that of a former value.
+# A row that changed after it was read is left out: the pseudonym would be that of its former value.
 FRESH = sql.SQL("fresh AS (SELECT * FROM unnest({arrays}) AS f ({names}))")
-STILL_FRESH = sql.SQL(" AND ({id}, t.xmin::text) IN (SELECT key, version FROM fresh)")
+# Table, place and version identify the row that was read: an inheritance child may have a row with an equal key.
+_PLACE = sql.SQL("t.tableoid::text || t.ctid::text")
+_STILL_FRESH = sql.SQL(" AND ({id}, {place}, t.xmin::text) IN (SELECT key, place, version FROM fresh)")
 
 
 @dataclass(frozen=True)
 class Described:
-    """A column as the catalogue has it."""
+    """A column as the catalogue describes it."""
 
     type: str
     not_null: bool
     length: int | None
-    """Characters at most; None: no such bound."""
+    """The most characters that the type holds; None: it has no such limit."""
 
 
 def problems(section: Anonymize, columns: Mapping[str, Described]) -> list[str]:
-    """Return what keeps columns that exist from being anonymised so, each named by its column."""
+    """Return the reasons why existing columns cannot be anonymised as the section says, each with its column's name."""
     found = []
     for name, treatment in section.columns.items():
         column = columns.get(name)
@@ -65,17 +66,22 @@ def problems(section: Anonymize, columns: Mapping[str, Described]) -> list[str]:
     return found
 
 
-def constants(section: Anonymize) -> dict[str, str | None]:
-    """Return the parameters that hold the constants."""
+def constants(section: Anonymize, texts: Mapping[tuple[str, str], str]) -> dict[str, str]:
+    """Return the parameters that hold the constants, each in the form in which PostgreSQL writes it.
+
+    Args:
+        section: The policy's section ``anonymize``.
+        texts: The constants as PostgreSQL writes them, by column and by text in the policy file.
+    """
     return {
-        f"constant_{number}": treatment.constant
-        for number, treatment in enumerate(section.columns.values())
-        if treatment.how == "constant"
+        f"constant_{number}": texts[name, treatment.constant]
+        for number, (name, treatment) in enumerate(section.columns.items())
+        if treatment.constant is not None
     }
 
 
 def not_done(section: Anonymize, types: Mapping[str, str]) -> sql.Composed:
-    """Return SQL that is true, never null, where a row of ``t`` has yet to be anonymised."""
+    """Return SQL that is true, never null, for a row of ``t`` that is not anonymised yet."""
     if section.marker:
         return sql.SQL("t.{} IS NULL").format(sql.Identifier(section.marker))
     finished = [
@@ -86,7 +92,14 @@ def not_done(section: Anonymize, types: Mapping[str, str]) -> sql.Composed:
 
 
 def done(name: str, treatment: Treatment, kind: str, constant: sql.Placeholder) -> sql.Composed:
-    """Return SQL that is true where a column of ``t`` has its final value; its type is ``kind``."""
+    """Return SQL that is true where a column of ``t`` has its final value.
+
+    Args:
+        name: The column.
+        treatment: What anonymising does to it.
+        kind: The column's type, as ``format_type`` writes it.
+        constant: The parameter that holds the constant, if the treatment has one.
+    """
     column, cast = sql.Identifier("t", name), sql.SQL(kind)
     if treatment.how == "null":
         return sql.SQL("{} IS NULL").format(column)
@@ -100,7 +113,7 @@ def done(name: str, treatment: Treatment, kind: str, constant: sql.Placeholder) 
 def marks(
     section: Anonymize, column_type: Callable[[str], sql.SQL], now: Callable[[str], sql.Composed]
 ) -> sql.Composed:
-    """Return the assignments of the UPDATE; its FROM has ``f``, with a value_N for each pseudonym."""
+    """Return the assignments of the UPDATE. Its FROM clause has ``f`` with a column ``value_N`` for each pseudonym."""
     assigned = []
     pseudonymised = section.pseudonymised
     for number, (name, treatment) in enumerate(section.columns.items()):
@@ -120,32 +133,38 @@ def marks(
 
 
 def fresh(section: Anonymize) -> sql.Composed:
-    """Return the CTE of what was read and worked out for the batch."""
-    names = ["key", "version", *(f"value_{number}" for number in range(len(section.pseudonymised)))]
+    """Return the CTE that holds the rows that were read for the batch, with their pseudonyms."""
+    names = ["key", "place", "version", *(f"value_{number}" for number in range(len(section.pseudonymised)))]
     return FRESH.format(
         arrays=sql.SQL(", ").join(sql.SQL("{}::text[]").format(sql.Placeholder(f"fresh_{name}")) for name in names),
         names=sql.SQL(", ").join(map(sql.Identifier, names)),
     )
 
 
+def still_fresh(record: RecordKey) -> sql.Composed:
+    """Return the condition that a row of ``t`` is in the version that was read."""
+    return _STILL_FRESH.format(id=record.id("t"), place=_PLACE)
+
+
 def read(section: Anonymize, table: sql.Composable, record: RecordKey, where: sql.Composable) -> sql.Composed:
-    """Return the query for the values that become pseudonyms, with each row's key and version."""
+    """Return the query for the values that pseudonyms replace, with each row's key, place and version."""
     columns = [sql.SQL("t.{}::text").format(sql.Identifier(name)) for name in section.pseudonymised]
-    return sql.SQL("SELECT {id}, t.xmin::text, {columns} FROM {table} t WHERE {where}").format(
-        id=record.id("t"), columns=sql.SQL(", ").join(columns), table=table, where=where
+    return sql.SQL("SELECT {id}, {place}, t.xmin::text, {columns} FROM {table} t WHERE {where}").format(
+        place=_PLACE, id=record.id("t"), columns=sql.SQL(", ").join(columns), table=table, where=where
     )
 
 
 def parameters_of(
     section: Anonymize, rows: list[tuple[Any, ...]], pseudonym: Callable[[str], str]
 ) -> dict[str, list[str | None]]:
-    """Return the arrays of :func:`fresh`; what is null, or a pseudonym already, stays as it is."""
+    """Return the arrays of :func:`fresh`. A value that is null or already a pseudonym stays as it is."""
     arrays: dict[str, list[str | None]] = {
         "fresh_key": [row[0] for row in rows],
-        "fresh_version": [row[1] for row in rows],
+        "fresh_place": [row[1] for row in rows],
+        "fresh_version": [row[2] for row in rows],
     }
     for number in range(len(section.pseudonymised)):
-        values = [row[2 + number] for row in rows]
+        values = [row[3 + number] for row in rows]
         arrays[f"fresh_value_{number}"] = [
             value if value is None or _IS_PSEUDONYM.fullmatch(value) else pseudonym(value) for value in values
         ]

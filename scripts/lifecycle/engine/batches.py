@@ -14,40 +14,41 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.engine import anonymisation
+from scripts.lifecycle.engine import anonymisation, personal_keys
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement
 from scripts.lifecycle.engine.politeness import Look
 from scripts.lifecycle.engine.selection import Reach, Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
 from scripts.lifecycle.policy.policies import Anonymize, SoftDelete, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Database, connection_lost
 
 _DELETE = sql.SQL("""gone AS (
     DELETE FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING {id} AS key, {rule} AS rule
+    RETURNING {said} AS key, {rule} AS rule
 )""")
 
 # The rule is worked out before the row changes: it may look at the very columns that mark it.
 _SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
-    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
+    SELECT {named}, {said} AS said, {rule} AS rule FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
-    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.key, c.rule
+    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.said AS key, c.rule
 )""")
 
 # As above; a row that changed since its values were read is left for the closing pass.
 _ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
-    SELECT {named}, {id} AS key, {rule} AS rule FROM {table} t
+    SELECT {named}, {id} AS key, {said} AS said, {rule} AS rule FROM {table} t
      WHERE {rows} AND {removable}{still_fresh} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
-    UPDATE {table} t SET {marks} FROM chosen c JOIN fresh f ON f.key = c.key WHERE {same}
-    RETURNING c.key, c.rule
+    UPDATE {table} t SET {marks} FROM chosen c
+      JOIN fresh f ON f.key = c.key AND f.place = c.key_table::text || c.key_place::text
+     WHERE {same} RETURNING c.said AS key, c.rule
 )""")
 
 _AUDITED = sql.SQL("""
@@ -62,7 +63,7 @@ SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NUL
 """)
 
 _FREE = sql.SQL("t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED))")
-# Every partition has a row of that ctid: the one in another partition may be the very row that somebody has locked.
+# Every partition and child has a row of that ctid: the one in another may be the very row that somebody has locked.
 _FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
     SELECT t.tableoid, t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED)""")
 
@@ -78,6 +79,8 @@ WITH {may_run}, written AS (
 SELECT owned, stopped, (SELECT count(*) FROM written) FROM may_run
 """)
 
+_NAMES = sql.Placeholder(personal_keys.OWN)
+
 # A child that is being added while its parent goes: the DELETE would wait for it, then not look again, and the foreign
 # key would delete it or cut it off unseen. Locked first, no child can be added, and later statements see every child.
 _LOCK = sql.SQL("""
@@ -90,7 +93,7 @@ WITH {may_run}, parents AS MATERIALIZED (
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE {skip_locked}
 ), reached AS (
-    {change} RETURNING {child_id} AS key
+    {change} AND {sayable} RETURNING {said} AS key
 )
 SELECT ops.note_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
                         %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
@@ -190,6 +193,7 @@ class BatchWriter:
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
+            parameters |= self._names(self._connection, window, parameters)
             parameters |= self._fresh(self._connection, window, parameters)
             return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
         except psycopg.OperationalError as error:
@@ -205,6 +209,7 @@ class BatchWriter:
             psycopg.Error: What the server refused; the transaction must be undone.
         """
         parameters, _ = self._parameters(window, [])
+        parameters |= self._names(connection, window, parameters)
         parameters |= self._fresh(connection, window, parameters)
         for statement in self._statements(connection, window.clause, skip_locked=False):
             cursor = connection.execute(statement, parameters)
@@ -212,10 +217,23 @@ class BatchWriter:
 
     def _parameters(self, window: Window, excluded: list[str]) -> tuple[dict[str, Any], list[UUID]]:
         """Return a batch's parameters, and the ids of its audit entries."""
-        entries = {rule: uuid4() for rule in self._selection.due_before}
+        entries = {rule: uuid4() for rule in self._selection.causes}
         reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
         named = {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
         return self._constants | window.parameters | reached | named, [*entries.values(), *reached.values()]
+
+    def _names(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Read the keys that may be personal, and compute the pseudonyms by which the audit names them."""
+        kept = sql.SQL("{} <> ALL(%(excluded)s::text[])").format(self._selection.record.id("t"))
+        rows = sql.SQL(" AND ").join([window.clause, self._selection.removable, kept])
+        asked = personal_keys.questions(self._selection, rows)
+        if not self._selection.pseudonymous:
+            return {name: Jsonb({}) for name in asked}
+        if self._pseudonym is None:
+            raise ValueError("a policy with keys that may be personal is carried out by who has the pseudonyms' key")
+        with self._gated.reading(connection):
+            keys = {name: connection.execute(query, parameters).fetchall() for name, query in asked.items()}
+        return {name: Jsonb({key: self._pseudonym(key) for (key,) in found}) for name, found in keys.items()}
 
     def _fresh(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
         """Read the values that become pseudonyms, and work those out."""
@@ -279,8 +297,9 @@ class BatchWriter:
             "rows": rows,
             "removable": removable,
             "id": selection.record.id("t"),
+            "said": selection.record.said("t", _NAMES),
             "named": selection.record.named("t"),
-            "same": selection.record.same("t", "c"),
+            "same": (selection.record.exactly if selection.partitioned else selection.record.same)("t", "c"),
             "rule": selection.rule_name,
         }
         policy = selection.policy
@@ -300,13 +319,17 @@ class BatchWriter:
         marks = anonymisation.marks(section, selection.column_type, selection.now)
         if not section.pseudonymised:
             return _SOFT_DELETE.format(marks=marks, **names)
-        still_fresh = anonymisation.STILL_FRESH.format(id=selection.record.id("t"))
+        still_fresh = anonymisation.still_fresh(selection.record)
         return _ANONYMIZE.format(fresh=anonymisation.fresh(section), still_fresh=still_fresh, marks=marks, **names)
 
     @property
     def _removable(self) -> sql.Composed:
         selection = self._selection
-        return sql.SQL("{} AND {} <> ALL(%(excluded)s::text[])").format(selection.removable, selection.record.id("t"))
+        kept = sql.SQL("{} <> ALL(%(excluded)s::text[])").format(selection.record.id("t"))
+        if selection.policy.blob:
+            return sql.SQL("{} AND {} AND {}").format(selection.removable, selection.nameable, kept)
+        sayable = selection.record.sayable("t", _NAMES)
+        return sql.SQL("{} AND {} AND {}").format(selection.removable, sayable, kept)
 
     def _lock(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
         return _LOCK.format(
@@ -335,7 +358,8 @@ class BatchWriter:
             removable=self._removable,
             skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
             change=change,
-            child_id=reach.record.id("c"),
+            said=reach.record.said("c", sql.Placeholder(personal_keys.of_dependant(number))),
+            sayable=reach.record.sayable("c", sql.Placeholder(personal_keys.of_dependant(number))),
             child_name=sql.Literal(foreign_key.table),
             action=sql.Literal(reach.action),
             number=sql.SQL(str(number)),

@@ -11,6 +11,7 @@ from typing import Any
 from psycopg.rows import dict_row
 
 from scripts.lifecycle.engine.selection import ForeignKey
+from scripts.lifecycle.policy.policies import parts_of
 from scripts.utils.db_utils import Connection
 
 
@@ -186,7 +187,7 @@ def columns_of(connection: Connection, oid: int) -> dict[str, dict[str, Any]]:
 
 def catalogue_of(connection: Connection, table: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Return what the catalogue says of a table and of its columns; both are empty if there is no such table."""
-    found = rows_of(connection, TABLE, table.split("."))
+    found = rows_of(connection, TABLE, parts_of(table))
     return (found[0], columns_of(connection, found[0]["oid"])) if found else ({}, {})
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine import poison
 from scripts.lifecycle.engine.batches import Ambiguous, BatchWriter, Outcome
@@ -25,6 +24,7 @@ from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine.catalogue import DOER, rows_of, tree_of
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import OpsError, describe_database_error, functions_of
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
 
 import psycopg
@@ -17,14 +17,13 @@ import psycopg
 from scripts.lifecycle.engine import obstacles
 from scripts.lifecycle.engine.politeness import PAUSE_SHARE, Politeness
 from scripts.lifecycle.engine.preflight import Cleared, preflight
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import Selection, store_for
 from scripts.lifecycle.engine.survey import Survey, survey
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused
 from scripts.lifecycle.jobs.run import Run, sla_status
 from scripts.lifecycle.policy.policies import Policy
 from scripts.utils import error_reporting
-from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
@@ -52,22 +51,38 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
     """Check the policy against the database, and count."""
     with naming_what_is_locked(policy):
         with span("preflight", policy.name):
-            cleared = preflight(connection, policy, run.cutoff)
+            cleared = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings))
             if refused := obstacles.try_out(connection, cleared.selection):
                 raise PolicyFailed("preflight_failed", f"policy {policy.name} was not started: {'; '.join(refused)}")
-        if policy.blob:
-            cleared.selection.parameters["blob_store"] = store_of(run.settings).lower()
         with span("survey", policy.name) as facts:
             found = survey(connection, cleared.selection)
             facts["due"] = found.due
     if found.unnameable:
-        whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
+        _require_pseudonyms(run, policy, found.unnameable)
+        cleared = replace(cleared, selection=replace(cleared.selection, pseudonymous=True))
+    return cleared, found
+
+
+def _require_pseudonyms(run: Run, policy: Policy, rows: int) -> None:
+    """See that keys that may be personal can stand in the audit as pseudonyms (docs/decisions and DESIGN, the audit).
+
+    Raises:
+        PolicyFailed: The action cannot, or AUDIT_PSEUDONYM_KEY is not set.
+    """
+    whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
+    problem = f"{rows} due rows of {whose} have a text key that is no UUID and may be personal data"
+    if policy.action in ("delete_blob", "archive_then_delete"):
         raise PolicyFailed(
             "preflight_failed",
-            f"policy {policy.name} was not started: {found.unnameable} due rows of {whose} have a text key"
-            " that is no UUID and may be personal data, which the audit must not hold",
+            f"policy {policy.name} was not started: {problem}, which the audit must not hold; action {policy.action}"
+            " needs another key",
         )
-    return cleared, found
+    if run.settings.audit_pseudonym_key is None:
+        raise PolicyFailed(
+            "preflight_failed",
+            f"policy {policy.name} was not started: {problem}; set AUDIT_PSEUDONYM_KEY, so that the audit names them by"
+            " their pseudonyms",
+        )
 
 
 @contextmanager

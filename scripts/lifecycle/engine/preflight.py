@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from psycopg import sql
-
-from scripts.lifecycle.engine import anonymisation, obstacles
+from scripts.lifecycle.engine import anonymisation, obstacles, values
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import (
     FOREIGN_KEYS,
@@ -30,7 +28,8 @@ from scripts.lifecycle.engine.obstacles import Event
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.engine.windows import Path
-from scripts.lifecycle.policy.policies import Dependant, Policy
+from scripts.lifecycle.policy.policies import NOW, Dependant, Policy, parts_of
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
@@ -81,15 +80,21 @@ class Cleared:
     facts: TableFacts
 
 
-def preflight(connection: Connection, policy: Policy, cutoff: datetime) -> Cleared:
+def preflight(connection: Connection, policy: Policy, cutoff: datetime, *, blob_store: str = "") -> Cleared:
     """Check a policy against the database.
+
+    Args:
+        connection: Where.
+        policy: The policy.
+        cutoff: The run's cut-off, time-zone aware.
+        blob_store: The id of the store that the policy's blobs are in.
 
     Raises:
         PolicyFailed: Names everything that is wrong and what to do.
     """
     check = _Preflight(connection, policy)
     try:
-        return check.run(cutoff)
+        return check.run(cutoff, blob_store)
     finally:
         for warning in check.warnings:
             get_logger().warning("preflight_warning", policy=policy.name, problem=warning)
@@ -119,9 +124,11 @@ class _Preflight:
         self.problems: list[str] = []
         self.warnings: list[str] = []
 
-    def run(self, cutoff: datetime) -> Cleared:
+    def run(self, cutoff: datetime, blob_store: str = "") -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
+        readings, unreadable = values.read(self._connection, self._policy.table, values.of_policy(self._policy))
+        self.problems += unreadable
         # A row that stays keeps whatever refers to it.
         reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.removes_rows else ([], [])
         if self._policy.removes_rows:
@@ -131,8 +138,8 @@ class _Preflight:
         if self.problems:
             raise self._failure()
         tree = table["relkind"] == "p" or table["has_children"]
-        selection = Selection(self._policy, cutoff, types, reaches, refusing, partitioned=tree)
-        return Cleared(selection, TableFacts.of(table))
+        parts = tuple(reaches), tuple(refusing), tree, blob_store, readings
+        return Cleared(Selection(self._policy, cutoff, types, *parts), TableFacts.of(table))
 
     def referring(self) -> list[tuple[ForeignKey, tuple[str, ...]]]:
         """As the function of this name."""
@@ -149,7 +156,7 @@ class _Preflight:
         return rows_of(self._connection, query, parameters)
 
     def _table(self, name: str) -> dict[str, Any]:
-        rows = self._rows(TABLE, name.split("."))
+        rows = self._rows(TABLE, parts_of(name))
         if not rows:
             self.problems.append(f"table {name} does not exist")
             raise self._failure()
@@ -186,6 +193,7 @@ class _Preflight:
         named |= set(policy.archive.personal) if policy.archive else set()
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
             named |= set(when)
+        named |= {column for remedy in policy.remedies for column in remedy.set}
         for column in sorted(named - found.keys()):
             self.problems.append(f"column {policy.table}.{column} does not exist")
         for column in sorted(anchors & found.keys()):
@@ -196,6 +204,7 @@ class _Preflight:
         types = {name: row["type"] for name, row in found.items()}
         self._key(policy.table, policy.key, found, table["oid"], accepted=self._unique_by_partition(table))
         self._written(table, found)
+        self._decided(found)
         return types
 
     def _unique_by_partition(self, table: dict[str, Any]) -> bool:
@@ -254,6 +263,17 @@ class _Preflight:
         if not blob["indexed"]:
             what = "whether another row names a blob is asked for each"
             self._slow(table["bytes"], f"{policy.table}.{policy.blob.column} has no index, and {what}")
+
+    def _decided(self, found: dict[str, dict[str, Any]]) -> None:
+        """Check what decisions set columns to; values of their types are read with all the others."""
+        for item_type, remedies in self._policy.decisions.items():
+            for name, remedy in remedies.items():
+                for column, value in remedy.set.items():
+                    place, kind = f"decisions.{item_type}.{name}.set.{column}", found.get(column)
+                    if kind and value == NOW and kind["type"] not in ANCHOR_TYPES:
+                        self.problems.append(f"{place}: now is for a date or timestamp, the column is {kind['type']}")
+                    elif kind and value is None and kind["attnotnull"]:
+                        self.problems.append(f"{place}: the column may not be null")
 
     def _foreign_keys(self, oid: int) -> tuple[list[Reach], list[ForeignKey]]:
         declared = list(self._policy.dependants)

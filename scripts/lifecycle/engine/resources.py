@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import detached_from
-from scripts.lifecycle.policy.policies import PolicySet, table_identifier
+from scripts.lifecycle.policy.policies import PolicySet, parts_of, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
-from scripts.utils.errors import Misconfigured, describe_database_error
+from scripts.utils.errors import Misconfigured, PolicyFailed, describe_database_error
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.session_settings import local_settings
 
@@ -92,7 +92,7 @@ def key_to_hold(connection: Connection, policies: PolicySet, table: str) -> tupl
 
 def column_types(connection: Connection, table: str) -> dict[str, str]:
     """Return the type of each column of a table, as ``format_type`` writes it; empty: there is no such table."""
-    name = sql.SQL(".").join(map(sql.Identifier, table.split("."))).as_string(connection)
+    name = sql.quoted(*parts_of(table))
     return dict(connection.execute(_TYPES, (name,)).fetchall())
 
 
@@ -157,14 +157,17 @@ class RowState:
         reasons = {
             "a legal hold keeps it (legal_holds.py list)": self.held,
             "something else still needs it": self.referenced,
-            "its key could be personal data, which the audit must not hold": not self.nameable,
             "its period has not ended, or an exception keeps it": not self.due,
         }
         return "; ".join(reason for reason, applies in reasons.items() if applies)
 
 
 def row_state(connection: Connection, selection: Selection, key: str) -> RowState | None:
-    """Return what is true of a row; None: it is not there."""
+    """Return what is true of a row; None: it is not there.
+
+    Raises:
+        PolicyFailed: Two rows have the key, in two children of the table: nobody can tell which one is meant.
+    """
     statement = sql.SQL(
         "SELECT {due}, {held}, {referenced}, {nameable}, {names_blob}, jsonb_build_object({moments})"
         " FROM {table} t WHERE {is_it}"
@@ -183,10 +186,14 @@ def row_state(connection: Connection, selection: Selection, key: str) -> RowStat
     )
     try:
         with connection.transaction():
-            row = connection.execute(statement, selection.parameters | {"row_key": key}).fetchone()
+            rows = connection.execute(statement, selection.parameters | {"row_key": key}).fetchall()
     except psycopg.DataError:
         return None  # such as letters where the key is a number
-    return RowState(*row) if row else None
+    if len(rows) > 1:
+        raise PolicyFailed(
+            "ambiguous_key", f"{len(rows)} rows of children of {selection.policy.table} have this key: nothing was done"
+        )
+    return RowState(*rows[0]) if rows else None
 
 
 def blob_named_by(connection: Connection, selection: Selection, key: str) -> str | None:

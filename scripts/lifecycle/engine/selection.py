@@ -1,22 +1,26 @@
-"""The one predicate that counting, dry run and delete share, so that they cannot drift.
+"""Compose the one predicate that counting, dry run and deletion share, so that they cannot differ.
 
-The table's alias is ``t`` throughout. Identifiers come from the policy and from the catalogue, always quoted;
-every value is a parameter.
+The table's alias is ``t`` throughout. Identifiers come from the policy file and from the catalogue and are always
+quoted. Every value is a parameter, and each predicate carries the values of its parameters (``fragments.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from copy import copy
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
-from psycopg import sql
-
 from scripts.lifecycle.engine import anonymisation
+from scripts.lifecycle.engine.fragments import Fragment, fragment, joined, together
 from scripts.lifecycle.engine.record_keys import RecordKey
-from scripts.lifecycle.policy.policies import Blob, Condition, Policy, table_identifier
+from scripts.lifecycle.engine.values import Readings
+from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
+from scripts.utils import composing as sql
+from scripts.utils.blob_token import store_of
+from scripts.utils.settings import Settings
 
 _CASTS = {
     "timestamp without time zone": "({}::timestamptz AT TIME ZONE 'UTC')",
@@ -34,7 +38,7 @@ _INSTANTS = {
 
 @dataclass(frozen=True)
 class ForeignKey:
-    """A constraint that points at the policy's table, as the catalogue has it."""
+    """A foreign key constraint that points at the policy's table, as the catalogue describes it."""
 
     name: str
     table: str
@@ -57,7 +61,7 @@ class ForeignKey:
         return self.on_delete in ("c", "n", "d")
 
     def is_named(self, table: str, columns: tuple[str, ...]) -> bool:
-        """Tell whether a dependant of the policy file means this constraint: by all its columns, or by the first."""
+        """Tell whether a dependant of the policy file names this constraint: by all columns, or by the first one."""
         return table == self.table and columns in (self.columns, self.columns[:1])
 
     def joins(self, alias: str) -> sql.Composed:
@@ -78,137 +82,196 @@ class ForeignKey:
 
 @dataclass(frozen=True)
 class Reach:
-    """A declared dependant with the constraint it stands for."""
+    """A dependant that the policy declares, with its foreign key constraint."""
 
     foreign_key: ForeignKey
     action: str
     record: RecordKey
-    """The key of the dependant's own table."""
+    """The key of the table that holds the foreign key."""
     nulled: tuple[str, ...] = ()
     """The columns that ``set_null`` sets to null."""
     person: str | None = None
-    """The column that says whom its rows are about."""
+    """The column that names the person a row is about; None: the policy file names none."""
 
 
+@dataclass(frozen=True)
+class Cause:
+    """The reason for which rows go that no rule chose: a person decided about them, or asked for erasure."""
+
+    name: str
+    """Stands in the audit's reason code in place of a rule's name."""
+    reason_prefix: str
+    """Stands before the name in the audit's reason code."""
+    facts: dict[str, Any]
+    """Metadata of the audit entry."""
+    condition: Fragment
+    """Chooses the rows. Rows on which the action was already carried out are left out besides."""
+
+
+@dataclass(frozen=True)
 class Selection:
-    """What a policy selects at one cut-off.
+    """The rows that a policy selects at one cut-off. It never changes; each predicate carries its own parameters."""
 
-    Args:
-        policy: The policy.
-        cutoff: The run's cut-off, time-zone aware.
-        column_types: Type of each column that the policy names, as ``format_type`` writes it.
-        reaches: Declared dependants that are deleted or set to null.
-        refusing: Constraints whose referring rows keep a row from being deleted.
-        partitioned: Whether the table has partitions or inheritance children: a ctid then names a row in each of them.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        cutoff: datetime,
-        column_types: dict[str, str],
-        reaches: Iterable[Reach] = (),
-        refusing: Iterable[ForeignKey] = (),
-        *,
-        partitioned: bool = False,
-    ) -> None:
-        self.policy = policy
-        self.table = table_identifier(policy.table)
-        self.record = RecordKey(policy.key, column_types)
-        self.reaches = tuple(reaches)
-        self.refusing = tuple(refusing)
-        self.partitioned = partitioned
-        self._types = column_types
-        # blob_store is the store's id: a URL and a pathname may name the same blob.
-        self.parameters: dict[str, Any] = {"table_name": policy.table, "blob_store": ""}
-        if policy.anonymize:
-            self.parameters |= anonymisation.constants(policy.anonymize)
-        self.due_before: dict[str, datetime] = {}
-        for name, rule in policy.rules.items():
-            moment = rule.keep.before(cutoff)
-            if moment is not None:
-                self.due_before[name] = moment
-                self.parameters[f"due_{name}"] = moment
-        for name, exception in policy.exceptions.items():
-            if exception.queue:
-                # forever: no row is older than the beginning of time
-                self.parameters[f"queue_{name}"] = exception.queue.after.before(cutoff) or "-infinity"
+    policy: Policy
+    cutoff: datetime
+    """The run's cut-off, time-zone aware, from the database's clock."""
+    types: Mapping[str, str]
+    """The type of each column of the table, as ``format_type`` writes it."""
+    reaches: tuple[Reach, ...] = ()
+    """Declared dependants that are deleted or set to null."""
+    refusing: tuple[ForeignKey, ...] = ()
+    """Constraints whose referring rows keep the row that they refer to."""
+    partitioned: bool = False
+    """Whether the table has partitions or inheritance children: a ctid then names a row in each of them."""
+    blob_store: str = ""
+    """The id of the blob store, in lower case: a URL and a pathname may name the same blob."""
+    readings: Readings = field(default_factory=Readings)
+    """The values of the policy file, as PostgreSQL read them."""
+    pseudonymous: bool = False
+    """Whether some due rows, or their dependants, have keys that may be personal. The audit holds their pseudonyms."""
+    cause: Cause | None = None
+    """Chooses the rows in place of the policy's rules; None: the rules choose."""
+    place: str = ""
+    """The table to search if it is not the policy's own, such as a partition that was detached from it."""
 
     def at(self, table: str) -> Selection:
         """Return the same selection on another table of the same columns: a partition that was detached."""
-        other = copy(self)
-        other.table = table_identifier(table)
-        other.partitioned = False
-        return other
+        return replace(self, place=table, partitioned=False)
+
+    def because(self, cause: Cause) -> Selection:
+        """Return the selection of the rows that a cause chooses in place of the rules. Legal holds still keep rows."""
+        return replace(self, cause=cause)
+
+    @property
+    def table(self) -> sql.Composable:
+        """The table, quoted for SQL."""
+        return table_identifier(self.place or self.policy.table)
+
+    @cached_property
+    def record(self) -> RecordKey:
+        """The table's key."""
+        return RecordKey(self.policy.key, self.types)
+
+    @cached_property
+    def due_before(self) -> dict[str, datetime]:
+        """For each rule whose period can end, the moment before which its anchor must lie."""
+        moments = {name: rule.keep.before(self.cutoff) for name, rule in self.policy.rules.items()}
+        return {name: moment for name, moment in moments.items() if moment is not None}
+
+    @property
+    def causes(self) -> tuple[str, ...]:
+        """The names that may stand in the audit's reason codes: those of the rules, or that of the cause."""
+        return (self.cause.name,) if self.cause else tuple(self.due_before)
 
     @property
     def reason_prefix(self) -> str:
-        """What stands before the rule in the audit's reason code."""
-        return self.policy.reason("")
+        """The beginning of the audit's reason codes, before the name."""
+        return self.cause.reason_prefix if self.cause else self.policy.reason("")
 
     @property
-    def facts(self) -> dict[str, dict[str, str]]:
-        """What the audit keeps of each rule: the moment before which its anchor had to lie."""
+    def facts(self) -> dict[str, dict[str, Any]]:
+        """The audit's metadata by name; of a rule, the moment before which its anchor had to lie."""
+        if self.cause:
+            return {self.cause.name: self.cause.facts}
         return {rule: {"due_before": moment.isoformat()} for rule, moment in self.due_before.items()}
+
+    @cached_property
+    def parameters(self) -> MappingProxyType[str, Any]:
+        """The values of all parameters that the predicates and the action's SQL name."""
+        own = {"table_name": self.policy.table, "blob_store": self.blob_store, **self._constants}
+        return MappingProxyType(own | together(self.removable, self.rule_name))
 
     @property
     def moments(self) -> list[str]:
-        """The columns that hold the moments that the policy looks at."""
+        """The columns that the policy names and that hold dates or timestamps."""
         policy = self.policy
         named = [rule.anchor for rule in policy.rules.values()]
         named += [column for rule in policy.rules.values() for column in rule.when]
         named += [column for exception in policy.exceptions.values() for column in exception.when]
-        return [name for name in dict.fromkeys(named) if self._types[name] in ANCHOR_TYPES]
+        return [name for name in dict.fromkeys(named) if self.types[name] in ANCHOR_TYPES]
 
     def moment(self, column: str, parameter: str) -> sql.Composed:
-        """Return a time-zone aware parameter as a value of the column's type; naive columns hold UTC."""
-        return sql.SQL(_CASTS[self._types[column]]).format(sql.Placeholder(parameter))
+        """Return SQL that casts a time-zone aware parameter to the column's type. Naive columns hold UTC."""
+        return sql.SQL(_CASTS[self.types[column]]).format(sql.Placeholder(parameter))
 
     def now(self, column: str) -> sql.Composed:
-        """Return the database's now as a value of the column's type."""
-        return sql.SQL(_CASTS[self._types[column]]).format(sql.SQL("now()"))
+        """Return SQL for the database's current time as a value of the column's type."""
+        return sql.SQL(_CASTS[self.types[column]]).format(sql.SQL("now()"))
 
     def instant(self, column: str) -> sql.Composed:
-        """Return a column of the table as a moment in time."""
-        return sql.SQL(_INSTANTS[self._types[column]]).format(sql.Identifier("t", column))
+        """Return SQL for a column's value as a ``timestamptz``."""
+        return sql.SQL(_INSTANTS[self.types[column]]).format(sql.Identifier("t", column))
 
     def column_type(self, column: str) -> sql.SQL:
         """Return the column's type for a cast."""
-        return sql.SQL(self._types[column])
+        return sql.SQL(self.types[column])
 
-    def met(self, conditions: dict[str, Condition], prefix: str) -> sql.Composed:
-        """Return SQL that is true, never null-dependent, where all the conditions are met."""
-        return met(conditions, prefix, self.parameters)
+    def before(self, column: str, moment: datetime | str, parameter: str) -> Fragment:
+        """Return the condition that a column lies before a moment. Every comparison of an anchor is composed here.
 
-    def rule(self, name: str) -> sql.Composed:
-        """Return SQL that is true where this rule's period has ended."""
-        rule = self.policy.rules[name]
-        return sql.SQL("({} AND t.{} < {})").format(
-            self.met(rule.when, f"when_{name}"), sql.Identifier(rule.anchor), self.moment(rule.anchor, f"due_{name}")
+        Args:
+            column: A column whose type is one of :data:`ANCHOR_TYPES`.
+            moment: A time-zone aware moment, or ``-infinity``.
+            parameter: The name of the parameter that holds the moment.
+        """
+        parts = sql.Identifier(column), self.moment(column, parameter)
+        return fragment("t.{} < {}", *parts, parameters={parameter: moment})
+
+    def not_before(self, column: str, moment: datetime, parameter: str) -> Fragment:
+        """Return the condition that a column lies at or after a moment; the arguments are those of :meth:`before`."""
+        parts = sql.Identifier(column), self.moment(column, parameter)
+        return fragment("t.{} >= {}", *parts, parameters={parameter: moment})
+
+    def expired(self, rule: str) -> Fragment:
+        """Return the condition that a rule's anchor lies before the moment that ends its period."""
+        return self.before(self.policy.rules[rule].anchor, self.due_before[rule], f"due_{rule}")
+
+    def overdue(self, rule: str) -> Fragment:
+        """Return SQL for the interval since a row's period ended by this rule; null if its anchor is infinite."""
+        anchor = self.policy.rules[rule].anchor
+        return fragment(
+            "CASE WHEN isfinite({column}) THEN {due}::timestamptz - {instant} END",
+            column=sql.Identifier("t", anchor),
+            due=sql.Placeholder(f"due_{rule}"),
+            instant=self.instant(anchor),
+            parameters={f"due_{rule}": self.due_before[rule]},
         )
 
+    def rule(self, name: str) -> Fragment:
+        """Return SQL that is true where this rule's period has ended."""
+        met = self.readings.met(self.policy.rules[name].when, f"when_{name}")
+        return fragment("({} AND {})", met, self.expired(name))
+
+    def excepted(self, name: str) -> Fragment:
+        """Return SQL that is true where this exception keeps a row."""
+        return self.readings.met(self.policy.exceptions[name].when, f"except_{name}")
+
     @property
-    def due(self) -> sql.Composed:
-        """Rows whose period has ended and that no exception keeps."""
+    def due(self) -> Fragment:
+        """Rows whose period has ended and that no exception keeps; with a cause, the rows that it chooses."""
+        if self.cause:
+            return joined(" AND ", [self.cause.condition, *self._not_done])
         rules = [self.rule(name) for name in self.due_before]
-        excepted = [
-            sql.SQL("NOT ({})").format(self.met(exception.when, f"except_{name}"))
-            for name, exception in self.policy.exceptions.items()
-        ]
-        either = sql.SQL(" OR ").join(rules) if rules else sql.SQL("false")
-        return sql.SQL(" AND ").join([sql.SQL("({})").format(either), *self._not_done, *excepted])
+        excepted = [fragment("NOT ({})", self.excepted(name)) for name in self.policy.exceptions]
+        either = joined(" OR ", rules) if rules else fragment("false")
+        return joined(" AND ", [fragment("({})", either), *self._not_done, *excepted])
 
     @property
     def _not_done(self) -> list[sql.Composed]:
-        """What tells a row that the action has yet to change from one that it has changed."""
+        """Conditions that leave out rows on which the action was already carried out."""
         policy = self.policy
         if policy.soft_delete:
             return [sql.SQL("t.{} IS NULL").format(sql.Identifier(policy.soft_delete.deleted_at))]
         if policy.blob:
             return [self.names_blob("t")]
         if policy.anonymize:
-            return [anonymisation.not_done(policy.anonymize, self._types)]
+            return [Fragment(anonymisation.not_done(policy.anonymize, self.types), self._constants)]
         return []
+
+    @property
+    def _constants(self) -> dict[str, str]:
+        section = self.policy.anonymize
+        return anonymisation.constants(section, self.readings.texts) if section else {}
 
     def names_blob(self, alias: str) -> sql.Composed:
         """Return SQL that is true where a row still names a blob."""
@@ -217,15 +280,17 @@ class Selection:
         return names_blob(self.policy.blob, alias)
 
     @property
-    def rule_name(self) -> sql.Composed:
-        """The first rule, in the file's order, that makes a due row due."""
-        cases = [sql.SQL("WHEN {} THEN {}").format(self.rule(name), sql.Literal(name)) for name in self.due_before]
-        return sql.SQL("CASE {} END").format(sql.SQL(" ").join(cases)) if cases else sql.SQL("NULL::text").format()
+    def rule_name(self) -> Fragment:
+        """SQL for the name of the first rule, in the file's order, by which a row is due; with a cause, its name."""
+        if self.cause:
+            return fragment("{}::text", sql.Literal(self.cause.name))
+        cases = [fragment("WHEN {} THEN {}", self.rule(name), sql.Literal(name)) for name in self.due_before]
+        return fragment("CASE {} END", joined(" ", cases)) if cases else fragment("NULL::text")
 
     @property
-    def held(self) -> sql.Composed:
-        """Rows under a legal hold: on the row, its person, the table, or a row that would go along or its person."""
-        # IN, not EXISTS: the holds are hashed once a statement instead of being looked up for every row.
+    def held(self) -> Fragment:
+        """Rows under a legal hold: on the row, its person, its table, or on a dependant row or that row's person."""
+        # IN, not EXISTS: PostgreSQL then hashes the holds once a statement instead of looking them up for each row.
         holds = [
             sql.SQL(
                 "EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table_name)s)"
@@ -265,33 +330,37 @@ class Selection:
             for reach in self.reaches
             if reach.person
         ]
-        return sql.SQL("({})").format(sql.SQL(" OR ").join(holds))
+        parameters = {"table_name": self.policy.table}
+        return fragment("({})", joined(" OR ", holds), parameters=parameters)
 
     @property
-    def referenced(self) -> sql.Composed:
-        """Rows that something else still needs."""
+    def referenced(self) -> Fragment:
+        """Rows that another row still needs: by a foreign key, or because both name the same blob."""
         needs = [
-            sql.SQL("EXISTS (SELECT FROM {} c WHERE {})").format(
-                table_identifier(foreign_key.table), foreign_key.joins("c")
-            )
-            for foreign_key in self.refusing
+            fragment("EXISTS (SELECT FROM {} c WHERE {})", table_identifier(key.table), key.joins("c"))
+            for key in self.refusing
         ]
         if self.policy.blob:
             needs.append(self._shared(self.policy.blob.column))
-        return sql.SQL("({})").format(sql.SQL(" OR ").join(needs)) if needs else sql.SQL("false").format()
+        return fragment("({})", joined(" OR ", needs)) if needs else fragment("false")
 
-    def _shared(self, column: str) -> sql.Composed:
-        """Rows whose blob is also named by a row that is not due, or is held."""
-        return sql.SQL(
+    def _shared(self, column: str) -> Fragment:
+        """Rows whose blob is also named by a row that is not due or that a legal hold keeps."""
+        return fragment(
             "EXISTS (SELECT FROM (SELECT t.{column} AS blob FROM {table} t WHERE {names}"
-            " AND NOT ({due} AND NOT {held})) other WHERE other.blob = ANY(ops.blob_names(t.{column}, %(blob_store)s)))"
-        ).format(
-            column=sql.Identifier(column), table=self.table, names=self.names_blob("t"), due=self.due, held=self.held
+            " AND NOT ({due} AND NOT {held})) other"
+            " WHERE other.blob = ANY(ops.blob_names(t.{column}, %(blob_store)s)))",
+            column=sql.Identifier(column),
+            table=self.table,
+            names=self.names_blob("t"),
+            due=self.due,
+            held=self.held,
+            parameters={"blob_store": self.blob_store},
         )
 
     @property
     def nameable(self) -> sql.Composed:
-        """Rows whose key may stand in the audit, with the keys of those that go along."""
+        """Rows whose key, and whose dependants' keys, may stand in the audit as they are."""
         parts = [self.record.nameable("t")]
         parts += [
             sql.SQL("NOT EXISTS (SELECT FROM {} c WHERE {} AND NOT {})").format(
@@ -305,45 +374,23 @@ class Selection:
         return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
 
     @property
-    def removable(self) -> sql.Composed:
-        """What a run deletes."""
-        return sql.SQL("{} AND NOT {} AND NOT {} AND {}").format(self.due, self.held, self.referenced, self.nameable)
+    def removable(self) -> Fragment:
+        """Rows on which a run carries out the action."""
+        return fragment("{} AND NOT {} AND NOT {}", self.due, self.held, self.referenced)
+
+    @property
+    def droppable(self) -> Fragment:
+        """Removable rows whose keys may stand in the audit as they are: SQL writes a dropped partition's keys."""
+        return fragment("{} AND {}", self.removable, self.nameable)
 
 
-class Chosen(Selection):
-    """Rows that a person decided on, whatever their age; a hold and what else needs them still keep them.
+def store_for(policy: Policy, settings: Settings) -> str:
+    """Return the id of the blob store in the spelling that SQL compares; empty if the policy is not about blobs.
 
-    Args:
-        selection: What the policy selects.
-        decision: What was decided; stands where a rule's name would stand.
-        item_type: The type of the queue item that it was decided on.
+    Raises:
+        Misconfigured: The policy is about blobs, and there is no token.
     """
-
-    def __init__(self, selection: Selection, decision: str, item_type: str) -> None:
-        self.__dict__.update(selection.__dict__)
-        self.due_before = {decision: datetime.max.replace(tzinfo=UTC)}
-        self._decision = decision
-        self._item_type = item_type
-
-    @property
-    def reason_prefix(self) -> str:
-        """What stands before the decision in the audit's reason code."""
-        return f"decision:{self._item_type}/"
-
-    @property
-    def facts(self) -> dict[str, dict[str, str]]:
-        """What the audit keeps: the reason says it all."""
-        return {self._decision: {}}
-
-    @property
-    def due(self) -> sql.Composed:
-        """Every row that the action has yet to change."""
-        return sql.SQL(" AND ").join([sql.SQL("true"), *self._not_done])
-
-    @property
-    def rule_name(self) -> sql.Composed:
-        """What was decided."""
-        return sql.SQL("{}::text").format(sql.Literal(self._decision))
+    return store_of(settings).lower() if policy.blob else ""
 
 
 def normal_address(alias: str, column: str) -> sql.Composed:
@@ -357,29 +404,3 @@ def names_blob(blob: Blob, alias: str) -> sql.Composed:
     if blob.cleared is None:
         return sql.SQL("{} IS NOT NULL").format(column)
     return sql.SQL("coalesce({} <> {}, false)").format(column, sql.Literal(blob.cleared))
-
-
-def met(conditions: dict[str, Condition], prefix: str, parameters: dict[str, Any]) -> sql.Composed:
-    """Return SQL that is true, never null-dependent, where a row of ``t`` meets all the conditions.
-
-    Args:
-        conditions: What each column must be.
-        prefix: Begins the names of the parameters.
-        parameters: Gets the values to compare with.
-    """
-    parts: list[sql.Composable] = []
-    for number, (column, condition) in enumerate(conditions.items()):
-        name = sql.Identifier(column)
-        if condition.operator in ("set", "unset"):
-            parts.append(sql.SQL("t.{} IS {}NULL").format(name, sql.SQL("NOT " if condition.operator == "set" else "")))
-            continue
-        parameter = f"{prefix}_{number}"
-        parameters[parameter] = list(condition.values)
-        parts.append(
-            sql.SQL("(t.{}::text = ANY({}::text[])) {}").format(
-                name,
-                sql.Placeholder(parameter),
-                sql.SQL("IS TRUE" if condition.operator == "in" else "IS NOT TRUE"),
-            )
-        )
-    return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true").format()

@@ -1,6 +1,6 @@
-"""What is past its date at one moment, counted on the data itself.
+"""Count the rows that are past their date at one moment, by a query on the data itself.
 
-The same query serves the dry run's prediction, the caps and the residue after a run.
+The same query gives the dry run's prediction, the figure that caps are compared with, and the residue after a run.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from psycopg import sql
-
 from scripts.lifecycle.engine.selection import Selection
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is past its date at one moment, by one query."""
+    """The numbers of rows that are past their date at one moment, by one query."""
 
     due: int = 0
     removable: int = 0
     held: int = 0
     referenced: int = 0
     unnameable: int = 0
+    """Due rows whose key, or a dependant's, may be personal."""
     by_rule: dict[str, int] = field(default_factory=dict)
-    """Removable rows by rule."""
+    """Removable rows by the name of the rule."""
     oldest_overdue_seconds: float = 0.0
-    """How far the oldest row that is not held is past its date."""
+    """Seconds since the period of the oldest row ended that no legal hold keeps."""
 
     @property
     def remaining(self) -> int:
-        """Rows past their date that no hold keeps."""
+        """Rows that are past their date and that no legal hold keeps."""
         return self.due - self.held
 
 
 def survey(connection: Connection, selection: Selection) -> Survey:
-    """Count what is past its date: one pass over the table, and over what a run left detached from it."""
+    """Count the rows past their date in one pass over the table and over each partition that a run left detached."""
     if not selection.due_before:
         return Survey()
     rows = _rules(connection, selection)
@@ -58,8 +58,8 @@ def survey(connection: Connection, selection: Selection) -> Survey:
 
 
 def detached_from(connection: Connection, table: str) -> list[str]:
-    """Return the partitions that a run has detached from a table and that are not gone yet, by name."""
-    # One that somebody attached again by hand is part of its table.
+    """Return the names of the partitions that a run has detached from a table and that still exist."""
+    # A partition that somebody attached again by hand is part of its table and is left out.
     rows = connection.execute(
         "SELECT n.nspname || '.' || c.relname FROM ops.detached_partitions d"
         " JOIN pg_class c ON c.oid = d.partition_oid AND c.relkind = 'r' AND NOT c.relispartition"
@@ -71,19 +71,14 @@ def detached_from(connection: Connection, table: str) -> list[str]:
 
 
 def _rules(connection: Connection, selection: Selection) -> list[tuple[Any, ...]]:
-    """Return one row a rule of what is past its date in one table."""
+    """Return one row of counts for each rule, for one table."""
     overdue = sql.SQL(" ").join(
-        sql.SQL("WHEN {rule} AND isfinite({anchor}) THEN {due}::timestamptz - {instant}").format(
-            rule=selection.rule(name),
-            anchor=sql.Identifier("t", selection.policy.rules[name].anchor),
-            due=sql.Placeholder(f"due_{name}"),
-            instant=selection.instant(selection.policy.rules[name].anchor),
-        )
+        sql.SQL("WHEN {} THEN {}").format(selection.rule(name), selection.overdue(name))
         for name in selection.due_before
     )
-    # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
+    # OFFSET 0 keeps the planner from computing the holds again for every count that mentions them.
     statement = sql.SQL(
-        "SELECT rule, count(*), count(*) FILTER (WHERE nameable AND NOT held AND NOT referenced),"
+        "SELECT rule, count(*), count(*) FILTER (WHERE NOT held AND NOT referenced),"
         " count(*) FILTER (WHERE held), count(*) FILTER (WHERE referenced AND NOT held),"
         " count(*) FILTER (WHERE NOT nameable), extract(epoch FROM max(overdue) FILTER (WHERE NOT held))"
         " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"

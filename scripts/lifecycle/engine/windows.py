@@ -1,8 +1,9 @@
-"""Two ways through a table, a bounded piece at a time, both of flat cost.
+"""Two paths through a table in bounded windows: the millionth window costs what the first one did.
 
-A ``LIMIT`` loop from the left edge meets every dead entry again in every batch and goes quadratic while another session
-holds an old snapshot. Both paths here never look back: a sweep over physical block ranges, for when much is due, and a
-walk along the anchor's index, for when little is. A window has a lower and an upper bound.
+A ``LIMIT`` loop from the left edge reads every dead index entry again in every batch, and its cost grows quadratically
+while another session holds an old snapshot. Both paths here give each window a lower and an upper bound, so they never
+look back. A sweep over physical block ranges is for tables of which much is due; a walk along the anchor's index is for
+tables of which little is due.
 """
 
 from __future__ import annotations
@@ -10,37 +11,48 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from psycopg import sql
-
+from scripts.lifecycle.engine.fragments import Fragment
 from scripts.lifecycle.engine.selection import Selection
+from scripts.utils import composing as sql
 
 
 @dataclass(frozen=True)
 class Window:
-    """A piece of the table: SQL on the alias ``t``, and its parameters."""
+    """A bounded part of the table: a condition on the alias ``t``, and its parameters."""
 
     clause: sql.Composable
     parameters: dict[str, Any] = field(default_factory=dict)
     position: float = 0.0
-    """Share of the path that lies behind this window's end, 0 to 1; 0 if unknown."""
+    """The share of the path that ends with this window, from 0 to 1; 0 if it is unknown."""
 
 
 class Path(Protocol):
-    """A way through a table."""
+    """A sequence of windows that together cover what is due in a table."""
 
     name: str
 
     def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:
-        """Return what to ask the server in order to know the window after this one; None if nothing."""
+        """Return the query whose answer determines the window after this one; None: no query is needed.
+
+        Args:
+            window: The window before; None: the first window is asked for.
+            rows: About how many rows the next window should have.
+        """
 
     def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:
-        """Return the window after this one, or None at the end."""
+        """Return the window after this one, or None at the end of the path.
+
+        Args:
+            window: The window before; None: the first window is asked for.
+            answer: The answer to :meth:`question`.
+            rows: About how many rows the next window should have.
+        """
 
 
 class Sweep:
     """Block ranges of the table file, by TID range scan (PostgreSQL 14).
 
-    Rows that arrive or move behind the sweep are left to a closing index walk.
+    The sweep misses rows that are inserted or moved behind it; an index walk at the end finds them.
     """
 
     name = "sweep"
@@ -52,10 +64,10 @@ class Sweep:
         self._rows_per_block = max(rows_per_block, 1.0)
 
     def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:  # noqa: ARG002
-        """Read the range behind the window; the count itself is of no use, all ranges are known beforehand.
+        """Return a query that reads the range behind the window. Its count is not used: all ranges are known.
 
-        Reading a page prunes its deleted rows while it is in the cache and already in the WAL. Otherwise the survey
-        after the run would write every page once more.
+        Reading a page prunes its deleted rows while the page is in the cache and already in the WAL. Otherwise the
+        survey after the run would write every page once more.
         """
         if window is None or window.parameters["behind_tid"] == window.parameters["from_tid"]:
             return None
@@ -77,18 +89,15 @@ class Sweep:
 
 
 class IndexWalk:
-    """Windows of so many entries of the anchor's index, in the order of anchor and key.
+    """Windows of a given number of entries of the anchor's index, in the order of anchor and key.
 
     Args:
         selection: The policy's selection.
         anchor: The indexed column.
-        bound: SQL that a row must meet to count as an entry; holds the upper bound of the anchor.
-        parameters: What the bound asks for besides the selection's parameters.
+        bound: What a row must meet to count as an entry; holds the upper bound of the anchor.
     """
 
-    def __init__(
-        self, selection: Selection, anchor: str, bound: sql.Composable, parameters: dict[str, Any] | None = None
-    ) -> None:
+    def __init__(self, selection: Selection, anchor: str, bound: Fragment) -> None:
         self.name = f"index:{anchor}"
         self._bound = bound
         names = {
@@ -99,14 +108,13 @@ class IndexWalk:
             "after_key": selection.record.values(sql.Placeholder("after_key")),
             "until_key": selection.record.values(sql.Placeholder("until_key")),
         }
-        self._bound_to = parameters or {}
-        self._parameters = selection.parameters | self._bound_to
+        self._bound_to = dict(bound.parameters)
         self._record = selection.record
         self._edge = selection.record.numbered
         self._after = sql.SQL("(t.{anchor}, {key}) > (%(after_anchor)s::{anchor_type}, {after_key})").format(**names)
         self._until = sql.SQL("(t.{anchor}, {key}) <= (%(until_anchor)s::{anchor_type}, {until_key})").format(**names)
         if selection.partitioned:
-            # Says nothing new, but PostgreSQL leaves out partitions by one column only, never by a pair.
+            # Redundant, but PostgreSQL prunes partitions by conditions on one column, never by a row comparison.
             self._after += sql.SQL(" AND t.{anchor} >= %(after_anchor)s::{anchor_type}").format(**names)
             self._until += sql.SQL(" AND t.{anchor} <= %(until_anchor)s::{anchor_type}").format(**names)
         self._names = names
@@ -120,12 +128,12 @@ class IndexWalk:
         ).format(
             bound=sql.SQL(" AND ").join([self._bound, *bound]),
             rows=sql.Literal(rows),
-            named=self._record.named("t"),
+            named=self._record.numbered_columns("t"),
             id=self._edge.id("e"),
             backwards=self._edge.ordered("e", "DESC"),
             **self._names,
         )
-        return edge, self._parameters | parameters
+        return edge, self._bound_to | parameters
 
     def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
         """Return the window that ends at the answered entry."""

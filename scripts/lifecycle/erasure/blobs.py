@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
-
-from psycopg import sql
 
 from scripts.lifecycle.blobs.blob_intents import Intent, Intents
 from scripts.lifecycle.blobs.blobs import client_for, refused, why_not_ours
 from scripts.lifecycle.engine.batches import BatchWriter
+from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.gated import Context, GatedTransaction, repeated, require_may_run
 from scripts.lifecycle.engine.preflight import preflight
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import Cause, Selection, store_for
 from scripts.lifecycle.engine.windows import chosen_keys
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
-from scripts.utils.blob_token import store_of
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import CircuitOpen
@@ -26,40 +24,10 @@ from scripts.utils.retry_utils import CircuitOpen
 _RULE = "blob"
 
 
-class OfPerson(Selection):
-    """A person's rows that name a blob, whatever their age.
-
-    Args:
-        selection: What the policy selects.
-        target: Which rows are hers.
-        parameters: Who she is, and what the audit says of her.
-    """
-
-    def __init__(self, selection: Selection, target: Target, parameters: dict[str, Any]) -> None:
-        self.__dict__.update(selection.__dict__)
-        self.parameters = {**selection.parameters, **parameters}
-        self.due_before = {_RULE: datetime.max.replace(tzinfo=UTC)}
-        self._target = target
-
-    @property
-    def reason_prefix(self) -> str:
-        """What stands before the rule in the audit's reason code."""
-        return "erasure_request:"
-
-    @property
-    def facts(self) -> dict[str, dict[str, str]]:
-        """What the audit keeps: her pseudonym."""
-        return {_RULE: self.parameters["facts"].obj}
-
-    @property
-    def due(self) -> sql.Composed:
-        """All that nothing keeps."""
-        return sql.SQL("({} AND {})").format(self._target.free, self._target.names_blob)
-
-    @property
-    def rule_name(self) -> sql.Composed:
-        """What stands for a rule."""
-        return sql.SQL("{}::text").format(sql.Literal(_RULE))
+def _of_person(target: Target, parameters: dict[str, Any]) -> Cause:
+    """Return what chooses a person's rows that name a blob, whatever their age; the audit keeps her pseudonym."""
+    condition = fragment("({} AND {})", target.free, target.names_blob, parameters=parameters)
+    return Cause(_RULE, "erasure_request:", parameters["facts"].obj, condition)
 
 
 class BlobsOfPeople:
@@ -96,7 +64,7 @@ class BlobsOfPeople:
         keys = self._keys(target, parameters)
         if not keys:
             return
-        selection = OfPerson(self._selection(policy), target, parameters)
+        selection = self._selection(policy).because(_of_person(target, parameters))
         self._intend(selection, policy, context, keys)
         intents = Intents(self._run.writer, selection, context, only=keys)
         after: int | None = 0
@@ -110,9 +78,10 @@ class BlobsOfPeople:
 
     def _selection(self, policy: Policy) -> Selection:
         if policy.name not in self._selections:
-            cleared = self._run.database.read(lambda connection: preflight(connection, policy, self._run.cutoff))
-            cleared.selection.parameters["blob_store"] = store_of(self._run.settings).lower()
-            self._selections[policy.name] = cleared.selection
+            store = store_for(policy, self._run.settings)
+            self._selections[policy.name] = self._run.database.read(
+                lambda connection: preflight(connection, policy, self._run.cutoff, blob_store=store)
+            ).selection
         return self._selections[policy.name]
 
     def _keys(self, target: Target, parameters: dict[str, Any]) -> list[str]:
@@ -122,7 +91,7 @@ class BlobsOfPeople:
         )
         return [key for (key,) in self._run.database.read(lambda c: c.execute(query, parameters).fetchall())]
 
-    def _intend(self, selection: OfPerson, policy: Policy, context: Context, keys: list[str]) -> None:
+    def _intend(self, selection: Selection, policy: Policy, context: Context, keys: list[str]) -> None:
         """Write the intents; one that a killed run left stands for the same."""
         database = self._run.writer
 

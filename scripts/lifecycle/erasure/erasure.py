@@ -15,7 +15,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.archives.keys import ArchiveKeys
@@ -29,7 +28,8 @@ from scripts.lifecycle.erasure.blobs import BlobsOfPeople
 from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Batch
+from scripts.lifecycle.policy.policies import Batch, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import ArchiveStore, store_of
 from scripts.utils.db_utils import Connection, is_deadlock
@@ -228,7 +228,7 @@ class Eraser:
             keys: list[str] = []
             for target in (self.plan.targets[table] for table in tables):
                 query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
-                    target.record.id("t"), sql.Identifier(*target.table.split(".")), target.left, target.unnameable
+                    target.record.id("t"), table_identifier(target.table), target.left, target.unnameable
                 )
                 keys += [key for (key,) in connection.execute(query, parameters)]
             return keys

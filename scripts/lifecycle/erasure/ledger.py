@@ -15,11 +15,10 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from psycopg import sql
-
 from scripts.lifecycle.engine.selection import normal_address
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing
 from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
@@ -196,7 +195,7 @@ def _distinct(connection: Connection, table: str, column: str) -> Iterator[str]:
     )
     with connection.cursor(name="people") as cursor:
         cursor.itersize = _PAGE
-        for (person,) in cursor.execute(query):
+        for (person,) in cursor.execute(query, {}):
             yield person
 
 

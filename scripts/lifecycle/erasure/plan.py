@@ -7,22 +7,31 @@ key. Every statement checks holds, the lease and the stop switch itself, behind 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-from psycopg import sql
 
 from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
+from scripts.lifecycle.engine.fragments import Fragment
 from scripts.lifecycle.engine.gated import MAY_RUN
 from scripts.lifecycle.engine.obstacles import refusals
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
-from scripts.lifecycle.engine.selection import ForeignKey, met, names_blob, normal_address
-from scripts.lifecycle.policy.policies import Anonymize, Blob, ErasureStep, PolicySet, Treatment, table_identifier
+from scripts.lifecycle.engine.selection import ForeignKey, names_blob, normal_address
+from scripts.lifecycle.engine.values import Readings, of_step, read
+from scripts.lifecycle.policy.policies import (
+    Anonymize,
+    Blob,
+    Condition,
+    ErasureStep,
+    PolicySet,
+    Treatment,
+    table_identifier,
+)
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
+from scripts.utils import composing as sql
 from scripts.utils.addresses import folded
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
@@ -211,6 +220,7 @@ class ErasurePlan:
         self._problems: list[str] = []
         self._blobs = {each.table: each.blob for each in policies.policies.values() if each.blob}
         self._columns: dict[str, dict[str, dict[str, Any]]] = {}
+        self._readings: dict[str, Readings] = {}
         self._incoming: dict[str, list[ForeignKey]] = {}
         for table in dict.fromkeys(step.table for step in self.steps.values()):
             self._look_up(connection, table)
@@ -314,6 +324,9 @@ class ErasurePlan:
             return
         self._columns[table] = columns
         self._incoming[table] = pointing_at(connection, facts["oid"])
+        written = [value for name, step in self.steps.items() if step.table == table for value in of_step(name, step)]
+        self._readings[table], unreadable = read(connection, table, written)
+        self._problems += unreadable
         for name, step in self.steps.items():
             if step.table == table:
                 found = [*_problems(step, facts, columns)]
@@ -331,8 +344,8 @@ class ErasurePlan:
             if step.table == table and step.columns
         ]
         left = sql.SQL(" AND ").join([whose, *(sql.SQL("NOT {}").format(each) for each in done)])
-        blocked = {
-            reason: met(conditions, f"blocked_{name}_{reason}", self.parameters)
+        blocked: dict[str, sql.Composed] = {
+            reason: self._met(table, conditions, f"blocked_{name}_{reason}")
             for name, step in self.steps.items()
             if step.table == table
             for reason, conditions in step.blocked_by.items()
@@ -386,14 +399,22 @@ class ErasurePlan:
         return sql.SQL("({}) IN ({})").format(mine, query)
 
     def _when(self, name: str) -> sql.Composed:
-        return sql.SQL("({})").format(met(self.steps[name].when, f"when_{name}", self.parameters))
+        step = self.steps[name]
+        return sql.SQL("({})").format(self._met(step.table, step.when, f"when_{name}"))
+
+    def _met(self, table: str, conditions: Mapping[str, Condition], prefix: str) -> Fragment:
+        """Return the condition, and note its parameters beside those of the other statements."""
+        condition = self._readings[table].met(conditions, prefix)
+        self.parameters |= condition.parameters
+        return condition
 
     def _not_done(self, name: str) -> sql.Composed:
         step = self.steps[name]
         done = []
         for column, treatment in step.columns.items():
             constant = f"constant_{name}_{column}"
-            self.parameters[constant] = treatment.constant
+            if treatment.constant is not None:
+                self.parameters[constant] = self._readings[step.table].texts[column, treatment.constant]
             kind = self._columns[step.table][column]["type"]
             done.append(anonymisation.done(column, treatment, kind, sql.Placeholder(constant)))
         return sql.SQL("NOT ({})").format(sql.SQL(" AND ").join(done))
@@ -414,9 +435,7 @@ class ErasurePlan:
         target = self.targets[step.table]
         which = sql.SQL("{} AND {}").format(target.free, self._when(name))
         if not target.record.impersonal:
-            which = sql.SQL("{} AND (NOT {} OR %(names)s::jsonb ? {})").format(
-                which, target.unnameable, target.record.id("t")
-            )
+            which = sql.SQL("{} AND {}").format(which, target.record.sayable("t", sql.Placeholder("names")))
         if step.action == "anonymize":
             for column, treatment in step.columns.items():
                 if treatment.how == "suppression":
@@ -434,11 +453,7 @@ class ErasurePlan:
         step = self.steps[name]
         target = self.targets[step.table]
         table, key = table_identifier(step.table), target.record.id("t")
-        named = key
-        if not target.record.impersonal:
-            named = sql.SQL("CASE WHEN {} THEN %(names)s::jsonb ->> ({}) ELSE {} END").format(
-                target.unnameable, key, key
-            )
+        named = target.record.said("t", sql.Placeholder("names"))
         change = template.format(
             table=table,
             rows=_ROWS.format(table=table, which=which),

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from psycopg import sql
-
 from scripts.lifecycle.archives.catalogue import entries
 from scripts.lifecycle.archives.search import rows_of
 from scripts.lifecycle.blobs.blobs import client_for
@@ -19,6 +17,7 @@ from scripts.lifecycle.erasure.erasure import archive_keys_of
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import table_identifier
+from scripts.utils import composing as sql
 from scripts.utils import pages
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import store_of

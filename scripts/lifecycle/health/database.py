@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 
+import psycopg
+
 from backend import migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
-from scripts.utils.db_utils import Connection
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import describe_database_error
 from scripts.utils.session_settings import unpinned
 
 SLOW_SECONDS = 0.25
@@ -186,9 +189,14 @@ def policies(context: Context) -> Iterator[Finding]:
     """Would each policy start? Tables, columns, rights, foreign keys, indexes: the purge's own preflight."""
     now = context.run.database.now()
     for name, policy in context.run.policies.policies.items():
-        problems, warnings = context.run.database.read(
-            lambda link, policy=policy: preflight.inspect(link, policy, now)  # type: ignore[misc]
-        )
+        try:
+            problems, warnings = context.run.database.read(
+                lambda link, policy=policy: preflight.inspect(link, policy, now)  # type: ignore[misc]
+            )
+        except psycopg.Error as error:
+            if connection_lost(error):
+                raise
+            problems, warnings = [describe_database_error(error)], []
         for problem in problems:
             yield failed(name, problem, _cure(problem))
         for warning in warnings:

@@ -16,6 +16,7 @@ from redis.lock import Lock
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.health.blueprint import Cron, load_blueprint
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+from scripts.lifecycle.policy.policies import table_identifier
 from scripts.lifecycle.purge.purge import predict
 from scripts.utils.alert_sinks import sinks_of
 from scripts.utils.db_utils import Connection
@@ -249,7 +250,7 @@ def _crons(context: Context) -> list[Cron] | Finding:
 def _has_rows(context: Context, table: str) -> bool:
     from psycopg import sql
 
-    query = sql.SQL("SELECT FROM {} LIMIT 1").format(sql.Identifier(*table.split(".")))
+    query = sql.SQL("SELECT FROM {} LIMIT 1").format(table_identifier(table))
     return context.run.database.read(lambda link: link.execute(query).fetchone()) is not None
 
 

@@ -11,6 +11,7 @@ from scripts.lifecycle.monitoring.job_levels import RUNBOOK, key_of
 from scripts.lifecycle.monitoring.observations import Forecast, Observation, Status
 from scripts.lifecycle.monitoring.residue import Residue
 from scripts.lifecycle.policy.policies import Policy
+from scripts.utils.odd_moments import before
 from scripts.utils.pages import duration
 
 # What cannot be judged without having counted; where it could not be counted, none of it is over.
@@ -94,7 +95,7 @@ def _overdue(view: PolicyView, residue: Residue) -> Iterator[Alert]:
         + (str(view.forecast) if view.forecast else "no forecast yet: watched for less than a day"),
         f"see what {view.job}'s last run says, then run it by hand, first with --dry-run",
         runbook,
-        view.now - timedelta(seconds=residue.oldest_overdue_seconds) + overdue.warning,
+        before(view.now, residue.oldest_overdue_seconds) + overdue.warning,
     )
 
 

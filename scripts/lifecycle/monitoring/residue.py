@@ -14,10 +14,9 @@ import psycopg
 from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import naming_what_is_locked
 from scripts.lifecycle.engine.preflight import preflight
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import store_for
 from scripts.lifecycle.engine.survey import Survey, survey
 from scripts.lifecycle.policy.policies import Policy
-from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase, connection_lost
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.settings import Settings
@@ -65,10 +64,9 @@ def measure(
     """
 
     def at(connection: Connection, moment: datetime) -> Survey:
-        selection: Selection = preflight(connection, policy, moment).selection
-        if policy.blob and settings.blob_read_write_token:
-            selection.parameters["blob_store"] = store_of(settings).lower()
-        return survey(connection, selection)
+        # A monitor may have no token: then a URL and a pathname of one blob are taken for two.
+        store = store_for(policy, settings) if settings.blob_read_write_token else ""
+        return survey(connection, preflight(connection, policy, moment, blob_store=store).selection)
 
     try:
         with (

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import psycopg
 from redis.exceptions import RedisError
 
 from scripts.lifecycle.jobs import stop_switch
@@ -21,8 +22,9 @@ from scripts.lifecycle.monitoring.residue import Residue, measure
 from scripts.lifecycle.monitoring.run_history import RunFacts
 from scripts.lifecycle.policy.policies import Policy
 from scripts.lifecycle.policy.schedules import last_due
-from scripts.utils.db_utils import Connection
-from scripts.utils.errors import PolicyFailed, StoppedEarly
+from scripts.utils import error_reporting
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 
 NO_JOB = "no_job"
@@ -61,9 +63,9 @@ def look(run: Run) -> Picture:
     picture = Picture(now, last_due(spec.schedule if spec else "*/15 * * * *", now))
     for name, policy in run.policies.policies.items():
         _heed_signals(run)
-        view = _policy_view(run, policy, picture)
+        view, alerts = _policy_view_whatever_it_holds(run, policy, picture)
         picture.policies.append(view)
-        picture.alerts += policy_alerts(view)
+        picture.alerts += alerts
         picture.unknown += view.unknown
         if run.policies.job_of(name) is None:
             picture.alerts.append(_unclaimed(name))
@@ -84,6 +86,24 @@ def _heed_signals(run: Run) -> None:
         # Out of time, it still tells what it has found, and of the rest that it was not counted.
         if stop.stop_reason != "time_budget":
             raise
+
+
+def _policy_view_whatever_it_holds(run: Run, policy: Policy, picture: Picture) -> tuple[PolicyView, list[Alert]]:
+    """Look at a policy and judge it; what goes wrong with one policy's values does not end the look at the others."""
+    try:
+        view = _policy_view(run, policy, picture)
+        return view, policy_alerts(view)
+    except OpsError:
+        raise
+    except Exception as error:
+        if isinstance(error, psycopg.Error) and connection_lost(error):
+            raise
+        error_reporting.report(error)
+        because = f"policy {policy.name}: unexpected {error_reporting.describe(error)}"
+        get_logger().error("policy_not_counted", policy=policy.name, stop_reason="bug", error=because)
+        job = run.policies.job_of(policy.name) or NO_JOB
+        view = PolicyView(job, policy, picture.now, None, because, [], None, None)
+        return view, policy_alerts(view)
 
 
 def _policy_view(run: Run, policy: Policy, picture: Picture) -> PolicyView:

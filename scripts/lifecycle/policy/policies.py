@@ -1,8 +1,4 @@
-"""The policy file, parsed once into frozen objects; every problem is named with its place.
-
-What is wrong in the file itself is found here, before any connection. What the database contradicts (a missing table
-or column) is the purge's preflight.
-"""
+"""Parse the policy file into frozen objects, and name every problem of the file with its place and line."""
 
 from __future__ import annotations
 
@@ -24,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    Strict,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -35,43 +32,49 @@ from scripts.utils.strict_yaml import StrictLoader
 
 DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[2] / "retention" / "retention_policies.yaml"
 
-_PERIOD = re.compile(r"(\d+) (minute|hour|day|week|month|year)s?")
-_DURATION = re.compile(r"(\d+) (millisecond|second|minute|hour|day)s?")
+_PERIOD = re.compile(r"([0-9]+) (minute|hour|day|week|month|year)s?")
+NOW = "now"
+"""As a decision's new value: the database's clock."""
+_DURATION = re.compile(r"([0-9]+) (millisecond|second|minute|hour|day)s?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
-# A policy is named by its place in the file, so no key that a file could hold.
+_PART = r"[^.\s\"%](?:[^.\"%]*[^.\s\"%])?"
+_TABLE = re.compile(rf"{_PART}\.{_PART}")
+# As PostgreSQL itself writes a name that needs quotation marks, each mark in it doubled.
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"\."((?:[^"]|"")+)"')
+# The key under which a policy's name is passed to the model. No file can hold it: it is not a name.
 _NAME_KEY = "(name)"
 _LOCK = re.compile(r"lock:[a-z_]+:[a-z_]+")
-# Proof, and what proof stands on: no policy may change it, whatever it says.
+# The audit and what proves it. No policy may change these tables, whatever the policy file says.
 _NEVER_CHANGED = frozenset(
     {
         *("ops.audit_batches", "ops.audit_head", "ops.audit_log", "ops.policy_versions", "ops.schema_migrations"),
         *("ops.detached_partitions", "ops.partition_rights"),
     }
 )
-# Four years of months: 365 days are shorter than a year in one of them, and 31 days longer than a month in some.
+# The first days of 48 months. Periods are compared on each of them: 365 days are shorter than a leap year, and 31 days
+# are longer than some months.
 _CALENDAR = tuple(datetime(2000 + month // 12, 1 + month % 12, 1, tzinfo=UTC) for month in range(48))
 
 
 @dataclass(frozen=True)
 class Period:
-    """How long something is kept. Months and years are calendar ones, in UTC."""
+    """How long something is kept. Months and years are calendar months and years, in UTC."""
 
     text: str
     length: relativedelta | None
     """None: forever."""
 
     def before(self, moment: datetime) -> datetime | None:
-        """Return the moment by which the anchor must lie for a row to be due; None: never."""
+        """Return the moment before which a row's anchor must lie for the row to be due; None: it is never due."""
         return None if self.length is None else moment - self.length
 
     def is_shorter_than(self, other: Period, at: datetime) -> bool:
-        """Tell whether this period frees rows that the other one keeps."""
+        """Tell whether, at one moment, rows are due by this period that are not due by the other one."""
         mine, theirs = self.before(at), other.before(at)
         return mine is not None and (theirs is None or mine > theirs)
 
     def may_be_shorter_than(self, other: Period) -> bool:
-        """Tell whether there is a day on which this period is the shorter one."""
+        """Tell whether this period is the shorter one at the beginning of any month of four years."""
         return any(self.is_shorter_than(other, day) for day in _CALENDAR)
 
 
@@ -99,9 +102,14 @@ def _duration(value: object) -> timedelta:
         raise ValueError("is too long") from None
 
 
+def written(value: str | int | bool) -> str:
+    """Return a value as it stands in the policy file; PostgreSQL reads it as a value of the column's type."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True)
 class Condition:
-    """What one column must be; ``in`` and ``not_in`` compare its text with ``values``."""
+    """What one column must be; ``in`` and ``not_in`` compare it with ``values``, each read as the column's type."""
 
     operator: Literal["set", "unset", "in", "not_in"]
     values: tuple[str, ...] = ()
@@ -118,14 +126,15 @@ def _condition(value: object) -> Condition:
         or not operands
         or not all(isinstance(operand, str | int) for operand in operands)
     ):
-        raise ValueError("is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}")
-    # PostgreSQL writes booleans as true and false, and so does YAML.
-    return Condition(operator, tuple(str(o).lower() if isinstance(o, bool) else str(o) for o in operands))
+        raise ValueError(
+            "is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}; quote a fraction or a day"
+        )
+    return Condition(operator, tuple(map(written, operands)))
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """What becomes of one column's value when its row is anonymised."""
+    """What happens to one column's value when its row is anonymised."""
 
     how: Literal["null", "constant", "pseudonym", "truncate_ip", "suppression"]
     constant: str | None = None
@@ -137,8 +146,7 @@ def _treatment(value: object) -> Treatment:
     if value in ("pseudonym", "truncate_ip"):
         return Treatment(value)
     if isinstance(value, dict) and value.keys() == {"constant"} and isinstance(value["constant"], str | int):
-        constant = value["constant"]
-        return Treatment("constant", str(constant).lower() if isinstance(constant, bool) else str(constant))
+        return Treatment("constant", written(value["constant"]))
     raise ValueError("is not a treatment: write null, pseudonym, truncate_ip or {constant: ...}")
 
 
@@ -156,6 +164,8 @@ def _matching(pattern: re.Pattern[str], what: str) -> AfterValidator:
 
 
 def _cron(value: str) -> str:
+    if not value.isascii():
+        raise ValueError("is not a cron expression: its digits and names are ASCII")
     try:
         CronSim(value, datetime(2026, 1, 1))  # noqa: DTZ001 - only the expression is checked
     except CronSimError as error:
@@ -163,8 +173,26 @@ def _cron(value: str) -> str:
     return value
 
 
+Number = Annotated[int, Strict()]
+"""A whole number as such: ``true``, ``1.0`` and ``"1"`` are none."""
+Truth = Annotated[bool, Strict()]
+"""``true`` or ``false`` as such: ``1`` and ``"yes"`` are neither."""
 Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
-Table = Annotated[str, _matching(_TABLE, "a table with its schema, such as public.quiz_responses")]
+
+
+def _table(value: str) -> str:
+    """Return ``schema.table`` without quotation marks: the form that audit, holds and queue name a table by."""
+    quoted = _QUOTED.fullmatch(value)
+    schema, name = (part.replace('""', '"') for part in quoted.groups()) if quoted else ("", "")
+    if quoted and "." not in schema and "%" not in schema + name:
+        return f"{schema}.{name}"
+    if not _TABLE.fullmatch(value):
+        raise ValueError("is not a table with its schema, such as public.quiz_responses")
+    return value
+
+
+Table = Annotated[str, AfterValidator(_table)]
+"""A table with its schema; in quotation marks, both of them, where a name holds a dot or a quotation mark."""
 Column = Annotated[str, Field(min_length=1)]
 
 
@@ -189,9 +217,15 @@ ErasureTreatmentField = Annotated[Treatment, BeforeValidator(_erasure_treatment)
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
+def parts_of(table: str) -> tuple[str, str]:
+    """Return schema and name of ``schema.table``; a dot after the first one belongs to the name."""
+    schema, _, name = table.partition(".")
+    return schema, name
+
+
 def table_identifier(table: str) -> sql.Identifier:
     """Return ``schema.table`` quoted for SQL."""
-    return sql.Identifier(*table.split("."))
+    return sql.Identifier(*parts_of(table))
 
 
 class _Model(BaseModel):
@@ -199,14 +233,14 @@ class _Model(BaseModel):
 
 
 class Rule(_Model):
-    """Rows that meet ``when`` are due once ``anchor`` lies more than ``keep`` in the past."""
+    """A row that meets ``when`` is due once its ``anchor`` lies more than ``keep`` in the past."""
 
     when: dict[Column, ConditionField] = Field(default_factory=dict)
     anchor: Column
     floor: PeriodField | None = None
-    """The least that the law or a promise allows; ``keep`` may not be shorter."""
+    """The shortest period that the law or a promise allows; ``keep`` may not be shorter."""
     ceiling: PeriodField | None = None
-    """The most that it allows; ``keep`` may not be longer."""
+    """The longest period that the law or a promise allows; ``keep`` may not be longer."""
     keep: PeriodField
 
     @field_validator("ceiling")
@@ -229,7 +263,7 @@ class Rule(_Model):
 
 
 class QueueRule(_Model):
-    """Excepted rows older than this are handed to a person, once."""
+    """An item for the manual-resolution queue, raised once for each excepted row that is older than ``after``."""
 
     item_type: Name
     priority: Literal["critical", "high", "medium", "low"]
@@ -246,21 +280,22 @@ class RowException(_Model):
 
 
 class Dependant(_Model):
-    """A foreign key that points at the policy's table, and what becomes of its rows."""
+    """A foreign key that points at the policy's table, and what happens to the rows that hold it."""
 
     table: Table
     column: Columns
-    """The foreign key's columns; of several the first is enough where no other foreign key of the table has it."""
+    """The foreign key's columns. The first one is enough if no other foreign key of that table begins with it."""
     action: Literal["delete", "set_null", "refuse"]
     key: Columns = ("id",)
     person: Column | None = None
-    """Who a row there is about, for legal holds; not said: as the policy on that table says, if there is one."""
+    """The column that names the person a row is about, for legal holds. If the key is missing in the file, it is the
+    person column of the first policy on that table."""
 
 
 class Batch(_Model):
-    """How big a batch is and how long it may wait and run."""
+    """How many rows a batch has at most, how long it waits for a lock, and how long one statement may run."""
 
-    rows: int = Field(ge=1, le=100_000)
+    rows: Number = Field(ge=1, le=100_000)
     lock_timeout: Duration
     statement_timeout: Duration
 
@@ -279,7 +314,7 @@ class Overdue(_Model):
 
 
 class SoftDelete(_Model):
-    """The columns that mark a row as deleted; a second policy deletes it for good, anchored at ``deleted_at``."""
+    """The columns that mark a row as deleted. A second policy, anchored at ``deleted_at``, deletes the row."""
 
     flag: Column | None = None
     """Set to true, where the table has such a column."""
@@ -287,12 +322,12 @@ class SoftDelete(_Model):
 
 
 class Blob(_Model):
-    """The blob that a row names, and what becomes of the row once it is gone."""
+    """The blob that a row names, and what happens to the row once the blob is deleted."""
 
     column: Column
     """Holds the blob's URL or pathname."""
     deleted_at: Column | None
-    """Set to the moment (UTC) when the blob was gone."""
+    """The column that is set to the moment (UTC) at which the blob was deleted."""
     cleared: str | None = None
     """What the column holds afterwards: null, or a text where it may not be null."""
     prefix: str = Field(min_length=1)
@@ -305,20 +340,21 @@ class Blob(_Model):
 
 
 class Anonymize(_Model):
-    """What becomes of each personal column; the row stays."""
+    """What happens to each personal column. The row stays."""
 
     columns: dict[Column, TreatmentField] = Field(min_length=1)
     marker: Column | None
-    """Set to the moment when it was done; null: the columns' values say it, and each night looks at them all."""
+    """The column that is set to the moment at which the row was anonymised. None: a row counts as anonymised when every
+    column has its final value, so each run looks at every row past its date."""
 
     @property
     def pseudonymised(self) -> tuple[str, ...]:
-        """The columns whose new value is worked out here, because its key must not reach the server."""
+        """The columns whose new value is computed in Python, because the pseudonyms' key must not reach the server."""
         return tuple(name for name, treatment in self.columns.items() if treatment.how == "pseudonym")
 
 
 class Lookup(_Model):
-    """A value taken from the one row of another table that has the same value in a column."""
+    """A value that is taken from another table: from the one row that has the same value in the column ``same``."""
 
     take: Column
     from_table: Table = Field(alias="from")
@@ -327,12 +363,12 @@ class Lookup(_Model):
 
 
 class Remedy(_Model):
-    """What a person may decide about a row, and what that does to it; nothing: it is only noted."""
+    """A decision that a person may take about a row. It deletes the row, sets columns, or is only recorded."""
 
     label: str = Field(min_length=1)
-    delete: bool = False
+    delete: Truth = False
     set: dict[Column, str | int | bool | Lookup | None] = Field(default_factory=dict)
-    """Columns and their new values: ``now``, null, a text, or a lookup."""
+    """Columns and their new values: :data:`NOW`, null, a value of the column's type, or a lookup."""
 
     @model_validator(mode="after")
     def _does_one_thing(self) -> Remedy:
@@ -342,18 +378,19 @@ class Remedy(_Model):
 
 
 class Archive(_Model):
-    """What is kept of a row elsewhere, before it is deleted here."""
+    """How a row is archived before it is deleted."""
 
     personal: tuple[Column, ...]
-    """Unreadable once the person's key is destroyed; everything else stays readable."""
+    """These columns are encrypted with a key of the person's own. Destroying that key makes them unreadable; all other
+    columns stay readable."""
     keep: PeriodField
     """How long an archive is kept after it was sealed."""
-    rows: int = Field(ge=1, le=50_000)
-    """Rows an archive at most."""
+    rows: Number = Field(ge=1, le=50_000)
+    """How many rows one archive has at most."""
 
 
 class ErasureStep(_Model):
-    """What becomes of one table's rows about a person who asked for erasure (GDPR Art. 17)."""
+    """What happens to one table's rows about a person who asked for erasure (GDPR Art. 17)."""
 
     table: Table
     key: Columns
@@ -361,13 +398,13 @@ class ErasureStep(_Model):
     """Says whose row it is, as ``normalized_email``; null: its foreign keys alone say it."""
     action: Literal["delete", "anonymize"]
     when: dict[Column, ConditionField] = Field(default_factory=dict)
-    """Only these rows of the person's."""
+    """Only the person's rows that meet these conditions."""
     columns: dict[Column, ErasureTreatmentField] = Field(default_factory=dict)
-    """What becomes of each personal column, where the row stays."""
+    """What happens to each personal column, where the row stays."""
     blocked_by: dict[Name, dict[Column, ConditionField]] = Field(default_factory=dict)
-    """Rows that stay until a person has decided, by the reason's name."""
+    """Conditions of rows that stay until a person has decided about them, by the name of the reason."""
     ground: str = Field(min_length=1)
-    """Why it goes, or why what stays may stay; it stands on the certificate."""
+    """Why the rows are erased, or why what stays may stay. The certificate quotes it."""
 
     @model_validator(mode="after")
     def _says_what_its_action_needs(self) -> ErasureStep:
@@ -381,13 +418,13 @@ class ErasureStep(_Model):
 
 
 class Policy(_Model):
-    """What is kept how long, why, and how it goes."""
+    """What is kept, for how long, why, and what happens to it afterwards."""
 
     name: Name = Field(validation_alias=_NAME_KEY)
     description: str = Field(min_length=1)
     table: Table
     key: Columns
-    """What tells one row from every other: a column, or a list of them."""
+    """The columns that identify a row."""
     person: Column | None
     action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
     soft_delete: SoftDelete | None = None
@@ -397,22 +434,22 @@ class Policy(_Model):
     rules: dict[Name, Rule]
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
     dependants: tuple[Dependant, ...]
-    drop_partitions: bool = True
-    """Whether partitions of which every row is due may be dropped instead of emptied, where the table has such."""
+    drop_partitions: Truth = True
+    """Whether a partition of which every row is due may be dropped instead of emptied."""
     decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
-    """What a person may decide about a row, by the type of its item on the manual-resolution queue."""
+    """The decisions that a person may take about a row, by the type of its item on the manual-resolution queue."""
     legal_basis: str = Field(min_length=1)
     owner: str = Field(min_length=1)
     decision: str = Field(min_length=1)
-    max_rows: int = Field(ge=1)
-    max_poison: int = Field(ge=0)
+    max_rows: Number = Field(ge=1)
+    max_poison: Number = Field(ge=0)
     batch: Batch
     overdue: Overdue
 
     @model_validator(mode="before")
     @classmethod
     def _needs_little_to_stay(cls, policy: Any) -> Any:
-        """A policy that only counts has no batches, caps and thresholds to state."""
+        """Fill in batch, caps and thresholds of a policy that only counts: it does not need them."""
         if isinstance(policy, dict) and policy.get("action") == "retain":
             return _OF_WHAT_STAYS | policy
         return policy
@@ -467,12 +504,12 @@ class Policy(_Model):
 
     @property
     def removes_rows(self) -> bool:
-        """Whether a row is gone from its table afterwards."""
+        """Whether the action removes rows from the table."""
         return self.action in ("delete", "archive_then_delete")
 
     @property
     def dropping_rule(self) -> str | None:
-        """The rule by which whole partitions could go; None: rows of this policy go one by one."""
+        """The rule by which whole partitions may be dropped; None: this policy deletes row by row."""
         due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
         whole = self.removes_rows and self.drop_partitions and len(self.key) == 1
         return due[0] if whole and len(due) == 1 == len(self.rules) else None
@@ -490,7 +527,7 @@ class Policy(_Model):
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:
-        """Everything that a person may decide about one of its rows."""
+        """All decisions that a person may take about one of the policy's rows."""
         return tuple(remedy for named in self.decisions.values() for remedy in named.values())
 
     def reason(self, rule: str) -> str:
@@ -580,12 +617,12 @@ class PolicySet:
     """sha-256 of the file's bytes, hexadecimal."""
     document: str
     kept: dict[str, str] = field(default_factory=dict)
-    """Tables with personal data that no period covers, and why."""
+    """Tables with personal data that no policy deletes from, and the reason for each."""
     erasure: dict[str, ErasureStep] = field(default_factory=dict)
-    """What becomes of the rows of a person who asked for erasure, by the step's name, in the file's order."""
+    """The steps of an erasure, by name, in the file's order."""
 
     def job_of(self, policy: str) -> str | None:
-        """Return the job that carries a policy out; None: no job names it."""
+        """Return the name of the job that carries out a policy; None: no job names the policy."""
         return next((name for name, job in self.jobs.items() if policy in job.policies), None)
 
 
@@ -596,7 +633,7 @@ def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
         Misconfigured: Names every problem with its place.
     """
     try:
-        text = path.read_bytes().decode()  # as it is: line ends are under the hash
+        text = path.read_bytes().decode()  # unchanged: the hash covers the line ends
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"policy file {path}: cannot be read ({type(error).__name__})") from None
     return parse_policies(text, str(path))
@@ -630,7 +667,7 @@ def parse_policies(text: str, place: str) -> PolicySet:
 
 
 def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant]) -> tuple[Dependant, ...]:
-    """Let each dependant that does not say whom its rows are about have the person of its own table's first policy."""
+    """Return the dependants; one without the key ``person`` gets the person column of the first policy on its table."""
     people = {policy.table: policy.person for policy in reversed(list(policies.values())) if policy.person}
     return tuple(
         dependant

@@ -1,7 +1,7 @@
-"""In which order policies go: children before parents, by the catalogue's foreign keys; on one table, changes first.
+"""Put policies in order: children before parents, by the catalogue's foreign keys; on one table, changes first.
 
-Whoever was cut short last time goes as early as the foreign keys allow, with what must go before it. A cycle of foreign
-keys has no such order: it is named, and broken where the file's order says so.
+A policy whose last run was cut short goes as early as the foreign keys allow, and so do the policies that must go
+before it. A cycle of foreign keys has no such order: it is reported, and broken where the file's order says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from scripts.utils.db_utils import Connection
 
-# A blob goes before the row that names it, a mark before the row that it is on.
+# On one table the blob is deleted before the row that names it, and a row is marked before marked rows are deleted.
 _ON_ONE_TABLE = ("retain", "delete_blob", "anonymize", "soft_delete", "archive_then_delete", "delete")
 _USUAL = 2
 
@@ -35,32 +35,32 @@ SELECT DISTINCT cn.nspname || '.' || c.relname, pn.nspname || '.' || p.relname
 
 
 class Step(Protocol):
-    """What is put in order: a policy, or a part of an erasure."""
+    """A policy or a step of an erasure, as far as its place in the order depends on it."""
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The name of the policy or step."""
 
     @property
     def table(self) -> str:
-        """The table that it is about."""
+        """The table whose rows it changes."""
 
     @property
     def action(self) -> str:
-        """What it does there, by the policies' names."""
+        """The action, by the name that policies use."""
 
     @property
     def removes_rows(self) -> bool:
-        """Whether a row is gone from its table afterwards."""
+        """Whether the action removes rows from the table."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """The order, and what stands against it."""
+    """The order of the policies, and the cycles of foreign keys that contradict it."""
 
     names: list[str]
     cycles: list[list[str]]
-    """Each a ring of tables that refer to one another, the first one again at its end."""
+    """Each is a list of tables of which each refers to the next; the first table stands at the end again."""
 
 
 def foreign_keys(connection: Connection) -> set[tuple[str, str]]:
@@ -69,12 +69,12 @@ def foreign_keys(connection: Connection) -> set[tuple[str, str]]:
 
 
 def in_order(policies: Iterable[Step], keys: set[tuple[str, str]], urgent: Mapping[str, int] | None = None) -> Order:
-    """Put policies in the order in which they go.
+    """Put policies in the order in which they are carried out.
 
     Args:
-        policies: In the file's order.
+        policies: The policies in the file's order.
         keys: Child and parent table of every foreign key.
-        urgent: Policies that were cut short last time; the smaller the number, the earlier.
+        urgent: Policies whose last run was cut short, with a number; the smaller the number, the earlier the policy.
     """
     listed = list(policies)
     place = {policy.name: number for number, policy in enumerate(listed)}
@@ -87,7 +87,7 @@ def in_order(policies: Iterable[Step], keys: set[tuple[str, str]], urgent: Mappi
     cycles = _broken(before, place, table)
     rank = {name: (urgent or {}).get(name, _USUAL) for name in place}
     for name in TopologicalSorter(before).static_order():
-        # What must go before an urgent one is as urgent: seen from each, its own turn comes later.
+        # A policy that must go before an urgent one is as urgent as that one.
         for earlier in _all_before(name, before):
             rank[earlier] = min(rank[earlier], rank[name])
     return Order(_sorted(before, rank, place), cycles)
@@ -100,7 +100,7 @@ def _goes_before(first: Step, then: Step, keys: set[tuple[str, str]]) -> bool:
 
 
 def _broken(before: dict[str, set[str]], place: dict[str, int], table: dict[str, str]) -> list[list[str]]:
-    """Take out of every cycle one requirement that the file's order contradicts, and return the cycles."""
+    """Remove from every cycle one requirement that the file's order contradicts, and return the cycles."""
     cycles = []
     while True:
         try:

@@ -1,4 +1,4 @@
-"""What a cron expression means in time (UTC): when a job is due, and how far apart its runs lie."""
+"""Work out from a cron expression (UTC) when a job is due and how far apart its runs are."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LOOK_AHEAD = 60
 def last_due(schedule: str, at: datetime) -> datetime:
     """Return the last moment, not after ``at``, at which a job was due."""
     minute = at.astimezone(UTC).replace(second=0, microsecond=0)
-    # Backwards it gives moments before its start, so a minute that is due itself is asked for from the next one.
+    # Backwards, CronSim returns moments before its start. Starting from the next due moment includes a due `minute`.
     following = next(CronSim(schedule, minute))
     back = CronSim(schedule, following, reverse=True)
     return next(back)

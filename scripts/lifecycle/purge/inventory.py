@@ -7,7 +7,6 @@ from datetime import datetime
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun
@@ -16,6 +15,7 @@ from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger
@@ -42,7 +42,8 @@ def count(connection: Connection, run: Run, policy: Policy) -> Inventory:
     row = connection.execute(
         sql.SQL("SELECT count(*), {} FROM {} t").format(
             oldest if anchors else sql.SQL("NULL::timestamptz"), table_identifier(policy.table)
-        )
+        ),
+        {},
     ).fetchone()
     return Inventory(row[0], row[1]) if row else Inventory(0, None)
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-from psycopg import sql
 
 from scripts.lifecycle.archives.batches import Archiver, cycles_left_alone
 from scripts.lifecycle.archives.catalogue import Begun
+from scripts.lifecycle.engine.fragments import fragment, joined
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import IndexWalk
+from scripts.utils.odd_moments import FIRST
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,12 @@ def walk_through(
         starts_at: The beginning of its bound; None: it has none.
         ends_at: The end of its bound.
     """
-    column = sql.Identifier(anchor)
     # Says nothing new after the first, but PostgreSQL leaves the other partitions out by the column's bounds only.
     bounds = [
-        sql.SQL("t.tableoid = %(partition)s::oid").format(),
-        sql.SQL("t.{} < {}").format(column, selection.moment(anchor, "partition_ends")),
+        fragment("t.tableoid = %(partition)s::oid", parameters={"partition": partition}),
+        selection.before(anchor, ends_at, "partition_ends"),
     ]
-    parameters: dict[str, Any] = {"partition": partition, "partition_ends": ends_at}
-    if starts_at is not None:
-        bounds.append(sql.SQL("t.{} >= {}").format(column, selection.moment(anchor, "partition_starts")))
-        parameters["partition_starts"] = starts_at
-    return IndexWalk(selection, anchor, sql.SQL(" AND ").join(bounds), parameters)
+    # A bound at -infinity is no bound; read, it is the first moment that Python can hold.
+    if starts_at is not None and starts_at > FIRST:
+        bounds.append(selection.not_before(anchor, starts_at, "partition_starts"))
+    return IndexWalk(selection, anchor, joined(" AND ", bounds))

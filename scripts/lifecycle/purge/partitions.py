@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
 import psycopg
-from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.gated import (
     MAY_RUN,
     Blocked,
@@ -35,6 +35,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.run import Run
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
@@ -466,7 +467,7 @@ def _marked(connection: Connection, selection: Selection) -> list[Partition]:
 def _count(connection: Connection, selection: Selection) -> tuple[int, int]:
     """Return how many rows a table has, and how many of them may go."""
     statement = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {removable}) FROM {table} t").format(
-        removable=selection.removable, table=selection.table
+        removable=selection.droppable, table=selection.table
     )
     row = connection.execute(statement, selection.parameters).fetchone()
     return (row[0], row[1]) if row else (0, 0)
@@ -476,14 +477,12 @@ def _counts_by_partition(
     connection: Connection, selection: Selection, anchor: str, ends_at: datetime
 ) -> dict[int, tuple[int, int]]:
     """Return the same of each partition that ends by then: one pass over all of them."""
-    statement = sql.SQL(
+    query = fragment(
         "SELECT t.tableoid::bigint, count(*), count(*) FILTER (WHERE {removable}) FROM {table} t"
-        " WHERE t.{anchor} < {end} GROUP BY 1"
-    ).format(
-        removable=selection.removable,
+        " WHERE {ended} GROUP BY 1",
+        removable=selection.droppable,
         table=selection.table,
-        anchor=sql.Identifier(anchor),
-        end=selection.moment(anchor, "partitions_end"),
+        ended=selection.before(anchor, ends_at, "partitions_end"),
     )
-    rows = connection.execute(statement, selection.parameters | {"partitions_end": ends_at}).fetchall()
+    rows = connection.execute(query, query.parameters).fetchall()
     return {oid: (count, removable) for oid, count, removable in rows}

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from pydantic import TypeAdapter, ValidationError
 
 from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.engine.preflight import preflight
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import Selection, store_for
 from scripts.lifecycle.engine.survey import detached_from
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.lifecycle.purge import inventory
 from scripts.lifecycle.purge.purge import predict
+from scripts.utils import composing as sql
 from scripts.utils import pages, strict_json
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
@@ -135,9 +135,7 @@ def _planned(run: Run, policy: Policy) -> Planned:
 
 
 def _details(connection: Connection, run: Run, policy: Policy, result: PolicyResult) -> dict[str, Any]:
-    selection = preflight(connection, policy, run.cutoff).selection
-    if policy.blob:
-        selection.parameters["blob_store"] = store_of(run.settings).lower()
+    selection = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings)).selection
     records, fingerprint, sample = _keys(connection, selection)
     cascade = {
         f"{reach.foreign_key.table}.{', '.join(reach.foreign_key.columns)} ({reach.action})": _count(
@@ -180,10 +178,14 @@ def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tu
         sql.SQL(
             "SELECT count(*), coalesce(sum(hashtextextended({id}, 0)::numeric), 0)::text,"
             " (SELECT coalesce(array_agg(s.key ORDER BY s.key), '{{}}') FROM"
-            " (SELECT {id} AS key FROM {table} t WHERE {removable} LIMIT {sample}) s)"
+            " (SELECT {id} AS key FROM {table} t WHERE {removable} AND {nameable} LIMIT {sample}) s)"
             " FROM {table} t WHERE {removable}"
         ).format(
-            id=selection.record.id("t"), table=selection.table, removable=removable, sample=sql.Literal(SAMPLE_KEYS)
+            id=selection.record.id("t"),
+            table=selection.table,
+            removable=removable,
+            sample=sql.Literal(SAMPLE_KEYS),
+            nameable=selection.record.nameable("t"),
         ),
         selection.parameters,
     ).fetchone()
@@ -271,9 +273,7 @@ def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
         return None  # nothing would be done with it
 
     def look(connection: Connection) -> tuple[int, str, tuple[str, ...]]:
-        selection = preflight(connection, policy, run.cutoff).selection
-        if policy.blob:
-            selection.parameters["blob_store"] = store_of(run.settings).lower()
+        selection = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings)).selection
         return _keys(connection, selection)
 
     try:

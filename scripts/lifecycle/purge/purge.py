@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine import exceptions
 from scripts.lifecycle.engine.deleter import Deleter
@@ -332,13 +331,6 @@ def _sweep(cleared: Cleared) -> Sweep:
 def _walks(selection: Selection) -> list[Path]:
     """One walk along each rule's anchor."""
     return [
-        IndexWalk(
-            selection,
-            selection.policy.rules[name].anchor,
-            sql.SQL("t.{} < {}").format(
-                sql.Identifier(selection.policy.rules[name].anchor),
-                selection.moment(selection.policy.rules[name].anchor, f"due_{name}"),
-            ),
-        )
+        IndexWalk(selection, selection.policy.rules[name].anchor, selection.expired(name))
         for name in selection.due_before
     ]

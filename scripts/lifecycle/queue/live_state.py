@@ -9,11 +9,11 @@ import psycopg
 
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.resources import blob_named_by, row_state
+from scripts.lifecycle.engine.selection import store_for
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.queue.decisions import policy_of
 from scripts.lifecycle.queue.work import QueueItem
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
-from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError, describe_database_error
 from scripts.utils.retry_utils import CircuitOpen
@@ -33,9 +33,7 @@ def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[st
     cutoff = run.database.now()
 
     def read(connection: Connection) -> tuple[dict[str, Any], str | None]:
-        selection = preflight(connection, policy, cutoff).selection
-        if policy.blob:
-            selection.parameters["blob_store"] = store_of(run.settings).lower()
+        selection = preflight(connection, policy, cutoff, blob_store=store_for(policy, run.settings)).selection
         state = row_state(connection, selection, item.resource_id)
         if state is None:
             return {"row": "gone"}, None

@@ -9,12 +9,11 @@ from psycopg.errors import LockNotAvailable
 
 from scripts.lifecycle.engine.gated import Blocked, Context, GatedTransaction
 from scripts.lifecycle.engine.preflight import preflight
-from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.engine.selection import Selection, store_for
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy
 from scripts.lifecycle.queue.decisions import Decision
 from scripts.lifecycle.queue.work import QueueItem, Work
-from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection, is_deadlock
 from scripts.utils.errors import OpsError
 from scripts.utils.retry_utils import retry
@@ -50,13 +49,10 @@ class Matter:
         Raises:
             PolicyFailed: The database contradicts it.
         """
-        cutoff = self.run.database.now()
-        selection = self.run.database.read(
-            lambda connection: preflight(connection, policy or self.policy, cutoff)
+        cutoff, store = self.run.database.now(), store_for(self.policy, self.run.settings)
+        return self.run.database.read(
+            lambda connection: preflight(connection, policy or self.policy, cutoff, blob_store=store)
         ).selection
-        if self.policy.blob:
-            selection.parameters["blob_store"] = store_of(self.run.settings).lower()
-        return selection
 
     def behind_the_gate(self, effect: Callable[[Connection], str]) -> str:
         """Do something in one transaction, if the item is still this operator's to decide.

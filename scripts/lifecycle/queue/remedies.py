@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import psycopg
-from psycopg import sql
 
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import Lookup, table_identifier
+from scripts.lifecycle.policy.policies import NOW, Lookup, table_identifier, written
+from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
 
@@ -34,9 +34,8 @@ def change(connection: Connection, selection: Selection, key: str, values: Mappi
     for number, (column, value) in enumerate(values.items()):
         name = f"value_{number}"
         new[column] = _new(selection, column, value, name)
-        if not isinstance(value, Lookup):
-            # As PostgreSQL writes it: a boolean of YAML is true or false there too.
-            parameters[name] = str(value).lower() if isinstance(value, bool) else value
+        if value is not None and value != NOW and not isinstance(value, Lookup):
+            parameters[name] = selection.readings.texts[column, written(value)]
     taken = [column for column, value in values.items() if isinstance(value, Lookup)]
     statement = sql.SQL("UPDATE {} t SET {} WHERE {} RETURNING {}").format(
         selection.table,
@@ -61,6 +60,8 @@ def _new(selection: Selection, column: str, value: Value, parameter: str) -> sql
             table=table_identifier(value.from_table),
             same=sql.Identifier(value.same),
         )
-    if value == "now":
+    if value is None:
+        return sql.SQL("NULL")
+    if value == NOW:
         return selection.now(column)
-    return sql.SQL("{}::text::{}").format(sql.Placeholder(parameter), selection.column_type(column))
+    return sql.SQL("{}::{}").format(sql.Placeholder(parameter), selection.column_type(column))

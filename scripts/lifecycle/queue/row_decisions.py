@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine import holds
 from scripts.lifecycle.engine.batches import BatchWriter
+from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.gated import require_may_run
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
 from scripts.lifecycle.engine.preflight import referring
 from scripts.lifecycle.engine.resources import row_state
-from scripts.lifecycle.engine.selection import Chosen, Selection
+from scripts.lifecycle.engine.selection import Cause, Selection
 from scripts.lifecycle.engine.survey import survey
 from scripts.lifecycle.engine.windows import chosen_keys
 from scripts.lifecycle.policy.policies import Dependant, with_people
@@ -38,8 +40,9 @@ class RowDecision:
             raise AssertionError("a decision with this effect comes from the policy file")
         selection = self._matter.selection()
         if remedy.delete:
-            item_type = self._matter.item.item_type
-            return self._and_close(self._delete, Chosen(selection, self._matter.decision.name, item_type))
+            prefix = f"decision:{self._matter.item.item_type}/"
+            decided = Cause(self._matter.decision.name, prefix, {}, fragment("true"))
+            return self._and_close(self._delete, selection.because(decided))
         return self._and_close(self._change, selection)
 
     def purge(self) -> str:
@@ -126,6 +129,7 @@ class RowDecision:
         if state is None:
             return ROW_GONE
         settings = self._matter.run.settings
+        selection = replace(selection, pseudonymous=not state.nameable)
         writer = BatchWriter(
             self._matter.run.writer, selection, self._matter.context, pseudonym=lambda text: pseudonym(settings, text)
         )

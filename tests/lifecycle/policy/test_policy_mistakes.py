@@ -18,6 +18,11 @@ NAME = "is not a name of lower-case letters, digits and underscores"
 BACK = "reaches back beyond the calendar"
 
 
+# Ten values, ten of those, and so on: 30 anchors would be more values than there are atoms.
+BOMB = f"[&a0 [{'x,' * 10}], " + ", ".join(f"&a{n} [" + f"*a{n - 1}," * 10 + "]" for n in range(1, 30)) + "]"
+THREE = "\N{ARABIC-INDIC DIGIT THREE}"
+
+
 def parse(text):
     return parse_policies(text, "file")
 
@@ -76,6 +81,16 @@ MISTAKES = [
     ("description: Things", "name: other", "name", "is not a known key"),
     ("max_rows: 10", "max_rows: 0", "max_rows", "greater than or equal to 1"),
     ("max_rows: 10", "max_rows: many", "max_rows", "should be a valid integer"),
+    ("max_rows: 10", "max_rows: true", "max_rows", "should be a valid integer"),
+    ("max_rows: 10", "max_rows: 10.0", "max_rows", "should be a valid integer"),
+    ("max_rows: 10", "max_rows: .inf", "max_rows", "should be a valid integer"),
+    ("max_rows: 10", "max_rows: '10'", "max_rows", "should be a valid integer"),
+    ("max_rows: 10", f"max_rows: {THREE}", "max_rows", "should be a valid integer"),
+    ("max_poison: 0", "max_poison: false", "max_poison", "should be a valid integer"),
+    ("rows: 10, lock", "rows: true, lock", "batch.rows", "should be a valid integer"),
+    ("keep: 30 days", f"keep: {THREE} days", "rules.old.keep", PERIOD),
+    ("lock_timeout: 1 second", f"lock_timeout: {THREE} second", "batch.lock_timeout", DURATION),
+    ("    person: null\n", "    drop_partitions: 'no'\n    person: null\n", "drop_partitions", "valid boolean"),
     ("max_poison: 0", "max_poison: -1", "max_poison", "greater than or equal to 0"),
     ("rows: 10, lock", "rows: 100001, lock", "batch.rows", "less than or equal to 100000"),
     ("lock_timeout: 1 second", "lock_timeout: 0 seconds", "batch.lock_timeout", DURATION),
@@ -86,6 +101,7 @@ MISTAKES = [
 JOB_MISTAKES = [
     ('"0 2 * * *"', '"0 25 * * *"', "schedule", "is not a cron expression"),
     ('"0 2 * * *"', '"daily"', "schedule", "is not a cron expression"),
+    ('"0 2 * * *"', f'"{THREE} 2 * * *"', "schedule", "is not a cron expression"),
     ("budget: 60 seconds", "budget: 1 month", "budget", DURATION),
     ('"lock:cleanup:things"', "things", "lock", "is not a lock's name, such as lock:cleanup:quiz_responses"),
 ]
@@ -123,6 +139,15 @@ def test_every_mistake_is_named_at_once():
         ("{kind: red}", "{kind: {in: [se, no]}}", 10, "no would mean false: write that, or quote it"),
         ("{kind: red}", "{kind: On}", 10, "On would mean true: write that, or quote it"),
         ("{kind: red}", "{kind: {in: [010]}}", 10, "010 would mean 8: write that, or quote it"),
+        ("{kind: red}", "{kind: 0x10}", 10, "0x10 would mean 16: write that, or quote it"),
+        ("{kind: red}", "{<<: {kind: red}}", 10, "merge keys (<<) are not allowed here: write the keys out"),
+        ("    key: id\n", "    <<: {key: id}\n", 6, "merge keys (<<) are not allowed here: write the keys out"),
+        ("{kind: red}", f"{{kind: {'[' * 60}red{']' * 60}}}", 10, "nested deeper than 32 levels"),
+        ("{kind: red}", f"{{kind: {'{a: ' * 5000}", 10, "nested deeper than 32 levels"),
+        ("{kind: red}", f"{{kind: {'a' * 10_001}}}", 10, "the value is longer than 10000 characters"),
+        ("{kind: red}", f"{{kind: {'9' * 5000}}}", 10, "Exceeds the limit"),
+        ("{kind: red}", "{kind: &a {in: [*a]}}", 10, "an alias may not stand inside of what it names"),
+        ("{kind: red}", f"{{kind: {{in: {BOMB}}}}}", 10, "holds more than 100000 values"),
         ("{kind: red}", "{kind: 12:30}", 10, "12:30 would mean 750: write that, or quote it"),
     ],
 )
