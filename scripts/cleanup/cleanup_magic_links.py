@@ -12,6 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.purge.purge import purge
 

@@ -6,11 +6,16 @@ The meal plan's row stays and forgets its PDF. A blob that another row still nee
 Policy: meal_plan_pdfs · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
 
 from scripts.lifecycle.blobs.reconcile import reconcile
 from scripts.lifecycle.jobs.entry_point import Job, Run, main

@@ -4,12 +4,17 @@
 Once `stop` has returned, no batch of the job commits any more. Runbook: scripts/cleanup/README.md
 """
 
-import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+from dataclasses import asdict
 
 from rich.table import Table
 

@@ -5,13 +5,18 @@ The same resource and type seen again while its item is open is one more occurre
 Runbook: scripts/manual-resolution/README.md
 """
 
-import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import json
+from typing import Any
 
 from scripts.lifecycle.engine import resources
 from scripts.lifecycle.jobs import handover

@@ -6,10 +6,15 @@ Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/manual-re
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+from dataclasses import asdict
 
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring.alerts import Alerts

@@ -6,13 +6,18 @@ session. With one: list, show, claim, resolve, defer, escalate, release, undo, r
 Runbook: scripts/manual-resolution/README.md
 """
 
-import argparse
 import sys
-from contextlib import closing
 from pathlib import Path
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+from contextlib import closing
+from uuid import UUID
 
 from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_common_flags, positive

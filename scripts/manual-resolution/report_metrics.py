@@ -4,14 +4,19 @@
 Reads only. Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/manual-resolution/README.md
 """
 
-import argparse
-import io
-import json
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import io
+import json
+from contextlib import suppress
 
 from rich.console import Console
 

@@ -6,12 +6,17 @@ Without a verb, or with run: every policy whose action is archive_then_delete.
 Policy: payment_transactions · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/retention/README.md
 """
 
-import argparse
 import sys
 from pathlib import Path
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+from uuid import UUID
 
 from scripts.lifecycle.archives.commands import list_archives, restore_archives, rotate_keys, verify_archives
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_job_flags

@@ -6,13 +6,18 @@ Without a verb or one of --add, --preview and --export: every request whose iden
 Policies: erasure: in retention_policies.yaml · Schedule and budget: there, jobs · Runbook: scripts/retention/README.md
 """
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+from typing import Any
+from uuid import UUID
 
 from scripts.lifecycle.erasure import commands as erasure_commands
 from scripts.lifecycle.erasure.job import enforce

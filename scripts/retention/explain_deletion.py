@@ -5,14 +5,19 @@ Reads only. A key that could be somebody's address comes on standard input: --re
 Runbook: scripts/retention/README.md
 """
 
-import argparse
-import re
 import sys
-from contextlib import suppress
 from pathlib import Path
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import re
+from contextlib import suppress
+from uuid import UUID
 
 from rich.table import Table
 from rich.text import Text

@@ -5,13 +5,18 @@ Reads only, in a READ ONLY transaction. Exit 1: the report is made, and the audi
 Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/retention/README.md
 """
 
-import argparse
-import json
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import json
+from contextlib import suppress
 
 from scripts.lifecycle.compliance.console import summary, tables
 from scripts.lifecycle.compliance.document import Report

@@ -5,13 +5,18 @@ A hold is on a table, on a row of it (--table and --id), or on a person (--perso
 Once the command has returned, nothing under the hold is deleted. Runbook: scripts/retention/README.md
 """
 
-import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+from dataclasses import asdict
+from uuid import UUID
 
 from rich.table import Table
 

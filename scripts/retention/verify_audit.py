@@ -6,11 +6,16 @@ Compared with the heads that the log store has (--head, --heads) and with the an
 Exit 0: intact. Exit 1: broken; every finding is a line. Runbook: scripts/retention/README.md
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
 
 from scripts.lifecycle.audit import audit, audit_anchor, audit_heads, definitions
 from scripts.lifecycle.jobs.arguments import positive

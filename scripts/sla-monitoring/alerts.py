@@ -4,14 +4,19 @@
 Runbook: scripts/sla-monitoring/README.md
 """
 
-import argparse
-import re
 import sys
-from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import re
+from datetime import timedelta
+from uuid import UUID
 
 from rich.table import Table
 

@@ -6,13 +6,18 @@ With --pre-deploy: the checklists before a first run and before a deployment, ea
 Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/sla-monitoring/README.md
 """
 
-import argparse
-import json
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
+import json
+from contextlib import suppress
 
 from rich.table import Table
 from rich.text import Text

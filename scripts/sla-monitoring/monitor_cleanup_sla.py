@@ -4,11 +4,16 @@
 Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/sla-monitoring/README.md
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+import argparse
 
 from scripts.lifecycle.engine import holds
 from scripts.lifecycle.jobs import runs

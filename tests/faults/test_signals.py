@@ -1,10 +1,13 @@
 """Killed politely, killed by hand, killed for good: the batch in hand is whole, and the next run starts at once."""
 
+import json
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from tests.faults.stage import LOCK, wait_until
+from tests.faults.stage import LOCK, SCRIPT, wait_until
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -98,3 +101,55 @@ def test_sigkill_again_and_again_leaves_nothing_half_done(start, quiz):
     start().finish(0)
     assert [run["status"] for run in quiz.runs()] == ["abandoned"] * 2 + ["completed"]
     quiz.balance(remaining=0)
+
+
+SLOW_IMPORT = """
+import sys, time
+from importlib.abc import MetaPathFinder
+class Slow(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "psycopg":
+            print("importing", file=sys.stderr, flush=True)
+            time.sleep(600)
+sys.meta_path.insert(0, Slow())
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_while_python_is_still_importing_ends_with_its_line_and_code(number, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_IMPORT, SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={}
+    )
+    assert process.stderr.readline() == "importing\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    line = json.loads(out)
+    assert (process.returncode, err) == (code, "")
+    assert list(line)[:5] == ["timestamp", "level", "correlation_id", "script", "event"]
+    assert (line["event"], line["exit_code"]) == ("stopped_before_start", code)
+    assert line["script"] == "cleanup_quiz_responses"
+
+
+def test_after_the_closing_line_a_signal_changes_no_exit_code(start, quiz):
+    quiz.fill(4)
+    running = start()
+    running.wait_for("cleanup_completed")
+    for _ in range(20):
+        running.send(signal.SIGTERM)
+    assert running.finish(0)["exit_code"] == 0
+
+
+def test_a_signal_ends_a_count_at_once(start, quiz, database):
+    """The count waits for a locked table; without the cancel it would end by its lock time-out, with another code."""
+    quiz.fill(40)
+    locker = database.superuser()
+    with locker.transaction():
+        locker.execute("LOCK TABLE public.quiz_responses IN ACCESS EXCLUSIVE MODE")
+        running = start("--dry-run")
+        wait_until(lambda: quiz.waiting("relation"), what="the count at the locked table")
+        running.send(signal.SIGTERM)
+        assert running.finish(143)["stop_reason"] == "sigterm"
+    quiz.balance(remaining=40)

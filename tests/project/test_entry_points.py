@@ -8,7 +8,18 @@ from tests.inside import run_inside
 from tests.project.conftest import ROOT, SCRIPTS, each_script, load_script
 
 TEMPLATE = ROOT / "scripts" / "utils" / "script_template.py"
-PATH_LINE = "sys.path.insert(0, str(Path(__file__).resolve().parents[2]))"
+OPENING = '''"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.utils import early_signals
+
+early_signals.install(__name__)
+
+'''
 
 
 def test_there_are_scripts():
@@ -37,17 +48,17 @@ def test_the_template_itself_is_no_job(database, redis_url, capsys, monkeypatch)
     done = run_inside(TEMPLATE, (), env=env, capsys=capsys, monkeypatch=monkeypatch)
     assert done.returncode == 2
     assert "jobs.script_template with its schedule, budget and lock is missing" in done.stdout
-    assert PATH_LINE in TEMPLATE.read_text().splitlines()
+    assert TEMPLATE.read_text().count(OPENING) == 1
 
 
 @each_script
-def test_the_path_line_is_the_same_and_comes_before_the_imports_that_need_it(script):
-    lines = script.read_text().splitlines()
-    assert lines.count(PATH_LINE) == 1
-    ours = [number for number, line in enumerate(lines) if line.startswith(("from scripts.", "import scripts"))]
-    assert ours
-    assert lines.index(PATH_LINE) < min(ours)
-    assert lines[0] == "#!/usr/bin/env python3"
+def test_the_opening_lines_are_the_same_and_come_before_every_other_import(script):
+    text = script.read_text()
+    assert text.startswith("#!/usr/bin/env python3\n")
+    before, opening, after = text.partition(OPENING)
+    assert opening
+    assert "\nimport " not in before
+    assert "sys.path" not in after
 
 
 @each_script

@@ -25,7 +25,7 @@ from scripts.lifecycle.jobs.results import SLA_ORDER, total_pauses
 from scripts.lifecycle.jobs.run import Job, Run
 from scripts.lifecycle.jobs.terminal import Display
 from scripts.lifecycle.policy.policies import JobSpec, PolicySet, load_policies
-from scripts.utils import error_reporting, tracing
+from scripts.utils import early_signals, error_reporting, tracing
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase, explained
 from scripts.utils.errors import (
     DatabaseRefused,
@@ -69,6 +69,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
             raise Misconfigured(f"policy file: jobs.{job.name} with its schedule, budget and lock is missing")
         options = options_of(job, flags, settings, spec)
     except OpsError as error:
+        early_signals.ignore()
         get_logger().error(f"{job.events}_failed", error=str(error), exit_code=int(error.exit_code))
         code = error.exit_code
     else:
@@ -96,8 +97,10 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
     check_in = CheckIn(job.name, watched, run.budget_seconds, run.settings.sla_start_grace_minutes)
     with ExitStack() as stack:
         facts = stack.enter_context(tracing.run_traced(run.trace, job.name, recorded=not run.options.dry_run))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            stack.callback(signal.signal, number, signal.signal(number, run.heed))
+        for number in early_signals.SIGNALS:
+            former = signal.signal(number, run.heed)
+            if not early_signals.installed():  # a program that calls main() gets its own handlers back
+                stack.callback(signal.signal, number, former)
         try:
             code = _within(job, run, spec, check_in)
         except OpsError as error:
@@ -120,7 +123,7 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
 def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> ExitCode:
     if job.needs_database:
         with tracing.span("connect", "PostgreSQL"):
-            run.database.open()
+            run.database.open(run.pause)
             _require_schema(run.database)
     if not job.changes_data:
         check_in.begin()
@@ -172,6 +175,7 @@ def _close(
     head = _audit_head(run) if job.changes_data else None
     if job.changes_data and not run.options.dry_run and code is not ExitCode.NOT_RUN:
         audit_anchor.keep(run.settings, head, script=run.script, correlation_id=run.correlation_id)
+    early_signals.ignore()
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"

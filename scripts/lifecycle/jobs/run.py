@@ -222,8 +222,9 @@ class Run:
         return time.monotonic() - self.started
 
     def heed(self, number: int, _frame: FrameType | None) -> None:
-        """Note a signal; the batch in hand is finished first."""
+        """Note a signal: what only looks ends at once, a batch in hand is finished."""
         self._signal = signal.Signals(number)
+        self.database.interrupt(_stopped_by(self._signal))
 
     def checkpoint(self) -> None:
         """Stop here if the run must stop; called between batches only.
@@ -248,8 +249,7 @@ class Run:
             StoppedEarly: One came.
         """
         if self._signal is not None:
-            code = ExitCode.SIGINT if self._signal is signal.SIGINT else ExitCode.SIGTERM
-            raise StoppedEarly(self._signal.name.lower(), f"{self._signal.name} received", code)
+            raise _stopped_by(self._signal)
 
     @contextmanager
     def waiting_for_a_person(self) -> Iterator[None]:
@@ -292,6 +292,11 @@ class Run:
         """Record a policy that could not be looked at."""
         get_logger().error("policy_failed", policy=policy, stop_reason=error.stop_reason, error=str(error))
         self.results.append(PolicyResult(policy, "failed", error.stop_reason, error.exit_code, error=str(error)))
+
+
+def _stopped_by(number: signal.Signals) -> StoppedEarly:
+    code = ExitCode.SIGINT if number is signal.SIGINT else ExitCode.SIGTERM
+    return StoppedEarly(number.name.lower(), f"{number.name} received", code)
 
 
 def checked_operator(name: str) -> str:
