@@ -15,6 +15,7 @@ from typing import Any
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.policy.policies import PolicySet
+from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
@@ -44,9 +45,10 @@ def body(
     """Return what the certificate says; counted from the audit, so that no rerun counts twice or forgets."""
     rows = connection.execute(_DONE, (request.id,)).fetchall()
     done, kept = [], []
+    readable_until = now + timedelta(days=settings.backup_retention_days)
     for action, table, reason, records in rows:
         step = policies.erasure.get(reason.partition(":")[2])
-        ground = step.ground if step else _GROUNDS.get(reason.partition(":")[2], "personal data, GDPR Art. 17(1)")
+        ground = step.ground if step else _ground(reason.partition(":")[2], readable_until)
         done.append({"action": action, "table": table, "records": records, "ground": ground})
         if step and action == "anonymize":
             kept.append({"table": table, "records": records, "without": sorted(step.columns), "ground": step.ground})
@@ -62,7 +64,7 @@ def body(
         "in_time": now <= deadline,
         "done": done,
         "kept": kept,
-        "backups_rolled_over_by": _day(now + timedelta(days=settings.backup_retention_days)),
+        "backups_rolled_over_by": _day(readable_until),
         "searched": sorted({step.table for step in policies.erasure.values()}),
         "policy_file": policies.hash,
         "version": settings.render_git_commit,
@@ -73,9 +75,15 @@ _GROUNDS = {
     "blob": "personal data, GDPR Art. 17(1)",
     "queue": "what was written about her went, type and times of the items stay, GDPR Art. 5(2)",
     "holds": "they had run out; whom they named is forgotten",
-    "archives": "her key is destroyed: personal columns in archives can no longer be read by anybody; figures and"
+    "archives": "her key is destroyed: what archives hold of her personal columns can be read by nobody, but until"
+    " {readable_until} by somebody who has both the master key and a backup of the database from before; figures and"
     " dates stay for tax law, GDPR Art. 17(3)(b)",
 }
+
+
+def _ground(reason: str, readable_until: datetime) -> str:
+    ground = _GROUNDS.get(reason, "personal data, GDPR Art. 17(1)")
+    return ground.format(readable_until=f"{readable_until:%Y-%m-%d}")
 
 
 def seal(connection: Connection, request: Request, facts: dict[str, Any], *, actor: str, person: str) -> str:
@@ -122,9 +130,10 @@ def as_html(request: Request) -> str:
 
 
 def keep(store: ArchiveStore, request: Request) -> None:
-    """Put the certificate beside the archives, where it outlives the request."""
-    with store.writing(f"{PREFIX}{request.id}.json") as file:
-        file.write(as_json(request).encode())
+    """Put the certificate beside the archives, where it outlives the request; of nothing there is none."""
+    if request.certificate and request.certificate["done"]:
+        with store.writing(f"{PREFIX}{request.id}.json") as file:
+            file.write(as_json(request).encode())
 
 
 def verify(database: ReadOnlyDatabase, text: str) -> dict[str, Any]:
@@ -138,11 +147,14 @@ def verify(database: ReadOnlyDatabase, text: str) -> dict[str, Any]:
         CertificateInvalid: Says what does not agree.
     """
     try:
-        paper = json.loads(text)
+        paper = strict_json.loads(text)
         facts, sha256, head = paper["certificate"], paper["sha256"], paper["audit_head"]
         request, seq = facts["request"], int(head.partition(":")[0])
+        done = list(facts["done"])
     except (ValueError, TypeError, KeyError, AttributeError):
         raise Misconfigured("that is not a certificate: give its JSON file") from None
+    if not done:
+        raise CertificateInvalid(f"nothing was done for request {request}: that certifies no erasure")
     if digest(facts) != sha256:
         raise CertificateInvalid("the certificate was altered: its text and its SHA-256 do not agree")
     row = database.read(
@@ -162,6 +174,8 @@ def verify(database: ReadOnlyDatabase, text: str) -> dict[str, Any]:
 def _document_of(request: Request) -> dict[str, Any]:
     if request.certificate is None or request.audit_head is None:
         raise OpsError(f"request {request.id} has no certificate: it is {request.status}, not fulfilled")
+    if not request.certificate["done"]:
+        raise OpsError(f"request {request.id} has no certificate of an erasure: nothing of hers was found, or done")
     return document(request.certificate, request.audit_head)
 
 

@@ -25,7 +25,7 @@ Asked on:  {requested_at:.10}
 Done on:   {fulfilled_at:.10}
 
 What the law obliges us to keep (figures and dates of payments, for the tax office) no longer names you.
-Backups, in which your data may still be, are gone by {backups_rolled_over_by:.10}.
+Backups, from which your data could still be read, are gone by {backups_rolled_over_by:.10}.
 
 This address was used for this message and is now forgotten.
 """

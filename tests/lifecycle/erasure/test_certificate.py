@@ -75,6 +75,36 @@ def test_it_verifies_and_an_altered_one_does_not(world, paper, erase, tmp_path):
     assert (done.code, "does not verify" in done.closing["error"]) == (1, True)
 
 
+def test_a_certificate_that_can_be_read_in_two_ways_is_none(paper, erase, tmp_path):
+    text = paper.read_text()
+    other = tmp_path / "other.json"
+    nested = "[" * 2000 + "]" * 2000
+    for content in (
+        text.replace('"in_time": true', '"in_time": false, "in_time": true'),
+        text.replace('"certificate": {', '"certificate": {}, "certificate": {', 1),
+        text.replace('"in_time": true', '"in_time": NaN'),
+        text.replace('"in_time": true', f'"in_time": {nested}'),
+    ):
+        other.write_text(content)
+        done = erase("verify", str(other))
+        assert (done.code, "not a certificate" in done.closing["error"]) == (2, True)
+
+
+def test_a_certificate_of_nothing_certifies_no_erasure(world, paper, fulfilled, erase):
+    """As earlier versions wrote them: sealed, and true to the letter."""
+    document = json.loads(paper.read_text())
+    nothing = document["certificate"] | {"done": [], "kept": []}
+    paper.write_text(json.dumps(certificate.document(nothing, document["audit_head"])))
+    done = erase("verify", str(paper))
+    assert (done.code, "certifies no erasure" in done.closing["error"]) == (1, True)
+    world.link.execute("UPDATE ops.erasure_requests SET certificate = %s::jsonb", (json.dumps(nothing),))
+    for form in ("json", "html"):
+        done = erase("certificate", fulfilled, "--format", form)
+        assert (done.code, "no certificate of an erasure" in done.closing["error"]) == (1, True)
+    world.link.execute("UPDATE ops.erasure_requests SET certified_at = NULL")
+    assert erase().code == 0
+
+
 def test_what_archives_hold_of_her_is_proved_to_be_unreadable(world, asked, erase, tmp_path):
     for person in (PERSON, PERSON, "other@example.com"):
         world.payment(person)
@@ -86,6 +116,12 @@ def test_what_archives_hold_of_her_is_proved_to_be_unreadable(world, asked, eras
     erase("certificate", request, "--output", str(path))
     done = erase("verify", str(path), "--archives")
     seen = done.event("archives_unreadable")
+    facts = json.loads(path.read_text())["certificate"]
+    (ground,) = [each["ground"] for each in facts["done"] if each["table"] == "ops.archive_keys"]
+    assert (
+        f"but until {facts['backups_rolled_over_by'][:10]} by somebody who has both the master key and a backup"
+        in ground
+    )
     assert (done.code, seen["keys"], seen["archives"], seen["rows"]) == (0, 1, 1, 2)
 
     for key, pseudonym, wrapped in kept:  # somebody puts the keys back from a backup
