@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -45,14 +44,12 @@ console = Console(highlight=False, width=max(100, min(Console().width, 120)))
 class Demo:
     """The steps, one method each."""
 
-    def __init__(self, stack: local_stack.Stack, archives: Path) -> None:
+    def __init__(self, stack: local_stack.Stack) -> None:
         self._stack = stack
         self._step = 0
         self._environment = {
             "PATH": os.environ["PATH"],  # noqa: TID251 - hands its shell's on
             "COLUMNS": str(console.width),
-            "ARCHIVE_URL": archives.as_uri(),
-            "ARCHIVE_MASTER_KEY": f"demo:{secrets.token_hex(32)}",
             **stack.exports(),
         }
 
@@ -285,9 +282,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lifecycle-demo-") as directory:
         console.print("  starting PostgreSQL, Valkey and a local Blob store on 127.0.0.1 …")
         with local_stack.running(Path(directory), blob=True) as stack:
-            archives = Path(directory) / "archives"
-            archives.mkdir()
-            Demo(stack, archives).run()
+            Demo(stack).run()
     return 0
 
 

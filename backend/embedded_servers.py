@@ -98,6 +98,11 @@ class Stack:
         return self.directory / "blob"
 
     @property
+    def archive_folder(self) -> Path:
+        """Where archives, erasure ledger and certificates lie."""
+        return self.directory / "archive"
+
+    @property
     def blob_log(self) -> Path:
         """The Blob server's log file."""
         return self.blob_folder / "server.log"
@@ -112,10 +117,18 @@ class Stack:
 
     def exports(self) -> dict[str, str]:
         """Return the settings that the scripts and ``migrate.py`` need, by variable."""
-        # Constant for the life of the stack, and derived from its passwords, so nobody else can guess it.
-        key = hashlib.sha256(f"audit pseudonyms of {self.jobs_password}".encode()).hexdigest()
+        # Constant for the life of the stack, and derived from its passwords, so nobody else can guess them.
+        keys = {
+            name: "local:" + hashlib.sha256(f"{what} of {self.jobs_password}".encode()).hexdigest()
+            for name, what in {
+                "AUDIT_PSEUDONYM_KEY": "audit pseudonyms",
+                "SUPPRESSION_KEY": "suppressed addresses",
+                "ARCHIVE_MASTER_KEY": "archives",
+            }.items()
+        }
         blob = {
             "VERCEL_BLOB_API_URL": f"http://{HOST}:{self.blob_port}/api/blob",
+            "VERCEL_BLOB_DELIVERY_URL": f"http://{HOST}:{self.blob_port}/delivery",
             "BLOB_READ_WRITE_TOKEN": self.blob_token,
             "BLOB_RATE_LIMIT_PER_MINUTE": "100000",  # a store of one's own has no plan to keep to
         }
@@ -123,7 +136,8 @@ class Stack:
             "DATABASE_URL": self.jobs_url(),
             "MIGRATION_DATABASE_URL": self.superuser_url(APP_DATABASE),
             "REDIS_URL": self.redis_url,
-            "AUDIT_PSEUDONYM_KEY": f"local:{key}",
+            "ARCHIVE_URL": self.archive_folder.as_uri(),
+            **keys,
             **(blob if self.blob_port else {}),
         }
 
@@ -162,6 +176,7 @@ def start(
         if not redis_answers(stack):
             stack = _start_valkey(stack, valkey)
         _save(stack)
+        stack.archive_folder.mkdir(mode=0o700, exist_ok=True)
         if blob and not blob_answers(stack):
             stack = _start_blob(stack)
             _save(stack)

@@ -6,6 +6,7 @@ import signal
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import psutil
@@ -18,6 +19,7 @@ from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.test_helpers import run_script
 
 SCRIPT = local_stack.__file__
+SCRIPTS = Path(local_stack.__file__).parents[1] / "scripts"
 
 
 @pytest.fixture
@@ -141,8 +143,22 @@ def test_the_command_line_from_start_to_stop(directory):
     done = run("start", "--rows", "200")
     assert done.returncode == 0, done.stderr
     exports = dict(re.findall(r"^export (\w+)='([^']+)'$", run("exports").stdout, re.MULTILINE))
-    blob = {"VERCEL_BLOB_API_URL", "BLOB_READ_WRITE_TOKEN", "BLOB_RATE_LIMIT_PER_MINUTE"}
-    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL", "AUDIT_PSEUDONYM_KEY"} | blob
+    blob = {"VERCEL_BLOB_API_URL", "VERCEL_BLOB_DELIVERY_URL", "BLOB_READ_WRITE_TOKEN", "BLOB_RATE_LIMIT_PER_MINUTE"}
+    keys = {"AUDIT_PSEUDONYM_KEY", "SUPPRESSION_KEY", "ARCHIVE_MASTER_KEY", "ARCHIVE_URL"}
+    assert set(exports) == {"DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"} | keys | blob
+    with psycopg.connect(exports["DATABASE_URL"]) as link:
+        (address,) = link.execute("SELECT email FROM meal_plans WHERE pdf_blob_path IS NOT NULL LIMIT 1").fetchone()
+    output = directory.parent / "export.zip"
+    done = run_script(
+        SCRIPTS / "retention" / "enforce_gdpr_deletion.py",
+        "--export",
+        "-",
+        "--output",
+        str(output),
+        env=exports,
+        stdin=f"{address}\n",
+    )
+    assert (done.returncode, output.exists()) == (0, True), done.stdout
     listed = httpx.get(
         exports["VERCEL_BLOB_API_URL"],
         headers={"authorization": f"Bearer {exports['BLOB_READ_WRITE_TOKEN']}", "x-api-version": "12"},

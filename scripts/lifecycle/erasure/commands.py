@@ -18,7 +18,7 @@ from scripts.lifecycle.erasure import requests as erasure_requests
 from scripts.lifecycle.erasure.erasure import Eraser
 from scripts.lifecycle.erasure.job import foreseen, kept_for_now
 from scripts.lifecycle.erasure.plan import Found
-from scripts.lifecycle.erasure.portability import export
+from scripts.lifecycle.erasure.portability import ExportIncomplete, export
 from scripts.lifecycle.erasure.requests import Request
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils import pages
@@ -98,8 +98,19 @@ def _export(run: Run) -> None:
     output: Path | None = run.options.flags.output
     if output is None:
         raise Misconfigured("--export needs --output FILE: personal data is not printed")
-    counts = export(run, _address(), output)
-    get_logger().info("export_written", output=str(output), records=counts)
+    made = export(run, _address(), output)
+    get_logger().info(
+        "export_written",
+        output=str(output),
+        records=made.records,
+        missing=len(made.missing),
+        left_out={table: len(columns) for table, columns in made.left_out.items()},
+    )
+    if made.missing:
+        raise ExportIncomplete(
+            f"{output} was written, but {len(made.missing)} things are missing, which its about.json lists:"
+            f" {made.reasons}"
+        )
 
 
 def _list(run: Run) -> None:

@@ -83,7 +83,8 @@ class Eraser:
             self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
-            self._spellings = self.plan.spellings().as_bytes(connection)
+            spellings = [*self.plan.spellings().values(), sql.SQL("SELECT %(person)s::text").format()]
+            self._spellings = sql.SQL(" UNION ").join(spellings).as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
         self._keys = archive_keys_of(run)
         self.blobs = BlobsOfPeople(run, self.plan)

@@ -204,13 +204,15 @@ class ErasurePlan:
     Args:
         connection: Where to look things up.
         policies: Its ``erasure:``.
+        reading: For an export, which changes nothing: a table that it cannot read is left out, and named in
+            :attr:`left_out`; what only an erasure needs is not asked for.
 
     Raises:
         Misconfigured: The file has no such section.
         PolicyFailed: The database contradicts it; names everything.
     """
 
-    def __init__(self, connection: Connection, policies: PolicySet) -> None:
+    def __init__(self, connection: Connection, policies: PolicySet, *, reading: bool = False) -> None:
         if not policies.erasure:
             raise Misconfigured("the policy file says nothing about erasure: add erasure: with a step for each table")
         self.steps = policies.erasure
@@ -218,18 +220,25 @@ class ErasurePlan:
             "archived": [each.table for each in policies.policies.values() if each.archive],
         }
         self._problems: list[str] = []
+        self._reading = reading
+        self.left_out: dict[str, str] = {}
+        """Tables that cannot be read, and why."""
         self._blobs = {each.table: each.blob for each in policies.policies.values() if each.blob}
         self._columns: dict[str, dict[str, dict[str, Any]]] = {}
         self._readings: dict[str, Readings] = {}
         self._incoming: dict[str, list[ForeignKey]] = {}
         for table in dict.fromkeys(step.table for step in self.steps.values()):
             self._look_up(connection, table)
-        self._problems += [
-            f"erasure.{name}: nothing says whose rows {step.table} has: name a person column, or let a foreign key"
-            " refer to another step's table"
-            for name, step in self.steps.items()
-            if step.person is None and step.table in self._columns and not self._refers_to_a_step(step.table)
-        ]
+        self._problems += (
+            []
+            if reading
+            else [
+                f"erasure.{name}: nothing says whose rows {step.table} has: name a person column, or let a foreign key"
+                " refer to another step's table"
+                for name, step in self.steps.items()
+                if step.person is None and step.table in self._columns and not self._refers_to_a_step(step.table)
+            ]
+        )
         if self._problems:
             raise PolicyFailed("preflight_failed", "no erasure was begun: " + "; ".join(self._problems))
         self.targets = {table: self._target(table) for table in self._columns}
@@ -249,22 +258,21 @@ class ErasurePlan:
         composed.append(("archives", _DESTROY_KEY.format(may_run=MAY_RUN, held=_ARCHIVES_HELD)))
         return composed
 
-    def spellings(self) -> sql.Composed:
-        """Return the query for how the tables spell a person: every value of a person column that is her address.
+    def spellings(self) -> dict[str, sql.Composed]:
+        """Return, by table, the query for how it spells a person: every value of its person column that is her address.
 
-        It reads whole tables, but for those with an index on ``ops.normal_address`` of the column; so it is asked once
-        before her rows are looked for, and once in the search that ends the erasure.
+        Each reads its whole table, unless there is an index on ``ops.normal_address`` of the column; so they are asked
+        once before her rows are looked for, and once in the search that ends the erasure.
         """
-        people = {step.table: step.person for step in self.steps.values() if step.person}
-        parts = [
-            sql.SQL("SELECT {column}::text FROM {table} t WHERE {normal} = %(person)s").format(
+        people = {step.table: step.person for step in self.steps.values() if step.person and step.table in self.targets}
+        return {
+            table: sql.SQL("SELECT DISTINCT {column}::text FROM {table} t WHERE {normal} = %(person)s").format(
                 column=sql.Identifier("t", column),
                 table=table_identifier(table),
                 normal=normal_address("t", column),
             )
             for table, column in people.items()
-        ]
-        return sql.SQL(" UNION ").join([*parts, sql.SQL("SELECT %(person)s::text").format()])
+        }
 
     def look(self) -> sql.Composed:
         """Return the query for what is left of a person, table by table."""
@@ -319,8 +327,12 @@ class ErasurePlan:
 
     def _look_up(self, connection: Connection, table: str) -> None:
         facts, columns = catalogue_of(connection, table)
+        why = _unreadable(table, facts, columns, [step for step in self.steps.values() if step.table == table])
+        if self._reading and why:
+            self.left_out[table] = why
+            return
         if not facts:
-            self._problems.append(f"table {table} does not exist")
+            self._problems.append(why)
             return
         self._columns[table] = columns
         self._incoming[table] = pointing_at(connection, facts["oid"])
@@ -328,7 +340,7 @@ class ErasurePlan:
         self._readings[table], unreadable = read(connection, table, written)
         self._problems += unreadable
         for name, step in self.steps.items():
-            if step.table == table:
+            if step.table == table and not self._reading:
                 found = [*_problems(step, facts, columns)]
                 found += refusals(connection, facts["oid"], "DELETE" if step.action == "delete" else "UPDATE")
                 self._problems += [f"erasure.{name}: {problem}" for problem in found]
@@ -488,10 +500,22 @@ class ErasurePlan:
         return sql.SQL("CASE WHEN {} IS NOT NULL THEN {}::{} END").format(name, sql.Placeholder(treatment.how), kind)
 
 
+def _unreadable(table: str, facts: dict[str, Any], columns: dict[str, dict[str, Any]], steps: list[ErasureStep]) -> str:
+    """Return why a table's rows cannot even be looked for; empty: they can."""
+    if not facts:
+        return f"table {table} does not exist"
+    named = {*steps[0].key, *([steps[0].person] if steps[0].person else [])}
+    named |= {column for step in steps for column in step.columns}
+    if missing := sorted(named - columns.keys()):
+        return f"column {table}.{missing[0]} does not exist"
+    return ""
+
+
 def _problems(step: ErasureStep, facts: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Name what keeps a step from being carried out."""
     blocked = [column for conditions in step.blocked_by.values() for column in conditions]
     named = {*step.key, *([step.person] if step.person else []), *step.when, *step.columns, *blocked}
+    named |= {*(step.not_exported or ())}
     for column in sorted(named - columns.keys()):
         yield f"column {step.table}.{column} does not exist"
     if problem := problem_of(step.key, {name: row["type"] for name, row in columns.items()}):

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from scripts.lifecycle.archives.catalogue import entries
 from scripts.lifecycle.archives.search import rows_of
@@ -16,27 +21,59 @@ from scripts.lifecycle.blobs.blobs import client_for
 from scripts.lifecycle.erasure.erasure import archive_keys_of
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.policies import PolicySet, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils import pages
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import store_of
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
-from scripts.utils.db_utils import Connection
-from scripts.utils.errors import OpsError
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import Misconfigured, OpsError, describe_database_error
+from scripts.utils.retry_utils import CircuitOpen
 
 _PAGE = 1000
 _SECONDS = 3600.0
 
 
+# Words of a column's name that say that its value is a secret, which is no personal data to take along.
+_SECRET = re.compile(
+    r"(^|_)(password|passwd|passphrase|secret|salt|otp|totp)(_|$)|(^|_)(token|api_key|private_key)(_(hash|digest))?$"
+)
+_READABLE = """
+SELECT attname::text, has_column_privilege(attrelid, attnum, 'SELECT') FROM pg_attribute
+ WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
+"""
+
+
 class ExportIncomplete(OpsError):
-    """Something of hers could not be had; no file was written."""
+    """Something of hers could not be had, or no file could be written at all."""
 
     stop_reason = "export_incomplete"
 
 
-def export(run: Run, address: Address, output: Path) -> dict[str, int]:
-    """Write a person's data to a ZIP file that nobody else may read, as a whole or not at all.
+@dataclass
+class Export:
+    """What one file holds, and what it does not; it stands in the file as well, as ``about.json``."""
+
+    records: dict[str, int] = field(default_factory=dict)
+    """Rows by table, and how many blobs."""
+    missing: list[dict[str, str]] = field(default_factory=list)
+    """What could not be had, and why."""
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    """Columns that the policy file leaves out, or that are secrets, by table."""
+
+    def miss(self, what: str, why: str) -> None:
+        """Note what could not be had."""
+        self.missing.append({"what": what, "why": why})
+
+    @property
+    def reasons(self) -> str:
+        """Why something is missing, each reason once."""
+        return "; ".join(dict.fromkeys(each["why"] for each in self.missing))
+
+
+def export(run: Run, address: Address, output: Path) -> Export:
+    """Write a person's data to a ZIP file that nobody else may read: all that can be had, and a list of the rest.
 
     Args:
         run: The command's run.
@@ -44,86 +81,157 @@ def export(run: Run, address: Address, output: Path) -> dict[str, int]:
         output: The file.
 
     Returns:
-        Rows by table, and how many PDFs.
+        What the file holds.
 
     Raises:
-        ExportIncomplete: A blob could not be read, or the file not be written.
+        ExportIncomplete: The file could not be written; there is none.
         Misconfigured: There is no place for the file.
     """
     pages.check_path(output)
-    plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies))
+    plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies, reading=True))
+    made = Export()
+    for table, why in plan.left_out.items():
+        made.miss(table, why)
     fresh = output.with_name(f".{output.name[:100]}.{secrets.token_hex(6)}.new")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                counts, blobs = _rows(run, plan, address.normalized, archive)
-                counts |= _archived(run, address.normalized, archive)
-                counts["blobs"] = _blobs(run, blobs, archive)
+                blobs = _rows(run, plan, address.normalized, archive, made)
+                _archived(run, address.normalized, archive, made)
+                _blobs(run, blobs, archive, made)
+                archive.writestr("about.json", json.dumps(asdict(made), indent=1) + "\n")
             fresh.replace(output)
         finally:
             fresh.unlink(missing_ok=True)
     except OSError as error:
         raise ExportIncomplete(f"--output {output}: {error.strerror}; nothing was written") from None
-    return counts
+    return made
 
 
-def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile) -> tuple[dict[str, int], list[str]]:
-    counts: dict[str, int] = {}
+def left_out(policies: PolicySet, table: str, columns: Iterable[str]) -> list[str]:
+    """Return which of a table's columns an export leaves out: what the policy file says, else what is a secret."""
+    steps = [step for step in policies.erasure.values() if step.table == table]
+    said = [step.not_exported for step in steps if step.not_exported is not None]
+    if said:
+        return [column for column in columns if any(column in named for named in said)]
+    return [column for column in columns if _SECRET.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column).lower())]
+
+
+def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile, made: Export) -> list[str]:
+    """Write a file a table, and what the queue says of her rows; return the names of her blobs."""
     blobs: list[str] = []
-    parameters = plan.parameters | {"person": person}
+    parameters = plan.parameters | {"person": person, "spellings": [person]}
     # One snapshot for all of it: what refers to what fits together.
     with run.database.snapshot(statement_timeout=_SECONDS) as connection:
-        parameters["spellings"] = [each for (each,) in connection.execute(plan.spellings(), parameters)]
-        for target in plan.targets.values():
-            with archive.open(f"{target.table}.json", "w") as file:
-                counts[target.table] = _table(connection, target, parameters, file, blobs)
+        for table, query in plan.spellings().items():
+            with _noting(connection, made, table):
+                parameters["spellings"] += [each for (each,) in connection.execute(query, parameters)]
+        unread = {each["what"] for each in made.missing}
+        items: list[str] = []
+        for target in (each for table, each in plan.targets.items() if table not in unread):
+            with _noting(connection, made, target.table):
+                columns = _columns(run, connection, target.table, made)
+                made.records[target.table] = _table(connection, target, parameters, columns, archive, blobs)
+                items += _queue(connection, target, parameters)
         with archive.open("ops.manual_resolution_queue.json", "w") as file:
-            counts["ops.manual_resolution_queue"] = _write(file, _queue(connection, plan, parameters))
-    return counts, blobs
+            made.records["ops.manual_resolution_queue"] = _write(file, items)
+    return blobs
 
 
-def _queue(connection: Connection, plan: ErasurePlan, parameters: dict[str, Any]) -> Iterator[str]:
-    """Return what people had to decide about her rows."""
-    for target in plan.targets.values():
-        query = sql.SQL(
-            "SELECT jsonb_build_object('item_type', q.item_type, 'about', q.resource_type, 'id', q.resource_id,"
-            " 'reason', q.reason, 'context', q.context, 'since', q.first_seen_at, 'status', q.status,"
-            " 'decision', q.decision)::text FROM ops.manual_resolution_queue q"
-            " WHERE q.resource_type = {name} AND q.resource_id IN"
-            " (SELECT {id} FROM {table} t WHERE {whose}) ORDER BY q.first_seen_at, q.id"
-        ).format(
-            name=sql.Literal(target.table),
-            id=target.record.id("t"),
-            table=table_identifier(target.table),
-            whose=target.whose,
-        )
-        yield from (item for (item,) in connection.execute(query, parameters))
+@contextmanager
+def _noting(connection: Connection, made: Export, table: str) -> Iterator[None]:
+    """Go on without a table that the server refuses; the transaction and its snapshot stay."""
+    try:
+        with connection.transaction():
+            yield
+    except psycopg.Error as error:
+        if connection_lost(error):
+            raise
+        made.miss(table, describe_database_error(error))
 
 
-def _archived(run: Run, person: str, archive: zipfile.ZipFile) -> dict[str, int]:
+def _columns(run: Run, connection: Connection, table: str, made: Export) -> list[str]:
+    """Return the columns to write; those that this role may not read are missing."""
+    name = table_identifier(table).as_string(connection)
+    readable = dict(connection.execute(_READABLE, (name,)).fetchall())
+    without = left_out(run.policies, table, readable)
+    if without:
+        made.left_out[table] = without
+    unreadable = [column for column, may_read in readable.items() if not may_read and column not in without]
+    for column in unreadable:
+        made.miss(f"{table}.{column}", "this role may not read it: run backend/migrate.py --grants")
+    return [column for column in readable if column not in (*without, *unreadable)]
+
+
+def _queue(connection: Connection, target: Target, parameters: dict[str, Any]) -> Iterator[str]:
+    """Return what people had to decide about her rows of one table."""
+    query = sql.SQL(
+        "SELECT jsonb_build_object('item_type', q.item_type, 'about', q.resource_type, 'id', q.resource_id,"
+        " 'reason', q.reason, 'context', q.context, 'since', q.first_seen_at, 'status', q.status,"
+        " 'decision', q.decision)::text FROM ops.manual_resolution_queue q"
+        " WHERE q.resource_type = {name} AND q.resource_id IN"
+        " (SELECT {id} FROM {table} t WHERE {whose}) ORDER BY q.first_seen_at, q.id"
+    ).format(
+        name=sql.Literal(target.table),
+        id=target.record.id("t"),
+        table=table_identifier(target.table),
+        whose=target.whose,
+    )
+    yield from (item for (item,) in connection.execute(query, parameters))
+
+
+def _archived(run: Run, person: str, archive: zipfile.ZipFile, made: Export) -> None:
     """Write her rows in cold storage, a file a table."""
-    keys = archive_keys_of(run)
-    if keys is None:
-        return {}
     sealed = run.database.read(lambda connection: entries(connection, statuses=["sealed", "expiring"]))
-    counts = {}
     for table in dict.fromkeys(entry.table_name for entry in sealed):
-        chosen = [entry for entry in sealed if entry.table_name == table]
-        found = rows_of(run.database, store_of(run.settings), keys, person, chosen)
-        with archive.open(f"archives/{table}.json", "w") as file:
-            counts[f"archives/{table}"] = _write(file, map(json.dumps, found))
-    return counts
+        name = f"archives/{table}"
+        try:
+            keys = archive_keys_of(run)
+            chosen = [entry for entry in sealed if entry.table_name == table]
+            # Read before the file is begun: an archive that is broken leaves no half of one.
+            found = list(rows_of(run.database, store_of(run.settings), keys, person, chosen)) if keys else []
+        except OpsError as error:
+            made.miss(name, str(error))
+            continue
+        without = left_out(run.policies, table, dict.fromkeys(column for row in found for column in row))
+        rows = ({column: value for column, value in row.items() if column not in without} for row in found)
+        with archive.open(f"{name}.json", "w") as file:
+            made.records[name] = _write(file, map(json.dumps, rows))
 
 
-def _table(connection: Connection, target: Target, parameters: dict[str, Any], file: Any, blobs: list[str]) -> int:
-    query = sql.SQL("SELECT to_jsonb(t)::text, {} FROM {} t WHERE {} ORDER BY {}").format(
-        sql.SQL("CASE WHEN {} THEN t.{} END").format(target.names_blob, sql.Identifier(target.blob.column))
+def _table(
+    connection: Connection,
+    target: Target,
+    parameters: dict[str, Any],
+    columns: list[str],
+    archive: zipfile.ZipFile,
+    blobs: list[str],
+) -> int:
+    """Write her rows of one table, and note their blobs.
+
+    Args:
+        connection: In the transaction whose snapshot is exported.
+        target: The table.
+        parameters: Who she is.
+        columns: What is written of each row.
+        archive: Gets the file.
+        blobs: Gets the names of the blobs.
+
+    Returns:
+        How many rows there are.
+    """
+    query = sql.SQL(
+        "SELECT to_jsonb(r)::text, {blob} FROM {table} t CROSS JOIN LATERAL (SELECT {columns}) r WHERE {whose}"
+        " ORDER BY {key}"
+    ).format(
+        blob=sql.SQL("CASE WHEN {} THEN t.{} END").format(target.names_blob, sql.Identifier(target.blob.column))
         if target.blob
         else sql.SQL("NULL::text"),
-        table_identifier(target.table),
-        target.whose,
-        target.record.columns("t"),
+        columns=sql.SQL(", ").join(sql.Identifier("t", column) for column in columns),
+        table=table_identifier(target.table),
+        whose=target.whose,
+        key=target.record.columns("t"),
     )
 
     def noting_blobs(found: Iterable[tuple[str, str | None]]) -> Iterator[str]:
@@ -133,7 +241,10 @@ def _table(connection: Connection, target: Target, parameters: dict[str, Any], f
 
     with connection.cursor(name="export") as cursor:
         cursor.itersize = _PAGE
-        return _write(file, noting_blobs(cursor.execute(query, parameters)))
+        # What the server refuses, it refuses here, before the file is begun.
+        found = cursor.execute(query, parameters)
+        with archive.open(f"{target.table}.json", "w") as file:
+            return _write(file, noting_blobs(found))
 
 
 def _write(file: Any, rows: Iterable[str]) -> int:
@@ -147,27 +258,40 @@ def _write(file: Any, rows: Iterable[str]) -> int:
     return number
 
 
-def _blobs(run: Run, names: list[str], archive: zipfile.ZipFile) -> int:
+def _blobs(run: Run, names: list[str], archive: zipfile.ZipFile, made: Export) -> None:
+    """Write the content of her blobs; the rows that name them are in the file already."""
+    made.records["blobs"] = 0
     if not names:
-        return 0
-    client = client_for(run)
+        return
+    try:
+        client = client_for(run)
+    except Misconfigured as error:
+        for name in dict.fromkeys(names):
+            made.miss(f"the content of {name}", str(error))
+        return
     try:
         for number, name in enumerate(dict.fromkeys(names), 1):
             run.checkpoint()
-            _blob(client, name, archive, number)
+            if why := _blob(client, name, archive, number):
+                made.miss(f"the content of {name}", why)
+            else:
+                made.records["blobs"] += 1
     finally:
         client.close()
-    return len(set(names))
 
 
-def _blob(client: BlobClient, name: str, archive: zipfile.ZipFile, number: int) -> None:
+def _blob(client: BlobClient, name: str, archive: zipfile.ZipFile, number: int) -> str | None:
+    """Write one blob; return why it is missing."""
     pathname = client.pathname(name)
     if pathname is None:
-        raise ExportIncomplete("a row names a blob of another store: its content must be added by hand")
+        return "a row names a blob of another store than BLOB_READ_WRITE_TOKEN's: its content must be added by hand"
     try:
-        # Numbered: a pathname is the application's, and may be one that unpacks elsewhere.
-        with archive.open(f"blobs/{number:04}-{Path(pathname).name}", "w") as file:
-            for piece in client.read(name):
-                file.write(piece)
+        # Whole, before the file is begun: what breaks off half-way would look like a blob.
+        content = b"".join(client.read(name))
     except BlobCallFailed as error:
-        raise ExportIncomplete(f"the content of a blob could not be had ({error.code}): nothing was written") from None
+        return f"the content of a blob could not be had ({error.code}): check the store and BLOB_READ_WRITE_TOKEN"
+    except CircuitOpen:
+        return "the blob store failed again and again: run it once more later"
+    # Numbered: a pathname is the application's, and may be one that unpacks elsewhere.
+    archive.writestr(f"blobs/{number:04}-{Path(pathname).name}", content)
+    return None

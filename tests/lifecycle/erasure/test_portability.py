@@ -4,6 +4,11 @@ import json
 import stat
 import zipfile
 
+import pytest
+import yaml
+
+from scripts.lifecycle.erasure.portability import left_out
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, PolicySet
 from tests.lifecycle.archives.payments import ODD
 from tests.lifecycle.erasure.conftest import ARCHIVE
 from tests.lifecycle.erasure.world import ADDRESS, NAME, PERSON
@@ -22,7 +27,11 @@ def test_all_rows_and_pdfs_of_hers_and_nobody_elses(world, person, erase, tmp_pa
         }
         queue = json.loads(archive.read("ops.manual_resolution_queue.json"))
         pdfs = {name: archive.read(name) for name in archive.namelist() if name.startswith("blobs/")}
-    assert rows == world.of(PERSON)
+    secret = {"users": "password_hash", "magic_link_tokens": "token_hash"}
+    assert rows == {
+        table: [{name: value for name, value in row.items() if name != secret.get(table)} for row in found]
+        for table, found in world.of(PERSON).items()
+    }
     assert sorted(item["about"] for item in queue) == ["public.payment_transactions", "public.users"]
     assert rows["quiz_responses"][0]["quiz_data"]["name"] == NAME
     assert list(pdfs.values()) == [f"%PDF-1.7 for {NAME}, {ADDRESS}".encode()]
@@ -30,11 +39,100 @@ def test_all_rows_and_pdfs_of_hers_and_nobody_elses(world, person, erase, tmp_pa
     assert PERSON not in done.output
 
 
-def test_a_pdf_that_cannot_be_had_leaves_no_file(world, person, erase, tmp_path, blobs):
-    blobs.delete([f"meal-plans/{person['meal_plans']}.pdf"])
-    done = erase("--export", "-", "--output", str(tmp_path / "export.zip"), stdin=f"{ADDRESS}\n")
+SECRETS = {"public.users": ["password_hash"], "public.magic_link_tokens": ["token_hash"]}
+
+
+@pytest.fixture
+def exported(erase, tmp_path):
+    """A function that exports, and returns the run, what the file says of itself and what it holds."""
+
+    def export(*flags, **changes):
+        output = tmp_path / "export.zip"
+        done = erase("--export", "-", "--output", str(output), *flags, stdin=f"{ADDRESS}\n", **changes)
+        with zipfile.ZipFile(output) as archive:
+            held = {name: archive.read(name) for name in archive.namelist()}
+        return done, json.loads(held.pop("about.json")), held
+
+    return export
+
+
+def test_a_pdf_that_cannot_be_had_is_listed_and_the_rest_is_there(world, person, exported, blobs):
+    path = f"meal-plans/{person['meal_plans']}.pdf"
+    blobs.delete([path])
+    done, about, held = exported()
     assert (done.code, "the content of a blob could not be had" in done.closing["error"]) == (1, True)
-    assert not [path for path in tmp_path.iterdir() if "export" in path.name]
+    assert [each["what"] for each in about["missing"]] == [f"the content of {path}"]
+    assert path not in done.output
+    assert len(json.loads(held["public.meal_plans.json"])) == 1
+
+
+def test_without_a_token_the_rows_are_there_and_the_variable_is_named(person, exported):
+    done, about, held = exported(BLOB_READ_WRITE_TOKEN=None)
+    assert (done.code, "BLOB_READ_WRITE_TOKEN" in done.closing["error"]) == (1, True)
+    assert len(about["missing"]) == 1
+    assert json.loads(held["public.users.json"])[0]["email"] == ADDRESS
+
+
+@pytest.mark.parametrize("name", ["ARCHIVE_MASTER_KEY", "ARCHIVE_URL"])
+def test_without_what_opens_archives_the_rest_is_there_and_the_variable_is_named(world, exported, erase, name):
+    world.payment(PERSON, address=ADDRESS)
+    assert erase("run", script=ARCHIVE).code == 0
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    done, about, held = exported(**{name: None})
+    assert (done.code, name in done.closing["error"]) == (1, True)
+    assert [each["what"] for each in about["missing"]] == ["archives/public.payment_transactions"]
+    assert json.loads(held["public.users.json"])[0]["email"] == ADDRESS
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ("DROP TABLE magic_link_tokens", "public.magic_link_tokens"),
+        ("REVOKE SELECT ON magic_link_tokens FROM lifecycle_jobs, lifecycle_reader", "public.magic_link_tokens"),
+        ("ALTER TABLE magic_link_tokens RENAME normalized_email TO address", "public.magic_link_tokens"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_listed_and_the_others_are_there(world, person, exported, change, missing):
+    world.link.execute(change)
+    done, about, held = exported()
+    assert done.code == 1
+    assert missing in {each["what"] for each in about["missing"]}
+    assert json.loads(held["public.users.json"])[0]["email"] == ADDRESS
+    assert len([name for name in held if name.startswith("blobs/")]) == 1
+
+
+def test_secrets_are_left_out_and_so_is_what_the_policy_file_names(world, person, exported, tmp_path):
+    world.link.execute("UPDATE users SET password_hash = 'the-hash'")
+    _, about, held = exported()
+    assert about["left_out"] == SECRETS
+    assert "password_hash" not in json.loads(held["public.users.json"])[0]
+    assert b"the-hash" not in held["public.users.json"]
+
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    document["erasure"]["users"]["not_exported"] = ["updated_at"]
+    document["erasure"]["magic_link_tokens"]["not_exported"] = []
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    _, about, held = exported("--policy-file", "p.yaml")
+    assert about["left_out"] == {"public.users": ["updated_at"]}
+    assert json.loads(held["public.users.json"])[0]["password_hash"] == "the-hash"
+
+
+@pytest.mark.parametrize(
+    ("column", "secret"),
+    [
+        ("password_hash", True),
+        ("passwordHash", True),
+        ("reset_token", True),
+        ("api_key", True),
+        ("totp_secret", True),
+        ("token_count", False),
+        ("passenger", False),
+        ("country_code", False),
+        ("normalized_email", False),
+    ],
+)
+def test_what_a_secret_is_called(column, secret):
+    assert left_out(PolicySet({}, {}, "", ""), "public.users", [column]) == ([column] if secret else [])
 
 
 def test_it_is_never_printed(person, erase):
