@@ -7,8 +7,8 @@ take-over or a stop that was committed before is seen, one that comes later wait
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
@@ -76,7 +76,7 @@ WITH {may_run}, written AS (
         ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
     RETURNING id
 )
-SELECT owned, stopped, (SELECT count(*) FROM written) FROM may_run
+SELECT owned, stopped, (SELECT ops.at_most(count(*), %(most)s) FROM written) FROM may_run
 """)
 
 _NAMES = sql.Placeholder(personal_keys.OWN)
@@ -86,6 +86,21 @@ _NAMES = sql.Placeholder(personal_keys.OWN)
 _LOCK = sql.SQL("""
 SELECT count(*) FROM (SELECT FROM {table} t WHERE {rows} AND {removable} FOR UPDATE {skip_locked}) locked
 """)
+
+# Before anything goes: few rows may have very many dependants. All are seen, because their parents are locked.
+_WEIGHED = sql.SQL("""
+SELECT ops.at_most((SELECT count(*) FROM {table} t WHERE {rows} AND {removable}) + {dependants}, %(most)s)
+""")
+_SOME_DEPENDANTS = sql.SQL("""
+(SELECT count(*) FROM (
+    SELECT FROM {child} c JOIN {table} t ON {joins} WHERE {rows} AND {removable} LIMIT %(most)s + 1) s)
+""")
+# At the end: rows may have come to the window since it was chosen. Only the batch itself sees its notes.
+_NOTED = sql.SQL("""
+SELECT ops.at_most(coalesce(sum(cardinality(resource_ids)), 0)::bigint, %(most)s) FROM ops.audit_notes
+ WHERE id = ANY(%(entries)s::uuid[])
+""").format()
+_ONLY_ASKED = sql.SQL("WITH {may_run} SELECT owned, stopped, 0 FROM may_run").format(may_run=MAY_RUN)
 
 _DEPENDANTS = sql.SQL("""
 WITH {may_run}, parents AS MATERIALIZED (
@@ -100,6 +115,12 @@ SELECT ops.note_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(r
 """)
 
 
+# A ctid alone would name a row in each partition; a place may have been given to another row meanwhile.
+_THESE = sql.SQL(" AND c.tableoid = %(child_table)s::oid AND c.ctid = ANY(%(child_places)s::tid[])")
+_ALL = sql.SQL("")
+_TOO_LARGE = "LA003"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a batch found and did."""
@@ -107,10 +128,17 @@ class Outcome:
     owned: bool
     stopped: bool
     deleted: int
+    """Rows of the policy's table; of a policy about blobs, intents written."""
     answer: tuple[Any, ...] | None = None
     """The answer to the path's question, if one was asked."""
     looked: tuple[Any, ...] | None = None
     """What the look at the server saw, if one was taken."""
+    dependants: int = 0
+    """Rows of other tables that went along, or were cut off."""
+
+
+class BatchTooLarge(Exception):
+    """The batch would have had more records than it may; nothing of it happened."""
 
 
 class Ambiguous(Exception):
@@ -169,6 +197,7 @@ class BatchWriter:
         window: Window,
         *,
         excluded: list[str],
+        most: int | None = None,
         skip_locked: bool = False,
         question: tuple[sql.Composed, dict[str, Any]] | None = None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
@@ -179,6 +208,7 @@ class BatchWriter:
         Args:
             window: Where.
             excluded: Keys to leave alone: rows that cannot be deleted.
+            most: Records that the batch may have, its dependants included; None: the policy's ``batch.rows``.
             skip_locked: Leave rows that somebody else has locked instead of waiting for them.
             question: Asked in the same round trip.
             heartbeat: Written in the same transaction.
@@ -186,17 +216,64 @@ class BatchWriter:
 
         Raises:
             Ambiguous: The connection broke.
+            BatchTooLarge: The window has more records than the batch may have; nothing of the batch happened.
             GateClosed: The gate could not be passed in time; nothing of the batch happened.
             psycopg.Error: Anything else that the server refused; nothing of the batch happened.
         """
         parameters, entry_ids = self._parameters(window, excluded)
+        parameters["most"] = most or self._selection.policy.batch.rows
+        with self._settled_by(entry_ids) as connection:
+            parameters |= self._names(connection, window, parameters)
+            parameters |= self._fresh(connection, window, parameters)
+            composed = self._statements(connection, window.clause, skip_locked=skip_locked)
+            return self._send(connection, composed, parameters, question, heartbeat, look)
+
+    def dependants_of(
+        self,
+        chosen: Window,
+        number: int,
+        places: tuple[int, list[str]],
+        *,
+        heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        look: Look | None = None,
+    ) -> Outcome:
+        """Let some of a row's dependants go before it, and audit them: it has more of them than one batch may have.
+
+        Args:
+            chosen: The row; it is looked at again, and nothing goes unless it may go itself.
+            number: Which of the selection's reaches.
+            places: Where some of them are: the table or partition, and the ctids there.
+            heartbeat: As for :meth:`run`.
+            look: As for :meth:`run`.
+
+        Raises:
+            Ambiguous: The connection broke.
+            Blocked: The gate could not be passed, or the audit's head not be had, in time.
+            psycopg.Error: What else the server refused; nothing of the batch happened.
+        """
+        parameters, entry_ids = self._parameters(chosen, [])
+        parameters |= {"most": len(places[1]), "child_table": places[0], "child_places": places[1]}
+        reach = self._selection.reaches[number]
+        statements = [
+            self._lock(chosen.clause, skip_locked=False),
+            self._dependants(number, reach, chosen.clause, skip_locked=False, only=_THESE),
+            _ONLY_ASKED,
+        ]
+        with self._settled_by(entry_ids) as connection:
+            parameters |= self._names(connection, chosen, parameters)
+            composed = [statement.as_bytes(connection) for statement in statements]
+            return self._send(connection, composed, parameters, None, heartbeat, look)
+
+    @contextmanager
+    def _settled_by(self, entry_ids: list[UUID]) -> Iterator[Connection]:
+        """Lend the connection; say what settles a batch whose answer was lost, and what a batch was too large for."""
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
-            parameters |= self._names(self._connection, window, parameters)
-            parameters |= self._fresh(self._connection, window, parameters)
-            return self._send(self._connection, window, parameters, skip_locked, question, heartbeat, look)
-        except psycopg.OperationalError as error:
+            yield self._connection
+        except psycopg.Error as error:
+            if error.sqlstate == _TOO_LARGE:
+                raise BatchTooLarge from error
             if connection_lost(error):
                 self.close()
                 raise Ambiguous(entry_ids) from error
@@ -206,13 +283,20 @@ class BatchWriter:
         """Do the same in a transaction that somebody else has opened behind the gate, and will commit.
 
         Raises:
+            BatchTooLarge: More would go along than the policy's batches may have; the transaction must be undone.
             psycopg.Error: What the server refused; the transaction must be undone.
         """
         parameters, _ = self._parameters(window, [])
         parameters |= self._names(connection, window, parameters)
+        parameters["most"] = self._selection.policy.batch.rows
         parameters |= self._fresh(connection, window, parameters)
-        for statement in self._statements(connection, window.clause, skip_locked=False):
-            cursor = connection.execute(statement, parameters)
+        try:
+            for statement in self._statements(connection, window.clause, skip_locked=False):
+                cursor = connection.execute(statement, parameters)
+        except psycopg.Error as error:
+            if error.sqlstate == _TOO_LARGE:
+                raise BatchTooLarge from error
+            raise
         return Outcome(*(cursor.fetchone() or (False, False, 0)))
 
     def _parameters(self, window: Window, excluded: list[str]) -> tuple[dict[str, Any], list[UUID]]:
@@ -220,7 +304,8 @@ class BatchWriter:
         entries = {rule: uuid4() for rule in self._selection.causes}
         reached = {f"entry_{number}": uuid4() for number, _ in enumerate(self._selection.reaches)}
         named = {"excluded": excluded, "entry_ids": Jsonb({rule: str(entry) for rule, entry in entries.items()})}
-        return self._constants | window.parameters | reached | named, [*entries.values(), *reached.values()]
+        ids = [*entries.values(), *reached.values()]
+        return self._constants | window.parameters | reached | named | {"entries": ids}, ids
 
     def _names(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
         """Read the keys that may be personal, and compute the pseudonyms by which the audit names them."""
@@ -251,27 +336,28 @@ class BatchWriter:
     def _send(
         self,
         connection: Connection,
-        window: Window,
+        composed: list[bytes],
         parameters: dict[str, Any],
-        skip_locked: bool,
         question: tuple[sql.Composed, dict[str, Any]] | None,
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
         look: Look | None,
     ) -> Outcome:
-        composed = self._statements(connection, window.clause, skip_locked=skip_locked)
-        statements: list[Statement] = [(statement, parameters) for statement in composed]
+        statements: list[Statement] = [*((each, parameters) for each in composed), (_NOTED, parameters)]
         # The look last: what it sees is who waits for the whole batch.
         statements += [extra for extra in (question, heartbeat, look) if extra]
         cursors = self._gated.send(connection, statements)
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
-        answer = cursors[len(composed)].fetchone() if question else None
-        return Outcome(owned, stopped, deleted, answer, cursors[-1].fetchone() if look else None)
+        noted = (cursors[len(composed)].fetchone() or (0,))[0]
+        answer = cursors[len(composed) + 1].fetchone() if question else None
+        looked = cursors[-1].fetchone() if look else None
+        return Outcome(owned, stopped, deleted, answer, looked, dependants=max(0, noted - deleted))
 
     def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
         """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""
         kept = (window.as_bytes(connection), skip_locked)
         if kept not in self._composed:
             statements = [self._lock(window, skip_locked=skip_locked)] if self._locks_first else []
+            statements += [self._weighed(window)] if self._selection.reaches else []
             statements += [
                 self._dependants(number, reach, window, skip_locked=skip_locked)
                 for number, reach in enumerate(self._selection.reaches)
@@ -339,15 +425,27 @@ class BatchWriter:
             skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
         )
 
-    def _dependants(self, number: int, reach: Reach, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+    def _weighed(self, rows: sql.Composable) -> sql.Composed:
+        names = {"table": self._selection.table, "rows": rows, "removable": self._removable}
+        each = [
+            _SOME_DEPENDANTS.format(
+                child=table_identifier(reach.foreign_key.table), joins=reach.foreign_key.joins("c"), **names
+            )
+            for reach in self._selection.reaches
+        ]
+        return _WEIGHED.format(dependants=sql.SQL(" + ").join(each), **names)
+
+    def _dependants(
+        self, number: int, reach: Reach, rows: sql.Composable, *, skip_locked: bool, only: sql.SQL = _ALL
+    ) -> sql.Composed:
         selection, foreign_key = self._selection, reach.foreign_key
         child = table_identifier(foreign_key.table)
         joins = foreign_key.joins("c")
         if reach.action == "delete":
-            change = sql.SQL("DELETE FROM {} c USING parents t WHERE {}").format(child, joins)
+            change = sql.SQL("DELETE FROM {} c USING parents t WHERE {}{}").format(child, joins, only)
         else:
             nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in reach.nulled)
-            change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}").format(child, nulls, joins)
+            change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}{}").format(child, nulls, joins, only)
         return _DEPENDANTS.format(
             may_run=MAY_RUN,
             referenced=sql.SQL(", ").join(

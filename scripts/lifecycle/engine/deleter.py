@@ -16,14 +16,14 @@ from uuid import UUID
 import psycopg
 
 from scripts.lifecycle.engine import poison
-from scripts.lifecycle.engine.batches import Ambiguous, BatchWriter, Outcome
+from scripts.lifecycle.engine.batches import Ambiguous, BatchTooLarge, BatchWriter, Outcome
 from scripts.lifecycle.engine.gated import Blocked, Context, require_may_run
 from scripts.lifecycle.engine.politeness import START_ROWS, Politeness, Step
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
@@ -37,6 +37,7 @@ PROGRESS_SECONDS = 10.0
 PROBE_SECONDS = 300.0
 RETRY_ATTEMPTS = 6
 RETRY_SECONDS = 60.0
+_PLACES = 100_000
 
 Question = tuple[sql.Composed, dict[str, Any]]
 
@@ -75,6 +76,7 @@ class Deleter:
         self.batch_rows = run.options.batch_size or self._policy.batch.rows
         """Rows a batch at most."""
         self._rows = run.options.batch_size or START_ROWS
+        self._weight = 1.0
         self.deleted = 0
         """Rows that are gone; of blobs, intents written."""
         self.batches = 0
@@ -128,7 +130,8 @@ class Deleter:
     @property
     def _entries(self) -> int:
         limit = self._run.options.limit
-        rows = min(self._rows, self.batch_rows)
+        # A batch has its rows' dependants in it: as many rows as lately had room with theirs.
+        rows = max(1, min(self._rows, int(self.batch_rows / self._weight)))
         return rows if limit is None else max(1, min(rows, limit - self.deleted))
 
     def _make_room(self, step: Step) -> None:
@@ -193,6 +196,8 @@ class Deleter:
                 raise
             self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
             self._isolate(self._keys(window))
+        except BatchTooLarge:
+            self._in_parts(window)
         return Outcome(owned=True, stopped=False, deleted=0, answer=self._ask(question))
 
     def _patiently(self, window: Window, question: Question | None) -> Outcome:
@@ -208,19 +213,26 @@ class Deleter:
             raise _WindowLocked from error
 
     def _surely(self, window: Window, question: Question | None, *, skip_locked: bool) -> Outcome:
+        def batch() -> Outcome:
+            return self._writer.run(
+                window,
+                excluded=self.poison,
+                most=self.batch_rows,
+                skip_locked=skip_locked,
+                question=question,
+                heartbeat=self._heartbeat(),
+                look=self._politeness.look(),
+            )
+
+        return self._repeated(batch, question)
+
+    def _repeated(self, batch: Callable[[], Outcome], question: Question | None) -> Outcome:
         """Repeat a batch through lost connections and deadlocks; a lost answer is settled before."""
 
         def once() -> Outcome:
             self._politeness.ours += 1
             try:
-                return self._writer.run(
-                    window,
-                    excluded=self.poison,
-                    skip_locked=skip_locked,
-                    question=question,
-                    heartbeat=self._heartbeat(),
-                    look=self._politeness.look(),
-                )
+                return batch()
             except Ambiguous as ambiguous:
                 settled = self._settle(ambiguous.entry_ids)
                 if settled is None:
@@ -242,6 +254,8 @@ class Deleter:
             raise DatabaseUnavailable("the connection to PostgreSQL broke in every attempt at a batch") from error
         require_may_run(owned=outcome.owned, stopped=outcome.stopped)
         self.deleted += outcome.deleted
+        if outcome.deleted:
+            self._weight = 1 + outcome.dependants / outcome.deleted
         return outcome
 
     def _before_retry(self, attempt: int, error: BaseException) -> None:
@@ -289,6 +303,99 @@ class Deleter:
             self._run.checkpoint()
             self._delete(chosen_keys(self._selection, part), None)
 
+    def _in_parts(self, window: Window) -> None:
+        """Do a window in batches that have room for their rows' dependants too."""
+        weights = self._weights(window)
+        if weights:
+            self._weight = sum(weights.values()) / len(weights)
+            self._log.info("batch_cut", rows=len(weights), records=sum(weights.values()), most=self.batch_rows)
+        for part in _packed(weights, self.batch_rows):
+            self._run.checkpoint()
+            if len(part) > 1 or weights[part[0]] <= self.batch_rows or self._drain(part[0]):
+                self._delete(chosen_keys(self._selection, part), None)
+
+    def _weights(self, window: Window) -> dict[str, int]:
+        """Return how many records go with each row of a window, itself included; beyond a batch's size, about."""
+        selection = self._selection
+        each = [
+            sql.SQL("(SELECT count(*) FROM (SELECT FROM {} c WHERE {} LIMIT {}) s)").format(
+                table_identifier(reach.foreign_key.table), reach.foreign_key.joins("c"), self.batch_rows
+            )
+            for reach in selection.reaches
+        ]
+        statement = sql.SQL("SELECT {}, {} FROM {} t WHERE {} AND {}").format(
+            selection.record.id("t"),
+            sql.SQL(" + ").join([sql.SQL("1"), *each]),
+            selection.table,
+            window.clause,
+            selection.removable,
+        )
+        parameters = selection.parameters | window.parameters
+        rows = self._read(lambda connection: connection.execute(statement, parameters).fetchall())
+        return {key: weight for key, weight in rows if key not in self.poison}
+
+    def _drain(self, key: str) -> bool:
+        """Let all dependants of one row go, in batches before its own; False: some of them stay, and so does it."""
+        chosen = chosen_keys(self._selection, [key])
+        try:
+            for number, _ in enumerate(self._selection.reaches):
+                while places := self._places(chosen, number):
+                    if not self._drain_some(chosen, number, places):
+                        return False
+        except psycopg.errors.LockNotAvailable:
+            self.locked = True
+            self._log.info("rows_locked", effect="a row and its dependants are left for the closing pass")
+            return False
+        except psycopg.errors.QueryCanceled as error:
+            if self.batch_rows == 1:
+                raise poison.too_slow(self._run, self._policy) from error
+            self.batch_rows = max(1, self.batch_rows // 2)
+            return self._drain(key)
+        except psycopg.Error as error:
+            if not poison.is_about_a_row(error):
+                raise
+            self._hand_over(key, error)
+            return False
+        return True
+
+    def _places(self, chosen: Window, number: int) -> dict[int, list[str]]:
+        """Return where dependants of a row are, by table or partition.
+
+        So many at a time: to look for the next few before each batch would read the entries of those that are gone
+        every time, as long as another session holds an old snapshot.
+        """
+        selection, key = self._selection, self._selection.reaches[number].foreign_key
+        statement = sql.SQL(
+            "SELECT c.tableoid::bigint, c.ctid::text FROM {} c JOIN {} t ON {} WHERE {} AND {} LIMIT {}"
+        ).format(
+            table_identifier(key.table), selection.table, key.joins("c"), chosen.clause, selection.removable, _PLACES
+        )
+        parameters = selection.parameters | chosen.parameters
+        places: dict[int, list[str]] = {}
+        for table, place in self._read(lambda connection: connection.execute(statement, parameters).fetchall()):
+            places.setdefault(table, []).append(place)
+        return places
+
+    def _drain_some(self, chosen: Window, number: int, places: dict[int, list[str]]) -> int:
+        """Let the dependants at these places go, batch by batch; returns how many went."""
+        gone = 0
+        for table, all_there in places.items():
+            for first in range(0, len(all_there), self.batch_rows):
+                self._run.checkpoint()
+                some = table, all_there[first : first + self.batch_rows]
+                started = time.monotonic()
+                outcome = self._repeated(
+                    lambda some=some: self._writer.dependants_of(  # type: ignore[misc]
+                        chosen, number, some, heartbeat=self._heartbeat(), look=self._politeness.look()
+                    ),
+                    None,
+                )
+                gone += outcome.dependants
+                self.batches += 1
+                self._politeness.learn(outcome.looked)
+                self._make_room(self._politeness.after(len(some[1]), time.monotonic() - started))
+        return gone
+
     def _isolate(self, keys: list[str]) -> None:
         """Bisect to the rows that the database refuses to delete."""
         parts = [keys] if keys else []
@@ -299,6 +406,8 @@ class Deleter:
                 self._patiently(chosen_keys(self._selection, part), None)
             except _WindowLocked:
                 continue
+            except BatchTooLarge:
+                self._in_parts(chosen_keys(self._selection, part))
             except psycopg.errors.QueryCanceled as error:
                 self._split(chosen_keys(self._selection, part), error)
             except psycopg.Error as error:
@@ -318,6 +427,19 @@ class Deleter:
 def unreadable(policy: Policy) -> StoppedEarly:
     """Return what it means that a table could not even be read."""
     return StoppedEarly("breaker_open", f"{policy.table} stays locked by another session, even against reading")
+
+
+def _packed(weights: dict[str, int], most: int) -> list[list[str]]:
+    """Put keys together, in their order, as far as a batch has room; one that is too heavy stays alone."""
+    parts: list[list[str]] = []
+    room = 0
+    for key, weight in weights.items():
+        if weight > room:
+            parts.append([])
+            room = most
+        parts[-1].append(key)
+        room -= weight
+    return parts
 
 
 def _halves(keys: list[str]) -> list[list[str]]:

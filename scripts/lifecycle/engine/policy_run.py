@@ -14,11 +14,12 @@ from uuid import UUID, uuid4
 
 import psycopg
 
-from scripts.lifecycle.engine import obstacles
+from scripts.lifecycle.engine import dependants, obstacles
 from scripts.lifecycle.engine.politeness import PAUSE_SHARE, Politeness
-from scripts.lifecycle.engine.preflight import Cleared, preflight
+from scripts.lifecycle.engine.preflight import Cleared, TableFacts, preflight
 from scripts.lifecycle.engine.selection import Selection, store_for
 from scripts.lifecycle.engine.survey import Survey, survey
+from scripts.lifecycle.engine.windows import measured_rows_per_block
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused
 from scripts.lifecycle.jobs.run import Run, sla_status
@@ -56,7 +57,9 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
                 raise PolicyFailed("preflight_failed", f"policy {policy.name} was not started: {'; '.join(refused)}")
         with span("survey", policy.name) as facts:
             found = survey(connection, cleared.selection)
+            found = replace(found, dependants=dependants.count(connection, cleared.selection, run.options.limit))
             facts["due"] = found.due
+        cleared = replace(cleared, facts=_measured(connection, cleared))
     if found.unnameable:
         _require_pseudonyms(run, policy, found.unnameable)
         cleared = replace(cleared, selection=replace(cleared.selection, pseudonymous=True))
@@ -83,6 +86,15 @@ def _require_pseudonyms(run: Run, policy: Policy, rows: int) -> None:
             f"policy {policy.name} was not started: {problem}; set AUDIT_PSEUDONYM_KEY, so that the audit names them by"
             " their pseudonyms",
         )
+
+
+def _measured(connection: Connection, cleared: Cleared) -> TableFacts:
+    """Return the table's facts with what was seen in it, where its statistics may say anything."""
+    facts = cleared.facts
+    if not facts.sweepable:
+        return facts
+    seen = measured_rows_per_block(connection, cleared.selection.table, facts.blocks)
+    return replace(facts, rows_per_block=seen, rows=max(seen * facts.blocks, 1.0))
 
 
 @contextmanager
@@ -184,10 +196,11 @@ class PolicyRun(ABC):
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
         """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
-        deleted = self._deleted
+        deleted, with_them = self._deleted, 0
         try:
             with self._run.database.snapshot() as connection:
                 deleted = runs.audited_rows(connection, run_id, self._policy.table)
+                with_them = runs.audited_dependants(connection, run_id)
             if self._residue is None and self._selection is not None:
                 self._residue = self._survey(self._selection, self._last_look_seconds)
         except (psycopg.Error, OpsError) as error:
@@ -201,6 +214,7 @@ class PolicyRun(ABC):
             exit_code=ending.exit_code,
             error=ending.error,
             records_deleted=deleted,
+            dependants_deleted=with_them,
             records_held=found.held if found else None,
             records_queued=self._queued,
             records_remaining=found.remaining if found else None,

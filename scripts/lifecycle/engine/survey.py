@@ -26,6 +26,8 @@ class Survey:
     """Due rows whose key, or a dependant's, may be personal."""
     by_rule: dict[str, int] = field(default_factory=dict)
     """Removable rows by the name of the rule."""
+    dependants: int = 0
+    """Rows of other tables that go with the removable ones, or are cut off from them."""
     oldest_overdue_seconds: float = 0.0
     """Seconds since the period of the oldest row ended that no legal hold keeps."""
 

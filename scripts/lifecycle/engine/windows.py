@@ -14,6 +14,9 @@ from typing import Any, Protocol
 from scripts.lifecycle.engine.fragments import Fragment
 from scripts.lifecycle.engine.selection import Selection
 from scripts.utils import composing as sql
+from scripts.utils.db_utils import Connection
+
+_STRETCHES, _STRETCH_BLOCKS = 16, 4
 
 
 @dataclass(frozen=True)
@@ -50,42 +53,107 @@ class Path(Protocol):
 
 
 class Sweep:
-    """Block ranges of the table file, by TID range scan (PostgreSQL 14).
+    """Ranges of the table file, by TID range scan (PostgreSQL 14), each with at most so many rows in it.
 
-    The sweep misses rows that are inserted or moved behind it; an index walk at the end finds them.
+    Statistics may be missing or out of date, so no range is taken on their word: the rows ahead are looked at, and the
+    range is cut at the last one that fits. What they tell is how far to look, and the ranges seen so far correct them.
+    Rows that arrive or move behind the sweep are left to a closing index walk.
+
+    Args:
+        table: The table.
+        blocks: Its size when the sweep begins; what is appended later is left to the closing walk.
+        rows_per_block: As far as it is known.
     """
 
     name = "sweep"
     _CLAUSE = sql.SQL("t.ctid >= %(from_tid)s::tid AND t.ctid < %(to_tid)s::tid")
+    # A stretch that looks empty is crossed in leaps; one of them is looked at as a whole, so it has a bound.
+    _LONGEST_LOOK_BLOCKS = 8192
+    _LEAP = 4
 
     def __init__(self, table: sql.Composable, *, blocks: int, rows_per_block: float) -> None:
         self._table = table
         self._blocks = blocks
-        self._rows_per_block = max(rows_per_block, 1.0)
+        self._rows_per_block = rows_per_block
+        self._looked_blocks = 0
 
-    def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:  # noqa: ARG002
-        """Return a query that reads the range behind the window. Its count is not used: all ranges are known.
+    def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]] | None:
+        """Ask where the range after this window ends: before its first row too many, or a look ahead of its beginning.
 
-        Reading a page prunes its deleted rows while the page is in the cache and already in the WAL. Otherwise the
-        survey after the run would write every page once more.
+        And read the range behind the window, whose count is of no use. Reading a page prunes its deleted rows while it
+        is in the cache and already in the WAL. Otherwise the survey after the run would write every page once more.
         """
-        if window is None or window.parameters["behind_tid"] == window.parameters["from_tid"]:
+        start, behind = _edges(window)
+        if _block(start) >= self._blocks:
             return None
-        behind = sql.SQL("SELECT count(*) FROM {} t WHERE t.ctid >= %(behind_tid)s::tid AND t.ctid < %(from_tid)s::tid")
-        return behind.format(self._table), window.parameters
+        parameters = {"behind_tid": behind, "from_tid": window.parameters["from_tid"] if window else start}
+        ask = sql.SQL(
+            "SELECT"
+            " (SELECT count(*) FROM {table} t WHERE t.ctid >= %(behind_tid)s::tid AND t.ctid < %(from_tid)s::tid),"
+            " count(*), (min(tid) FILTER (WHERE place > {rows}))::text"
+            " FROM (SELECT t.ctid AS tid, row_number() OVER (ORDER BY t.ctid) AS place FROM {table} t"
+            " WHERE t.ctid >= %(start_tid)s::tid AND t.ctid < %(look_tid)s::tid) ahead"
+        ).format(table=self._table, rows=sql.Literal(rows))
+        return ask, parameters | {"start_tid": start, "look_tid": f"({self._look(start, rows)},0)"}
 
-    def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
-        """Return the next range of about ``rows`` rows."""
-        start: int = window.parameters["to_block"] if window else 0
-        behind = window.parameters["from_tid"] if window else "(0,0)"
-        if start >= self._blocks:
+    def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:
+        """Return the range that was asked for."""
+        start, behind = _edges(window)
+        if answer is None:
             return None
-        end = min(start + max(1, int(rows / self._rows_per_block)), self._blocks)
+        _, found, cut = answer
+        look = self._look(start, rows)
+        self._looked_blocks = look - _block(start)
+        self._rows_per_block = found / self._looked_blocks
+        end: str = cut or f"({look},0)"
         return Window(
             self._CLAUSE,
-            {"behind_tid": behind, "from_tid": f"({start},0)", "to_tid": f"({end},0)", "to_block": end},
-            end / self._blocks,
+            {"behind_tid": behind, "from_tid": start, "to_tid": end},
+            min(_block(end) / self._blocks, 1.0),
         )
+
+    def _look(self, start: str, rows: int) -> int:
+        """Return the block before which to look for so many rows."""
+        most = self._LEAP * max(self._looked_blocks, 16)
+        wanted = rows / self._rows_per_block if self._rows_per_block else most
+        look = _block(start) + max(1, min(round(wanted), most, self._LONGEST_LOOK_BLOCKS))
+        return min(look, self._blocks)
+
+
+def _edges(window: Window | None) -> tuple[str, str]:
+    """Return where the range after a window begins, and where the window itself does."""
+    if window is None:
+        return "(0,0)", "(0,0)"
+    return window.parameters["to_tid"], window.parameters["from_tid"]
+
+
+def _block(tid: str) -> int:
+    return int(tid[1:].partition(",")[0])
+
+
+def measured_rows_per_block(connection: Connection, table: sql.Composable, blocks: int) -> float:
+    """Count the rows in a few stretches of a plain table, because its statistics may be missing or out of date.
+
+    Args:
+        connection: In a transaction.
+        table: The table.
+        blocks: Its size.
+
+    Returns:
+        Rows a block, on average; 0 where none was seen.
+    """
+    stretches = range(0, blocks, max(1, blocks // _STRETCHES))
+    counts = [
+        sql.SQL("(SELECT count(*) FROM {} t WHERE t.ctid >= {}::tid AND t.ctid < {}::tid)").format(
+            table, f"({first},0)", f"({first + _STRETCH_BLOCKS},0)"
+        )
+        for first in stretches
+    ]
+    if not counts:
+        return 0.0
+    row = connection.execute(sql.SQL("SELECT {}").format(sql.SQL(" + ").join(counts)), {}).fetchone()
+    looked_at = sum(min(first + _STRETCH_BLOCKS, blocks) - first for first in stretches)
+    return row[0] / looked_at if row else 0.0
 
 
 class IndexWalk:

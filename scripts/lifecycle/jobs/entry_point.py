@@ -190,6 +190,9 @@ def _close(
     facts: dict[str, object] = {
         "dry_run": run.options.dry_run,
         "records_to_delete" if run.options.dry_run else "records_deleted": sum(r.records_deleted for r in results),
+        "dependants_to_delete" if run.options.dry_run else "dependants_deleted": sum(
+            r.dependants_deleted for r in results
+        ),
         "partitions_to_drop" if run.options.dry_run else "partitions_dropped": sum(len(r.partitions) for r in results),
         "records_held": _total([result.records_held for result in results]),
         "records_queued": sum(result.records_queued for result in results),

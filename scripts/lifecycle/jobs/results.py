@@ -21,6 +21,8 @@ class PolicyResult:
     stop_reason: str
     exit_code: ExitCode
     records_deleted: int = 0
+    dependants_deleted: int = 0
+    """Rows of other tables that went along, or were cut off (``set_null``)."""
     records_held: int | None = None
     records_queued: int = 0
     records_remaining: int | None = None

@@ -37,7 +37,10 @@ _ABANDON = sql.SQL(
     "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
     " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
     " WHERE b.run_id = r.id AND b.action IN"
-    " ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete', 'anonymize'))"
+    " ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete', 'anonymize')"
+    " AND b.reason NOT LIKE '%%/dependant'),"
+    " dependants_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
+    " WHERE b.run_id = r.id AND b.reason LIKE '%%/dependant')"
     " WHERE status = 'running' AND {}"
 )
 
@@ -176,6 +179,7 @@ def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
         "stop_reason": result.stop_reason,
         "exit_code": int(result.exit_code),
         "records_processed": result.records_deleted,
+        "dependants_processed": result.dependants_deleted,
         "records_held": result.records_held,
         "records_queued": result.records_queued,
         "records_remaining": result.records_remaining,
@@ -207,14 +211,26 @@ def audited_rows(connection: Connection, run_id: UUID, table: str) -> int:
     return int(row[0]) if row else 0
 
 
+def audited_dependants(connection: Connection, run_id: UUID) -> int:
+    """Return how many rows of other tables the audit says that a run deleted or cut off along with its policy's own."""
+    row = connection.execute(
+        "SELECT coalesce(sum(cardinality(resource_ids)), 0) FROM ops.audit_batches"
+        " WHERE run_id = %s AND reason LIKE '%%/dependant'",
+        (run_id,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
 def usual_rows(connection: Connection, scripts: Sequence[str], policy: str) -> float | None:
     """Return how many rows the runs since the last completed one could be expected to delete, None without a history.
+
+    Dependants are counted too.
 
     The median a day of the completed runs of the last 30 days, times the days since the last of them (at least one).
     """
     row = connection.execute(
-        "WITH days AS (SELECT started_at::date AS day, sum(records_processed) AS rows, max(started_at) AS last"
-        " FROM ops.job_runs WHERE script = ANY(%s) AND policy = %s AND status = 'completed'"
+        "WITH days AS (SELECT started_at::date AS day, sum(records_processed + dependants_processed) AS rows,"
+        " max(started_at) AS last FROM ops.job_runs WHERE script = ANY(%s) AND policy = %s AND status = 'completed'"
         " AND started_at > now() - interval '30 days' GROUP BY 1)"
         " SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY rows)"
         " * greatest(1, extract(epoch FROM now() - max(last)) / 86400) FROM days",

@@ -16,18 +16,22 @@ UNUSUAL_MINIMUM_ROWS = 10_000
 
 
 def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
-    """Return why so many rows must not go without being asked for, or None."""
+    """Return why so many rows must not go without being asked for, or None; their dependants count as they do."""
     rows = found.removable if run.options.limit is None else min(found.removable, run.options.limit)
+    due = f"{rows} rows are due"
+    if found.dependants:
+        due += f" and {found.dependants} dependants would go along or be cut off, {rows + found.dependants} in all"
+        rows += found.dependants
     confirmed = run.options.confirm_cap
     if confirmed is not None:
-        return f"{rows} rows are due, --confirm-cap allows {confirmed}" if rows > confirmed else None
+        return f"{due}, --confirm-cap allows {confirmed}" if rows > confirmed else None
     cure = f"look at a dry run, then allow it once with --confirm-cap {rows}, or some more"
     if rows > policy.max_rows:
-        return f"{rows} rows are due, the policy's max_rows is {policy.max_rows}: {cure}"
+        return f"{due}, the policy's max_rows is {policy.max_rows}: {cure}"
     scripts = {run.script, run.job}
     usual = runs.usual_rows(connection, list(scripts), policy.name)
     if usual is not None and rows > UNUSUAL_MINIMUM_ROWS and rows > UNUSUAL_FACTOR * usual:
-        return f"{rows} rows are due, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
+        return f"{due}, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
     document = runs.last_policy_document(connection, list(scripts), policy.name, run.policies.hash)
     shortened = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
     if shortened:

@@ -123,6 +123,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         stop_reason="would_be_refused" if refused else "dry_run",
         exit_code=ExitCode.FAILED if refused else ExitCode.DONE,
         records_deleted=deleted,
+        dependants_deleted=found.dependants,
         records_held=found.held,
         records_queued=to_queue,
         records_remaining=found.remaining - deleted,
@@ -308,7 +309,7 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
     facts = cleared.facts
     suits = (
         facts.sweepable
-        and found.removable >= SWEEP_SHARE * facts.rows
+        and found.removable >= SWEEP_SHARE * max(facts.rows, found.due)
         # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
         and batch_rows >= facts.rows_per_block
         and run.options.limit is None

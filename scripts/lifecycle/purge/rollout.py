@@ -88,6 +88,7 @@ def added(total: PolicyResult, step: PolicyResult) -> PolicyResult:
     return replace(
         step,
         records_deleted=total.records_deleted + step.records_deleted,
+        dependants_deleted=total.dependants_deleted + step.dependants_deleted,
         records_queued=queued,
         batches=total.batches + step.batches,
         partitions=(*total.partitions, *step.partitions),

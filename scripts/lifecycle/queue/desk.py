@@ -9,6 +9,7 @@ from datetime import datetime
 import psycopg
 
 from scripts.lifecycle.blobs.blobs import client_for
+from scripts.lifecycle.engine.batches import BatchTooLarge
 from scripts.lifecycle.engine.gated import Blocked
 from scripts.lifecycle.engine.poison import is_about_a_row
 from scripts.lifecycle.jobs import stop_switch
@@ -110,6 +111,11 @@ def _naming_what_is_in_the_way() -> Iterator[None]:
         yield
     except (PolicyFailed, GateBusy) as error:
         raise DecisionFailed(str(error)) from None
+    except BatchTooLarge:
+        raise DecisionFailed(
+            "more rows refer to it than one batch of its policy may have (batch.rows): delete those first, in batches"
+            " of their own, or raise batch.rows"
+        ) from None
     except Blocked as blocked:
         raise DecisionFailed(f"{blocked.meaning}; then try again") from None
     except psycopg.errors.LockNotAvailable:
