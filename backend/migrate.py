@@ -33,6 +33,7 @@ from scripts.lifecycle.audit import definitions
 from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies, parts_of
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
+from scripts.utils.free_text import visible
 
 Connection = psycopg.Connection[Any]
 
@@ -442,7 +443,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except OpsError as error:
-        print(f"migrate.py: {error}", file=sys.stderr)
+        print(f"migrate.py: {visible(str(error), lines=True)}", file=sys.stderr)
         return int(error.exit_code)
 
 

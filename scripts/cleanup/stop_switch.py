@@ -22,6 +22,7 @@ from scripts.lifecycle.jobs import stop_switch
 from scripts.lifecycle.jobs.arguments import add_common_flags
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
+from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
 
 
@@ -29,7 +30,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three verbs."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     stop = verbs.add_parser("stop", help="stop a job after its batch in hand, and keep it from starting")
-    stop.add_argument("--reason", required=True, help="kept while the switch is on; name no person in it")
+    stop.add_argument(
+        "--reason", required=True, type=impersonal, help="kept while the switch is on; name no person in it"
+    )
     go = verbs.add_parser("go", help="let it start again")
     for verb in (stop, go):
         which = verb.add_mutually_exclusive_group(required=True)

@@ -14,14 +14,12 @@ from scripts.utils import early_signals
 early_signals.install(__name__)
 
 import argparse
-import io
 import json
 from contextlib import suppress
 
-from rich.console import Console
-
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.jobs.period import day_or_moment
+from scripts.lifecycle.jobs.terminal import as_text
 from scripts.lifecycle.queue import report as queue_report
 from scripts.lifecycle.queue.metrics import measure
 from scripts.utils import mail, pages
@@ -70,11 +68,7 @@ def _rendered(report: queue_report.Report, form: str) -> str:
         return json.dumps(report, indent=2) + "\n"
     if form == "html":
         return queue_report.page(report)
-    text = io.StringIO()
-    console = Console(file=text, width=100, color_system=None)
-    for table in queue_report.tables(report):
-        console.print(table)
-    return text.getvalue()
+    return as_text(queue_report.tables(report))
 
 
 def _send(run: Run, report: queue_report.Report) -> None:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from uuid import UUID
 
 from rich.table import Table
-from rich.text import Text
 
 from scripts.lifecycle.audit import provenance
 from scripts.lifecycle.audit.provenance import Entry, PolicyFile, RunFacts
@@ -148,7 +147,7 @@ def _say(run: Run, entry: Entry, facts: RunFacts | None, policy_file: PolicyFile
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in answer.items():
-        table.add_row(name, Text(str(value) if value is not None else "-"))
+        table.add_row(name, str(value) if value is not None else "-")
     run.display.show(table)
 
 

@@ -25,6 +25,7 @@ from scripts.lifecycle.jobs.arguments import add_common_flags, moment
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import hold_levels
 from scripts.utils.addresses import Address
+from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
 
 
@@ -35,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     place.add_argument("--table", metavar="SCHEMA.TABLE", help="as the policy file writes it")
     place.add_argument("--id", metavar="KEY", help="one row of the table")
     place.add_argument("--person", choices=["-"], help="read an e-mail address from standard input")
-    place.add_argument("--reason", required=True, help="kept on the hold; name no person in it")
+    place.add_argument("--reason", required=True, type=impersonal, help="kept on the hold; name no person in it")
     place.add_argument(
         "--until", type=moment, metavar="T", help="the hold ends by itself, such as 2027-01-31T00:00:00Z"
     )

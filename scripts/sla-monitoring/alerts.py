@@ -27,6 +27,7 @@ from scripts.lifecycle.monitoring.alerts import Alert, Alerts
 from scripts.lifecycle.monitoring.job_levels import RUNBOOK
 from scripts.utils.alert_sinks import SEVERITIES, sinks_of
 from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
 
 _LENGTH = re.compile(r"(\d{1,4})([mhd])")
@@ -40,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     silence = verbs.add_parser("silence", help="tell nobody for a while; what is still open afterwards is told then")
     silence.add_argument("scope", help="beginning of the keys, such as sla:cleanup_pdfs: or sla: or '' for all")
     silence.add_argument("--for", dest="length", type=_length, required=True, metavar="2h", help="such as 30m or 1d")
-    silence.add_argument("--reason", required=True, help="kept on the silence; name no person in it")
+    silence.add_argument("--reason", required=True, type=impersonal, help="kept on the silence; name no person in it")
     unsilence = verbs.add_parser("unsilence", help="end a silence now")
     unsilence.add_argument("silence", type=UUID, help="the silence's id")
     close = verbs.add_parser("close", help="close an alert whose monitor is gone; any other comes back")

@@ -19,6 +19,7 @@ from typing import Any, Literal, TextIO
 import psycopg
 import structlog
 
+from scripts.utils.free_text import visible
 from scripts.utils.redaction import redact, text_of
 
 LogFormat = Literal["json", "console"]
@@ -50,6 +51,11 @@ def _name_exception(_logger: Any, _method: str, event: MutableMapping[str, Any])
         if frames := traceback.extract_tb(error.__traceback__):
             event["raised_at"] = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
     return event
+
+
+def _write_out_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """For a terminal; JSON does it anyway, and so does the repr of whatever is no text."""
+    return {key: visible(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -119,16 +125,17 @@ def configure_logging(
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    renderer: structlog.typing.Processor
+    renderers: list[structlog.typing.Processor]
     stream: TextIO
     if log_format == "json":
-        renderer, stream = structlog.processors.JSONRenderer(), sys.stdout
+        renderers, stream = [structlog.processors.JSONRenderer()], sys.stdout
     else:
-        renderer, stream = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False), sys.stderr
+        colourful = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), sort_keys=False)
+        renderers, stream = [_write_out_controls, colourful], sys.stderr
     handler = _Handler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
             foreign_pre_chain=shared,
         )
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.free_text import visible
 
 NOT_KNOWN = "not known"
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
@@ -25,6 +26,8 @@ def environment(folder: Path) -> Environment:
     made = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
+        # A page may be printed to a terminal, and a text that runs backwards misleads in a browser too.
+        finalize=lambda value: visible(value, lines=True) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

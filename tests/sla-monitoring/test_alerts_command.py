@@ -42,6 +42,11 @@ def test_a_silence_keeps_quiet_and_what_is_still_open_at_its_end_is_told(command
     assert told() == ([], [])
 
 
+def test_a_reason_with_an_address_is_refused(command, watched):
+    assert command("silence", "sla:", "--for", "2h", "--reason", "for olga@example.com").code == 2
+    assert watched.admin.execute("SELECT count(*) FROM ops.alert_silences").fetchone() == (0,)
+
+
 def test_what_began_and_ended_under_a_silence_is_never_told(command, monitor, watched, told):
     silence(command)
     monitor()

@@ -15,7 +15,7 @@ from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.gated import MAY_RUN, require_may_run
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy
-from scripts.utils.archive_store import ArchiveStore
+from scripts.utils.archive_store import ArchiveStore, ArchiveStoreFailed
 from scripts.utils.db_utils import Connection
 from scripts.utils.logging_utils import get_logger
 
@@ -40,7 +40,7 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
     """Delete a policy's archives whose own period has ended; a dry run says how many.
 
     Raises:
-        ArchiveStoreFailed: The store fails; what is begun is finished by the next run.
+        ArchiveStoreFailed: The store did not delete an object. The others are deleted; the next run tries it again.
         StoppedEarly: The run must stop.
     """
     log = get_logger().bind(policy=policy.name)
@@ -57,16 +57,25 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
         log.info("archives_would_expire", archives=len(due), rows=sum(entry.row_count or 0 for entry in due))
         return
     gone = kept = 0
+    failures = []
     for entry in due:
         run.checkpoint()
-        if _claim(run, policy, keys, entry):
-            store.delete(entry.object)
-            _close(run, entry)
-            gone += 1
-        else:
+        if not _claim(run, policy, keys, entry):
             kept += 1
+            continue
+        try:
+            store.delete(entry.object)
+        except ArchiveStoreFailed as error:
+            failures.append(error)
+            continue
+        _close(run, entry)
+        gone += 1
     _forget_people(run)
     log.info("archives_expired", archives=gone, held=kept)
+    for failure in failures:
+        log.error("archive_not_deleted", error=str(failure))
+    if failures:
+        raise failures[0]
 
 
 def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.table import Table
-from rich.text import Text
 
 from scripts.lifecycle.compliance.document import Report, shown
 from scripts.lifecycle.compliance.page import VERDICTS
@@ -17,7 +16,7 @@ def tables(report: Report) -> list[Table]:
     for _ in range(2):
         cover.add_column(overflow="fold")
     for name, value in _cover(report):
-        cover.add_row(name, Text(value))
+        cover.add_row(name, value)
     made = [cover]
     for section in report.sections:
         for each in section.tables:
@@ -25,8 +24,7 @@ def tables(report: Report) -> list[Table]:
             for column in each.columns:
                 table.add_column(column.heading, overflow="fold", justify="right" if column.is_number else "left")
             for row in each.rows[:SHOWN_ROWS]:
-                # As Text: a name in square brackets would be read as a style.
-                table.add_row(*(Text(shown(c, value)) for c, value in zip(each.columns, row, strict=True)))
+                table.add_row(*(shown(c, value) for c, value in zip(each.columns, row, strict=True)))
             if len(each.rows) > SHOWN_ROWS:
                 table.caption = f"and {len(each.rows) - SHOWN_ROWS:,} more: see --format json"
             made.append(table)

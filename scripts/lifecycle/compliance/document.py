@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 
+from scripts.utils.free_text import visible
 from scripts.utils.pages import NOT_KNOWN, duration
 
 Kind = Literal["text", "number", "bytes", "duration", "moment", "percent"]
@@ -127,13 +128,13 @@ class Report:
     @property
     def statements(self) -> list[Statement]:
         """What was found, the worst first."""
-        found = [statement for section in self.sections for statement in section.statements]
+        found = [Statement(each.level, visible(each.text)) for section in self.sections for each in section.statements]
         return sorted(found, key=lambda statement: statement.level != "broken")
 
     @property
     def uncounted(self) -> list[str]:
         """What could not be counted."""
-        return [what for section in self.sections for what in section.uncounted]
+        return [visible(what) for section in self.sections for what in section.uncounted]
 
     @property
     def verdict(self) -> Literal["broken", "findings", "incomplete", "in_order"]:
@@ -199,7 +200,7 @@ def shown(column: Column, value: Value) -> str:
     if isinstance(value, datetime):
         return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
     if isinstance(value, str | date):
-        return str(value)
+        return visible(str(value))
     if column.kind == "duration":
         return duration(value)
     if column.kind == "percent":

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterator
 
 from scripts.lifecycle.compliance.document import Report, Value, raw
+from scripts.utils.free_text import visible
 
-# A spreadsheet would take such a text for a formula and carry it out.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# A spreadsheet would take such a text for a formula and carry it out; some also at a full-width sign.
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def sheet(report: Report) -> str:
@@ -48,4 +49,7 @@ def _cell(value: Value) -> str | int | float:
     cell = raw(value)
     if cell is None:
         return ""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    cell = visible(cell)
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell

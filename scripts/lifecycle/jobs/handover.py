@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 from scripts.lifecycle.policy.policies import PolicySet
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured
+from scripts.utils.free_text import names_somebody
 from scripts.utils.settings import Settings
 
 PRIORITIES = ("critical", "high", "medium", "low")
@@ -132,7 +133,7 @@ def described(policies: PolicySet, facts: Any, *, raised_by: str) -> tuple[Item,
     context = facts.get("context", {})
     if not isinstance(context, dict):
         problems.append("context is not an object of names and values")
-    elif "@" in json.dumps(context) + str(facts.get("reason")):
+    elif names_somebody(json.dumps(context, ensure_ascii=False)) or names_somebody(str(facts.get("reason"))):
         problems.append("context and reason must not hold an e-mail address: name the row, not the person")
     types = item_types(policies)
     if facts.get("item_type") and facts["item_type"] not in types:

@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
 from scripts.lifecycle.jobs.results import PolicyResult
+from scripts.utils.free_text import visible
 
 _READABLE = 16  # characters a line, at least, where a cell goes on in the next one
 _FRAME = 3  # characters of border and padding a column
 
 
 class _Console(Console):
-    """A console whose reader may go away: rich would end the process with exit code 1, in the middle of its work."""
+    """A console that shows what others wrote and obeys none of it, and whose reader may go away.
+
+    Square brackets and ``:names:`` are text. Control characters are written out, also in a Text of a caller's.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Write control characters out before the text's width is measured."""
+        return super().render_str(visible(text, lines=True), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Write out what is left of them: whatever is printed comes through here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text, lines=True), segment.style)
 
     def on_broken_pipe(self) -> None:
-        """Fall silent."""
+        """Fall silent: rich would end the process with exit code 1, in the middle of its work."""
         self.quiet = True
 
 
@@ -74,7 +92,7 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line or more; square brackets are text."""
         self._progress.stop()
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, highlight=False)
 
     def ask(self, prompt: str) -> str:
         """Wait for a person's line.
@@ -109,6 +127,15 @@ class Display:
                 row.stop_reason,
             )
         self._console.print(table)
+
+
+def as_text(tables: Iterable[Table], width: int = 100) -> str:
+    """Return tables as a terminal of so many characters would show them, for a file."""
+    text = io.StringIO()
+    console = _Console(file=text, width=width, color_system=None)
+    for table in tables:
+        console.print(table)
+    return text.getvalue()
 
 
 def _width(column: Column) -> int:

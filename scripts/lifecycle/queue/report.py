@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from scripts.utils.pages import NOT_KNOWN, duration, environment
 
@@ -99,8 +98,7 @@ def _table(title: str, headings: tuple[str, ...], rows: list[Any]) -> Table:
     for number, heading in enumerate(headings):
         table.add_column(heading, overflow="fold", justify="right" if number else "left")
     for row in rows[:SHOWN_ROWS] if title != "by day (UTC)" else rows:
-        # As Text: a name in square brackets would be read as a style.
-        table.add_row(*(Text(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in row))
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
     if len(rows) > SHOWN_ROWS and title != "by day (UTC)":
         table.caption = f"and {len(rows) - SHOWN_ROWS:,} more: see --format json"
     return table

@@ -14,6 +14,7 @@ from scripts.lifecycle.queue.desk import Desk
 from scripts.lifecycle.queue.matter import DecisionFailed
 from scripts.lifecycle.queue.work import Filter, QueueItem, SomebodyWasFirst, backlog
 from scripts.utils.errors import Misconfigured, SwitchedOff
+from scripts.utils.free_text import visible
 
 
 class _Back(Exception):
@@ -179,7 +180,7 @@ def described(item: QueueItem, state: dict[str, object]) -> list[str]:
         **{f"now {name}": "-" if value is None else value for name, value in state.items()},
     }
     width = max(map(len, facts))
-    return [f"{name:{width}}  {value}" for name, value in facts.items()]
+    return [f"{visible(name):{width}}  {visible(str(value))}" for name, value in facts.items()]
 
 
 def until_of(text: str, now: datetime) -> datetime:

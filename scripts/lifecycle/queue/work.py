@@ -20,6 +20,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase, is_deadlock, writable
 from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.free_text import names_somebody
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import retry
 from scripts.utils.settings import Settings
@@ -264,7 +265,7 @@ class Work:
         """
         if not justification.strip():
             raise Misconfigured("a decision needs a justification")
-        if "@" in justification:
+        if names_somebody(justification):
             raise Misconfigured("a justification must not hold an e-mail address: name the case, not the person")
         return {"decision": decision, "justification": pseudonym(self._settings, justification)}
 

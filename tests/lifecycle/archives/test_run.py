@@ -221,6 +221,25 @@ def test_archives_whose_own_period_is_over_expire(run, payments, folder):
     )
 
 
+def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(run, payments, folder):
+    payments.fill(15)
+    run("--batch-size", "5")
+    payments.link.execute("UPDATE ops.archives SET sealed_at = sealed_at - interval '4 years'")
+    stuck = folder / "payment_transactions" / f"{payments.catalogue('id')[-1][0]}.archive"
+    stuck.unlink()
+    (stuck / "in the way").mkdir(parents=True)
+
+    done = run()
+
+    assert (done.code, done.event("archives_expired")["archives"]) == (1, 2)
+    assert stuck.name in done.event("archive_not_deleted")["error"]
+    assert sorted(payments.statuses()) == ["expired", "expired", "expiring"]
+    (stuck / "in the way").rmdir()
+    stuck.rmdir()
+    assert run().code == 0
+    assert payments.statuses() == ["expired"] * 3
+
+
 @pytest.mark.parametrize(
     "hold",
     [

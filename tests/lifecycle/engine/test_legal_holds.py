@@ -46,6 +46,25 @@ def command(run_job):
     return lambda *arguments: run_job(*arguments, "--operator", "olga", job=JOB, as_of=None)
 
 
+def test_a_list_at_a_terminal_obeys_no_reason(command, answers, capsys):
+    reason = "case 7\x1b[2J\x1b]8;;https://evil.example\x1b\\\x9b31m\u202e [link=https://evil.example]x[/]"
+    assert command("place", "--table", TABLE, "--reason", reason).code == 0
+    main(JOB, ["list", "--log-format", "console", "--operator", "olga"])
+
+    shown = capsys.readouterr().err
+    assert not {"\x1b", "\x9b", "\u202e"} & set(shown)
+    assert "\\x1b[2J" in shown.replace("\n", "")
+
+
+@pytest.mark.parametrize("reason", ["asked by olga@example.com", "olga%40example.com", "olga\uff20example.com"])
+def test_a_reason_with_an_address_is_refused_and_not_repeated(command, answers, db, reason, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command("place", "--table", TABLE, "--reason", reason)
+
+    assert holds.active(db) == []
+    assert "example.com" not in capsys.readouterr().err
+
+
 def holding(*what):
     return ("place", "--table", TABLE, "--reason", "case 7", *what)
 

@@ -47,6 +47,12 @@ def entries(admin):
     ).fetchall()
 
 
+def test_a_reason_with_an_address_is_refused(command, admin):
+    with pytest.raises(SystemExit, match="2"):
+        command("stop", "--job", QUIZ, "--reason", "asked by olga@example.com")
+    assert switches(admin) == []
+
+
 @each_which
 @pytest.mark.pooled
 def test_a_stopped_job_is_refused_and_after_go_it_runs(command, stop, run_job, due, flags, named):
