@@ -27,7 +27,7 @@ def environment(folder: Path) -> Environment:
         loader=FileSystemLoader(folder),
         autoescape=True,
         # A page may be printed to a terminal, and a text that runs backwards misleads in a browser too.
-        finalize=lambda value: visible(value, lines=True) if isinstance(value, str) else value,
+        finalize=lambda value: visible(value, lines=True) if type(value) is str else value,  # not of Markup
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

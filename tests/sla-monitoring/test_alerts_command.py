@@ -43,7 +43,8 @@ def test_a_silence_keeps_quiet_and_what_is_still_open_at_its_end_is_told(command
 
 
 def test_a_reason_with_an_address_is_refused(command, watched):
-    assert command("silence", "sla:", "--for", "2h", "--reason", "for olga@example.com").code == 2
+    with pytest.raises(SystemExit, match="2"):
+        command("silence", "sla:", "--for", "2h", "--reason", "for olga@example.com")
     assert watched.admin.execute("SELECT count(*) FROM ops.alert_silences").fetchone() == (0,)
 
 

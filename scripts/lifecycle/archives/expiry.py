@@ -66,16 +66,16 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
         try:
             store.delete(entry.object)
         except ArchiveStoreFailed as error:
-            failures.append(error)
+            failures.append((entry, error))
             continue
         _close(run, entry)
         gone += 1
     _forget_people(run)
     log.info("archives_expired", archives=gone, held=kept)
-    for failure in failures:
-        log.error("archive_not_deleted", error=str(failure))
+    for entry, error in failures:
+        log.error("archive_not_deleted", archive=str(entry.id), object=entry.object, error=str(error))
     if failures:
-        raise failures[0]
+        raise failures[0][1]
 
 
 def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:

@@ -89,7 +89,9 @@ def fill(scope: Scope, section: Section) -> None:
     broken = [each for each in checked.findings if each.kind != "unknown"]
     section.statements += [Statement("broken", f"archive: {each.error}") for each in broken[:SHOWN]]
     if len(broken) > SHOWN:
-        section.statements.append(Statement("broken", f"and {len(broken) - SHOWN:,} archives more"))
+        section.statements.append(
+            Statement("broken", f"and {len(broken) - SHOWN:,} archives more", len(broken) - SHOWN)
+        )
     strange = len(checked.findings) - len(broken)
     if strange:
         section.statements.append(

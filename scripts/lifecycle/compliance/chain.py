@@ -56,7 +56,11 @@ def fill(scope: Scope, section: Section) -> None:
     section.statements += [Statement("broken", f"audit: {each}") for each in list(told)[:SHOWN]]
     if len(told) > SHOWN:
         section.statements.append(
-            Statement("broken", f"audit: and {len(told) - SHOWN:,} findings more; verify_audit.py names them")
+            Statement(
+                "broken",
+                f"audit: and {len(told) - SHOWN:,} findings more; verify_audit.py names them",
+                len(told) - SHOWN,
+            )
         )
 
 

@@ -23,10 +23,10 @@ def tables(report: Report) -> list[Table]:
             table = Table(title=f"{section.key}: {each.title}" if each.rows else f"{section.key}: {each.title}: none")
             for column in each.columns:
                 table.add_column(column.heading, overflow="fold", justify="right" if column.is_number else "left")
-            for row in each.rows[:SHOWN_ROWS]:
+            for row in each.lines[:SHOWN_ROWS]:
                 table.add_row(*(shown(c, value) for c, value in zip(each.columns, row, strict=True)))
-            if len(each.rows) > SHOWN_ROWS:
-                table.caption = f"and {len(each.rows) - SHOWN_ROWS:,} more: see --format json"
+            if len(each.lines) > SHOWN_ROWS:
+                table.caption = f"and {len(each.lines) - SHOWN_ROWS:,} more: see --format json"
             made.append(table)
     return made
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from itertools import groupby
 from typing import Any, Literal
 
 from scripts.utils.free_text import visible
+from scripts.utils.moments import FIRST_MOMENT, LAST_MOMENT
 from scripts.utils.pages import NOT_KNOWN, duration
 
 Kind = Literal["text", "number", "bytes", "duration", "moment", "percent"]
@@ -48,6 +50,22 @@ class Table:
     columns: tuple[Column, ...]
     rows: Sequence[tuple[Value, ...]]
     note: str | None = None
+    steps: bool = False
+    """Whether its rows are days or months: a person is shown those without anything as one line."""
+
+    @property
+    def lines(self) -> list[tuple[Value, ...]]:
+        """The rows as a person is shown them; JSON and the sheet have every row."""
+        if not self.steps:
+            return list(self.rows)
+        made: list[tuple[Value, ...]] = []
+        for empty, group in groupby(self.rows, key=lambda row: not any(row[1:])):
+            rows = list(group)
+            if empty and len(rows) > 1:
+                made.append((f"{rows[0][0]} to {rows[-1][0]}", *rows[0][1:]))
+            else:
+                made += rows
+        return made
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return the rows for JSON."""
@@ -90,6 +108,8 @@ class Statement:
 
     level: Level
     text: str
+    count: int = 1
+    """How many findings it stands for."""
 
 
 @dataclass
@@ -128,13 +148,13 @@ class Report:
     @property
     def statements(self) -> list[Statement]:
         """What was found, the worst first."""
-        found = [Statement(each.level, visible(each.text)) for section in self.sections for each in section.statements]
+        found = [replace(each, text=visible(each.text)) for section in self.sections for each in section.statements]
         return sorted(found, key=lambda statement: statement.level != "broken")
 
     @property
     def uncounted(self) -> list[str]:
-        """What could not be counted."""
-        return [visible(what) for section in self.sections for what in section.uncounted]
+        """What could not be counted, each thing once."""
+        return list(dict.fromkeys(visible(what) for section in self.sections for what in section.uncounted))
 
     @property
     def verdict(self) -> Literal["broken", "findings", "incomplete", "in_order"]:
@@ -150,9 +170,15 @@ class Report:
         """The verdict as a sentence."""
         missing = len(self.uncounted)
         incomplete = f" {missing} {'thing' if missing == 1 else 'things'} could not be counted." if missing else ""
+        broken, others = (
+            sum(each.count for each in self.statements if (each.level == "broken") == of_proof)
+            for of_proof in (True, False)
+        )
+        also = f", {others:,} other {'finding' if others == 1 else 'findings'}" if others else ""
         told = {
-            "broken": "The proof is broken: what follows cannot be relied on before that is cleared up.",
-            "findings": "There are findings.",
+            "broken": f"The proof is broken ({broken:,} {'finding' if broken == 1 else 'findings'}{also}): what follows"
+            " cannot be relied on before that is cleared up.",
+            "findings": f"{others:,} {'finding' if others == 1 else 'findings'}.",
             "incomplete": "No findings in what could be counted.",
             "in_order": "In order: no findings, the proof is whole, and everything was counted.",
         }
@@ -198,7 +224,8 @@ def shown(column: Column, value: Value) -> str:
     if value is None:
         return {"number": NOT_COUNTED, "bytes": NOT_COUNTED, "duration": NOT_KNOWN}.get(column.kind, "-")
     if isinstance(value, datetime):
-        return f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
+        beyond = {FIRST_MOMENT: "before the year 1", LAST_MOMENT: "after the year 9999"}
+        return beyond.get(value) or f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
     if isinstance(value, str | date):
         return visible(str(value))
     if column.kind == "duration":

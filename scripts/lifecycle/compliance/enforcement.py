@@ -13,6 +13,8 @@ BY_POLICY = "retention_policy:"
 MOST_DAYS = 92
 MOST_COLUMNS = 6
 OTHERS = "others"
+WENT = ("delete", "archive_then_delete", "delete_blob", "soft_delete", "anonymize")
+"""What is counted as gone. Not ``set_null``: that row stays, cut off from the one that went."""
 _SECOND = timedelta(microseconds=1)
 _QUERY = """
 SELECT (occurred_at AT TIME ZONE 'UTC')::date AS day, action, resource_type, reason,
@@ -47,7 +49,8 @@ def fill(scope: Scope, section: Section) -> None:
         if rule != row["reason"]:
             key: tuple[str, ...] = (rule, row["action"], row["resource_type"])
             kept = by_policy
-            days.setdefault(row["day"], Counter())[rule.partition("/")[0]] += row["records"]
+            if row["action"] in WENT:
+                days.setdefault(row["day"], Counter())[rule.partition("/")[0]] += row["records"]
         else:
             key, kept = (row["action"], row["resource_type"], row["reason"], row["actor"]), others
         kept.setdefault(key, _Sum()).add(row["records"], row["batches"], row["first_at"], row["last_at"])
@@ -74,7 +77,8 @@ def fill(scope: Scope, section: Section) -> None:
                 *figures,
             ),
             _rows(by_policy),
-            "A rule named 'dependant' stands for rows that went along with theirs.",
+            "A rule named 'dependant' stands for rows that went along with theirs, or, with set_null, were cut off from"
+            " them and stay.",
         ),
         Table(
             "others",
@@ -126,9 +130,10 @@ def _by_day(scope: Scope, days: dict[date, Counter[str]]) -> Table:
     columns = [Column(name, name.replace("_", " "), "number") for name in names]
     return Table(
         "by_day",
-        f"Records by {step} (UTC) and policy",
-        (Column(step, step), *columns, Column("total", "total", "number")),
+        f"Records that went, by {step} (UTC) and policy",
+        (Column(step, step, weight=1.3), *columns, Column("total", "total", "number")),
         rows,
+        steps=True,
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from scripts.lifecycle.compliance.document import Column, Section, Statement, Table
+from scripts.lifecycle.compliance.inventory import conditions
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policy.policies import Condition, RowException
 from scripts.lifecycle.queue import metrics as queue_metrics
 
 _HOLDS = """
@@ -26,7 +26,7 @@ SCOPES = {"person": "a person", "row": "a row", "table": "a whole table"}
 def exceptions_and_holds(scope: Scope, section: Section) -> None:
     """Count what the policies except, and what is held."""
     rows = [
-        (name, exception, _told(rule), look.excepted.get(exception), bool(rule.queue))
+        (name, exception, conditions(rule.when), look.excepted.get(exception), bool(rule.queue))
         for name, look in scope.looks.items()
         for exception, rule in look.policy.exceptions.items()
     ]
@@ -98,16 +98,6 @@ def exceptions_and_holds(scope: Scope, section: Section) -> None:
             "Why: legal_holds.py list. At most 200 are shown; the reason, the row and the person are not.",
         )
     )
-
-
-def _told(exception: RowException) -> str:
-    return " and ".join(f"{column} {_condition(condition)}" for column, condition in exception.when.items())
-
-
-def _condition(condition: Condition) -> str:
-    if condition.operator in ("set", "unset"):
-        return f"is {condition.operator}"
-    return f"is {'not ' if condition.operator == 'not_in' else ''}{' or '.join(condition.values)}"
 
 
 def queue(scope: Scope, section: Section) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.lifecycle.compliance.document import Column, Section, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policy.policies import Policy, Rule
+from scripts.lifecycle.policy.policies import Condition, Policy, Rule
 
 THEN = {
     "delete": "deleted",
@@ -82,10 +82,25 @@ def _where(policy: Policy) -> str:
 def _kept(policy: Policy) -> str:
     if not policy.rules:
         return "for good"
-    told = [_rule(rule) for rule in policy.rules.values()]
+    told = [_rule(rule, alone=len(policy.rules) == 1) for rule in policy.rules.values()]
     excepted = f", except {', '.join(policy.exceptions).replace('_', ' ')}" if policy.exceptions else ""
-    return " or ".join(told) + excepted
+    return "; or ".join(told) + excepted
 
 
-def _rule(rule: Rule) -> str:
-    return "for good" if rule.keep.length is None else f"{rule.keep.text} after {rule.anchor}"
+def _rule(rule: Rule, *, alone: bool) -> str:
+    """Return a rule in words; the rows that it is about are named, above all where another rule has others."""
+    kept = "for good" if rule.keep.length is None else f"{rule.keep.text} after {rule.anchor}"
+    if rule.when:
+        return f"{kept} where {conditions(rule.when)}"
+    return kept if alone else f"{kept} whatever else is in the row"
+
+
+def conditions(when: dict[str, Condition]) -> str:
+    """Return what a row's columns must be, in words."""
+    return " and ".join(f"{column} {_condition(condition)}" for column, condition in when.items())
+
+
+def _condition(condition: Condition) -> str:
+    if condition.operator in ("set", "unset"):
+        return f"is {condition.operator}"
+    return f"is {'not ' if condition.operator == 'not_in' else ''}{' or '.join(condition.values)}"

@@ -53,6 +53,10 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
         residue = measure(run.database, run.settings, policy, now=now, completed=None, seconds=seconds)
     except PolicyFailed as error:
         return Look(policy, rows, None, excepted, str(error))
+    except psycopg.Error as error:
+        if connection_lost(error):
+            raise
+        return Look(policy, rows, None, excepted, f"policy {policy.name}: {describe_database_error(error)}")
     return Look(policy, rows, residue, excepted, because)
 
 

@@ -27,7 +27,6 @@ from reportlab.platypus import (
     Frame,
     KeepTogether,
     LongTable,
-    PageBreak,
     PageTemplate,
     Paragraph,
     Spacer,
@@ -35,6 +34,7 @@ from reportlab.platypus import (
     TableStyle,
     XPreformatted,
 )
+from reportlab.platypus.tableofcontents import TableOfContents
 
 from scripts.lifecycle.compliance.document import Bars, Report, Section, Shares, shown
 from scripts.lifecycle.compliance.document import Table as Figures
@@ -45,6 +45,7 @@ TITLE = "Data retention compliance report"
 MARGIN = 16 * mm
 WIDTH = A4[0] - 2 * MARGIN
 FOOT = 12 * mm
+WHOLE_PAGE = A4[1] - 2 * MARGIN - FOOT
 INK, GREY, RULE, BLUE = HexColor("#1a1a1a"), HexColor("#444444"), HexColor("#bbbbbb"), HexColor("#1f5fa8")
 LEVELS = {
     "in_order": HexColor("#1b6b30"),
@@ -57,6 +58,9 @@ PARTS = [HexColor(each) for each in ("#1b6b30", "#7fb88f", "#c8dccd", "#e0a030",
 BARS_HEIGHT, SHARE_HEIGHT, LABEL_WIDTH = 34 * mm, 6 * mm, 46 * mm
 # A line of the difference of two files that is longer is broken; the font's characters are all this wide.
 LINE_CHARACTERS = 108
+# What ends a table or a passage stays together: no page holds one line only.
+LAST_ROWS, LAST_LINES = 3, 6
+SHORT_CHARACTERS = 120
 CELL_PADDING = 10
 # No row may be higher than a page. The other forms have the whole of it.
 CELL_CHARACTERS = 900
@@ -134,25 +138,18 @@ DIFFERENCE = ParagraphStyle("difference", fontName="Courier", fontSize=6.8, lead
 
 
 def pdf(report: Report) -> bytes:
-    """Return the file; laid out twice, as the first page says where what is, and of how many pages it is one."""
+    """Return the file; laid out until the table of contents on the first page and the number of pages are right."""
     _fonts()
-    _, first = _laid_out(report, None)
-    return _laid_out(report, first)[0]
-
-
-def _laid_out(report: Report, before: _Document | None) -> tuple[bytes, _Document]:
     made = io.BytesIO()
-    document = _Document(made, report, before.page if before else 0)
     sections = [_section(number, section) for number, section in enumerate(report.sections, start=1)]
-    cover = _cover(report, before.begins if before else {})
-    document.build([*cover, *(flowable for section in sections for flowable in section)])
-    return made.getvalue(), document
+    _Document(made, report).multiBuild([*_cover(report), *(flowable for section in sections for flowable in section)])
+    return made.getvalue()
 
 
 class _Document(BaseDocTemplate):
     """Pages with a foot that says what they are part of, and an outline of the sections."""
 
-    def __init__(self, file: io.BytesIO, report: Report, pages: int) -> None:
+    def __init__(self, file: io.BytesIO, report: Report) -> None:
         period = f"{report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC"
         super().__init__(
             file,
@@ -162,11 +159,9 @@ class _Document(BaseDocTemplate):
             subject=f"{VERDICTS[report.verdict]}. {report.headline}",
             lang="en",
         )
-        self._pages = pages
-        self.begins: dict[str, int] = {}
-        """The page on which a section begins, by its heading."""
+        self._pages = 0
         self._foot = _plain(f"{TITLE} · {report.source} · {period}")
-        frame = Frame(MARGIN, MARGIN + FOOT, WIDTH, A4[1] - 2 * MARGIN - FOOT, 0, 0, 0, 0)
+        frame = Frame(MARGIN, MARGIN + FOOT, WIDTH, WHOLE_PAGE, 0, 0, 0, 0)
         self.addPageTemplates(PageTemplate(frames=[frame], onPage=self._feet))
 
     def _feet(self, canvas: Canvas, _document: BaseDocTemplate) -> None:
@@ -180,15 +175,20 @@ class _Document(BaseDocTemplate):
         canvas.restoreState()
 
     def afterFlowable(self, flowable: Flowable) -> None:  # noqa: N802 - the library's name
-        """Note a section in the outline."""
+        """Note a section in the outline and in the table of contents."""
         if isinstance(flowable, Paragraph) and flowable.style is SECTION:
-            key = f"section-{self.page}-{id(flowable)}"
+            heading = flowable.getPlainText()
+            key = f"section-{heading.partition('.')[0]}"
             self.canv.bookmarkPage(key)
-            self.canv.addOutlineEntry(flowable.getPlainText(), key, 0)
-            self.begins[flowable.getPlainText()] = self.page
+            self.canv.addOutlineEntry(heading, key, 0)
+            self.notify("TOCEntry", (0, escape(heading), self.page, key))
+
+    def afterPage(self) -> None:  # noqa: N802 - the library's name
+        """Remember how many pages there are, for the feet of the next layout."""
+        self._pages = max(self._pages, self.page)
 
 
-def _cover(report: Report, begins: dict[str, int]) -> list[Flowable]:
+def _cover(report: Report) -> list[Flowable]:
     color = LEVELS[report.verdict]
     facts = [
         ("System", report.source),
@@ -232,19 +232,12 @@ def _cover(report: Report, begins: dict[str, int]) -> list[Flowable]:
     made += [_point(each, LEVELS["incomplete"]) for each in report.uncounted]
     if not report.uncounted:
         made.append(Paragraph("Everything was counted.", BODY))
-    made += [Spacer(1, 3 * mm), _tiles(report.figures), Paragraph("Contents", SUBTITLE), _contents(report, begins)]
+    contents = TableOfContents(levelStyles=[BODY], rightColumnWidth=15 * mm, dotsMinLevel=-1)
+    made += [Spacer(1, 3 * mm), _tiles(report.figures), Paragraph("Contents", SUBTITLE), contents]
     made += [Paragraph("How to check it", SUBTITLE), Paragraph(HOW_TO_CHECK, NOTE)]
-    made += [_signatures(), PageBreak()]
+    # A cover of more than a page goes on beside what follows: its last line does not get a page of its own.
+    made += [_signatures(), CondPageBreak(WHOLE_PAGE * 0.7)]
     return made
-
-
-def _contents(report: Report, begins: dict[str, int]) -> Table:
-    headings = [_heading(number, section) for number, section in enumerate(report.sections, start=1)]
-    return Table(
-        [[Paragraph(_plain(each), BODY), Paragraph(str(begins.get(each, "")), NUMBER)] for each in headings],
-        colWidths=[WIDTH - 15 * mm, 15 * mm],
-        style=TableStyle([("LEFTPADDING", (0, 0), (0, -1), 0), *_tight()]),
-    )
 
 
 def _signatures() -> KeepTogether:
@@ -298,7 +291,8 @@ def _section(number: int, section: Section) -> list[Flowable]:
         made += _table(table)
     for passage in section.passages:
         made.append(Paragraph(_plain(passage.title), SUBTITLE))
-        made += [XPreformatted(_code(line), DIFFERENCE) for line in passage.text.splitlines()]
+        lines: list[Flowable] = [XPreformatted(_code(line), DIFFERENCE) for line in passage.text.splitlines()]
+        made += [*lines[:-LAST_LINES], KeepTogether(lines[-LAST_LINES:])]
     return made
 
 
@@ -307,6 +301,7 @@ def _table(table: Figures) -> list[Flowable]:
     notes = [Paragraph(_plain(table.note), NOTE)] if table.note else []
     if not table.rows:
         return [KeepTogether([title, Paragraph("None.", BODY), *notes])]
+    lines = table.lines
     heads = [
         Paragraph(_plain(column.heading), NUMBER_HEAD if column.is_number else CELL_HEAD) for column in table.columns
     ]
@@ -317,7 +312,7 @@ def _table(table: Figures) -> list[Flowable]:
             Paragraph(_broken(shown(column, value), width), NUMBER if column.is_number else CELL)
             for column, value, width in zip(table.columns, row, widths, strict=True)
         ]
-        for row in table.rows
+        for row in lines
     ]
     laid_out = LongTable(
         [heads, *rows],
@@ -331,12 +326,21 @@ def _table(table: Figures) -> list[Flowable]:
                 ("LINEBELOW", (0, 0), (-1, 0), 0.7, GREY),
                 ("LINEBELOW", (0, 1), (-1, -1), 0.3, RULE),
                 ("LEFTPADDING", (0, 0), (0, -1), 0),
+                *_last_rows_together(lines),
                 *_tight(),
             ]
         ),
     )
     # Not kept together: a long table begins on this page, if there is room for its first rows.
-    return [CondPageBreak(30 * mm), title, laid_out, *notes]
+    return [CondPageBreak(30 * mm), title, *notes, laid_out]
+
+
+def _last_rows_together(lines: Sequence[tuple[object, ...]]) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
+    """Keep the last row from going to the next page alone; one with long texts is more than one line."""
+    last = lines[-LAST_ROWS:]
+    if any(len(str(value)) > SHORT_CHARACTERS for row in last for value in row):
+        return []
+    return [("NOSPLIT", (0, -len(last)), (-1, -1))]
 
 
 def _tight() -> list[tuple[str, tuple[int, int], tuple[int, int], int]]:

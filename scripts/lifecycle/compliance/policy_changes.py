@@ -126,7 +126,7 @@ def _policy(place: str) -> str | None:
 def _read(document: str) -> Any:
     try:
         return yaml.load(document, yaml.CSafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # no date, or nested without end: it is shown as it is
         return None
 
 

@@ -78,12 +78,12 @@ def gather(run: Run, connection: Connection, since: datetime | None, until: date
 
 
 def _figures(sections: dict[str, Section], scope: Scope) -> list[tuple[str, str]]:
-    def total(section: str, table: str, column: str) -> str:
+    def total(section: str, table: str, column: str, only: tuple[str, ...] | None = None) -> str:
         try:
             found = sections[section].table(table)
         except StopIteration:
             return NOT_COUNTED
-        values = [row[column] for row in found.as_dicts()]
+        values = [row[column] for row in found.as_dicts() if only is None or row["action"] in only]
         return NOT_COUNTED if None in values else f"{sum(values):,}"
 
     def chain_result() -> str:
@@ -97,7 +97,10 @@ def _figures(sections: dict[str, Section], scope: Scope) -> list[tuple[str, str]
     ages = [residue.oldest_overdue_seconds for residue in residues if residue]
     oldest = duration(max(ages, default=None)) if len(ages) == len(residues) else NOT_COUNTED
     return [
-        ("records deleted, archived or anonymised by policy", total("enforcement", "by_policy", "records")),
+        (
+            "records and files that the policies deleted, archived, marked as deleted or anonymised",
+            total("enforcement", "by_policy", "records", enforcement.WENT),
+        ),
         ("past their date now", total("punctuality", "now", "remaining")),
         ("the oldest of these by", oldest),
         ("legal holds in force", total("exceptions", "holds", "in_force")),

@@ -15,6 +15,7 @@ from scripts.lifecycle.compliance.looks import Look
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import Misconfigured, OpsError, StoppedEarly, describe_database_error
+from scripts.utils.moments import AnyMomentLoader
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Scope:
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """Return a query's rows by name; the period is there as ``since`` and ``until``."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
+            cursor.adapters.register_loader("timestamptz", AnyMomentLoader)
             known = {"since": self.since, "until": self.until, "now": self.now}
             return cursor.execute(query.encode(), known | parameters).fetchall()
 
@@ -66,4 +68,6 @@ def part(scope: Scope, key: str, title: str, fill: Callable[[Scope, Section], No
         section.uncounted.append(f"{title}: {describe_database_error(error)}")
     except OpsError as error:
         section.uncounted.append(f"{title}: {error}")
+    except (ValueError, ArithmeticError) as error:  # a value that nobody expected in a row
+        section.uncounted.append(f"{title}: a value could not be read ({type(error).__name__})")
     return section

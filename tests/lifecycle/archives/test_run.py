@@ -232,7 +232,7 @@ def test_an_object_that_cannot_be_deleted_does_not_keep_the_others(run, payments
     done = run()
 
     assert (done.code, done.event("archives_expired")["archives"]) == (1, 2)
-    assert stuck.name in done.event("archive_not_deleted")["error"]
+    assert stuck.name in done.event("archive_not_deleted")["object"]
     assert sorted(payments.statuses()) == ["expired", "expired", "expiring"]
     (stuck / "in the way").rmdir()
     stuck.rmdir()

@@ -37,6 +37,46 @@ def test_the_first_page_has_the_verdict_the_period_and_what_was_not_counted(read
     assert not any(PERSON in text for text in pages)
 
 
+def lines_of(text):
+    """A page's lines without its foot, which are two pieces of text."""
+    return [line for line in text.splitlines() if line.strip()][:-2]
+
+
+@pytest.mark.parametrize("holds", range(0, 60, 4))
+def test_no_page_holds_one_line_only(read, month, holds):
+    """However long a table is, and however much the first page has to say."""
+    month.execute(
+        "INSERT INTO ops.legal_holds (scope, table_name, reason, placed_by)"
+        " SELECT 'table', 'public.t' || n, 'r', 'olga' FROM generate_series(1, %s) n",
+        (holds,),
+    )
+    month.execute(
+        "INSERT INTO ops.policy_versions (hash, document, first_used_by, first_used_at)"
+        " SELECT md5(n::text) || md5(n::text), repeat(n || E'\n', 7 * n), 'x', now() - interval '3 days'"
+        "   FROM generate_series(1, %s) n",
+        (holds // 8,),
+    )
+    if holds % 8:
+        month.execute("REVOKE SELECT ON ops.erasure_requests, ops.archives FROM lifecycle_jobs")
+    _, _, pages = read("--quick")
+
+    assert [number for number, text in enumerate(pages, 1) if len(lines_of(text)) < 3] == []
+
+
+def test_the_table_of_contents_leads_to_the_sections(read, month):
+    _, reader, pages = read()
+
+    for number, title in enumerate(each.title for each in reader.outline):
+        page = reader.get_destination_page_number(reader.outline[number])
+        assert title in pages[page].replace("\n", " ")
+        assert any(
+            (line.startswith(title) and line.endswith(f" {page + 1}")) or title in line
+            for line in pages[0].splitlines()
+        )
+    links = [each.get_object()["/Dest"] for each in reader.pages[0]["/Annots"]]
+    assert len(set(links)) == 9
+
+
 def test_its_numbers_are_those_of_the_audit_log(read, month):
     _, _, pages = read()
     (records,) = month.execute(

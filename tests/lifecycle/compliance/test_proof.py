@@ -94,3 +94,35 @@ def test_a_person_at_a_terminal_sees_the_first_page_and_the_tables(ask):
     assert asked.code == 0
     assert "punctuality of every policy" in " ".join(asked.err.split())
     assert "enforcement: Records by day (UTC) and policy" in " ".join(asked.err.split())
+
+
+@pytest.mark.parametrize("moment", ["-infinity", "4713-01-01 BC", "0001-01-01 00:00"])
+def test_one_archived_row_with_an_odd_date_does_not_silence_its_section(ask, payments, run_archives, moment):
+    payments.fill(5)
+    payments.link.execute("UPDATE payment_transactions SET created_at = %s WHERE id = %s", (moment, payments.id(1)))
+    assert run_archives().code == 0
+
+    asked = ask(period=TODAY)
+    (inventory,) = asked.report["sections"]["archives"]["tables"]["inventory"]
+    assert (inventory["objects"], inventory["rows"]) == (1, 5)
+    assert inventory["oldest"] == "0001-01-01T00:00:00Z"
+    assert asked.report["uncounted"] == []
+    assert "Archives: none" not in asked.err
+
+
+@pytest.mark.parametrize("column", ["oldest", "newest", "sealed_at", "created_at"])
+@pytest.mark.parametrize("moment", ["-infinity", "infinity", "12000-01-01", "44-03-15 BC"])
+def test_one_odd_line_of_the_catalogue_does_not_silence_the_others(ask, payments, run_archives, column, moment):
+    payments.fill(10)
+    assert run_archives("--batch-size", "5").code == 0
+    payments.link.execute(
+        f"UPDATE ops.archives SET {column} = %s WHERE id = %s", (moment, payments.catalogue("id")[0][0])
+    )
+
+    asked = ask(period=TODAY)
+
+    assert asked.code == 0
+    (inventory,) = asked.report["sections"]["archives"]["tables"]["inventory"]
+    assert (inventory["objects"], inventory["rows"]) == (2, 10)
+    figures = {row["figure"]: row["value"] for row in asked.report["sections"]["archives"]["tables"]["verification"]}
+    assert figures["archives in the catalogue"] == 2

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from datetime import timedelta
 
 import psycopg
 import pytest
 
+from scripts.lifecycle.compliance.document import Report, Section, Statement
 from tests.lifecycle.compliance import history
 from tests.lifecycle.compliance.history import DAYS, PERSON, POLICIES, SINCE, UNTIL
 
@@ -28,7 +30,8 @@ def test_every_number_of_the_enforcement_ties_to_the_audit_log(usual, month):
     logged = dict(
         month.execute(
             "SELECT (replace(reason, 'retention_policy:', ''), action, resource_type)::text, count(*) FROM ops.audit_log"
-            " WHERE occurred_at >= %s AND occurred_at < %s AND reason LIKE 'retention_policy:%%' GROUP BY 1",
+            " WHERE occurred_at >= %s AND occurred_at < %s AND reason LIKE 'retention_policy:%%'"
+            " AND action <> 'set_null' GROUP BY 1",
             period,
         ).fetchall()
     )
@@ -43,11 +46,12 @@ def test_every_number_of_the_enforcement_ties_to_the_audit_log(usual, month):
     # By day, and by the chain that was verified, it is the same.
     days = table(asked, "enforcement", "by_day")
     assert len(days) == DAYS
-    assert total(days, "total") == total(rows)
+    assert total(days, "total") == total([row for row in rows if row["action"] != "set_null"])
     by_day = dict(
         month.execute(
             "SELECT to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD'), count(*) FROM ops.audit_log"
-            " WHERE occurred_at >= %s AND occurred_at < %s AND reason LIKE 'retention_policy:%%' GROUP BY 1",
+            " WHERE occurred_at >= %s AND occurred_at < %s AND reason LIKE 'retention_policy:%%'"
+            " AND action <> 'set_null' GROUP BY 1",
             period,
         ).fetchall()
     )
@@ -65,7 +69,8 @@ def test_the_inventory_names_every_policy_with_its_rows(usual, month):
     quiz = rows["quiz_responses"]
     assert quiz["rows"] == 8
     assert quiz["kept"] == (
-        "24 hours after pdf_delivered_at or 24 hours after created_at, except undelivered; then deleted"
+        "24 hours after pdf_delivered_at where pdf_delivered_at is set; or 24 hours after created_at where payment_id"
+        " is unset and pdf_delivered_at is unset, except undelivered; then deleted"
     )
     assert "Art. 5(1)(c)" in quiz["legal_basis"]
     assert "archive, 3 years after it was sealed" in rows["payment_transactions"]["where"]
@@ -134,6 +139,57 @@ def test_a_change_of_the_policies_is_named_by_its_place_and_shown(usual, month):
 def test_nothing_found_and_everything_counted_is_in_order(usual):
     report = usual.report
     assert (report["statements"], report["uncounted"], report["verdict"]) == ([], [], "in_order")
+
+
+@pytest.mark.parametrize("moment", ["infinity", "12000-01-01"])
+def test_a_hold_without_an_end_does_not_silence_the_holds(ask, month, moment):
+    month.execute("UPDATE ops.legal_holds SET expires_at = %s WHERE scope = 'table'", (moment,))
+    asked = ask()
+    assert len(table(asked, "exceptions", "holds_in_force")) == 2
+    assert asked.report["uncounted"] == []
+
+
+def test_a_policy_file_that_nobody_can_read_is_shown_and_silences_nothing(ask, month):
+    for number, document in enumerate(("a: " + "[" * 3000, "a: 2026-99-99", "{", "\x1b]0;x\x07")):
+        month.execute(
+            "INSERT INTO ops.policy_versions (hash, document, first_used_by, first_used_at) VALUES (%s, %s, 'x', %s)",
+            (f"{number:064x}", document, SINCE + timedelta(days=20, minutes=number)),
+        )
+    asked = ask()
+    assert len(table(asked, "policy_changes", "versions")) == 5
+    assert asked.report["uncounted"] == []
+
+
+def test_days_without_anything_are_one_line_for_a_person_and_all_there_for_a_machine(ask, month, tmp_path):
+    month.execute("SET session_replication_role = replica")
+    month.execute(
+        "UPDATE ops.audit_batches SET reason = 'x' WHERE occurred_at >= %s AND occurred_at < %s",
+        (SINCE + timedelta(days=2), SINCE + timedelta(days=30)),
+    )
+    output = tmp_path / "report.html"
+    ask("--output", str(output), "--quick")
+    first, last = (f"{SINCE + timedelta(days=day):%Y-%m-%d}" for day in (2, 29))
+    page = re.sub(r"<[^>]*>", "", output.read_text())
+    assert f"{first} to {last}" in page
+    assert not any(f"\n{SINCE + timedelta(days=day):%Y-%m-%d}0" in page for day in range(2, 30))
+    assert len(table(ask("--quick"), "enforcement", "by_day")) == DAYS
+
+
+@pytest.mark.parametrize(
+    ("levels", "headline"),
+    [
+        ([("finding", 1)], "1 finding."),
+        ([("finding", 1), ("finding", 1)], "2 findings."),
+        ([("broken", 1), ("broken", 37)], "The proof is broken (38 findings): "),
+        ([("broken", 1), ("finding", 2)], "The proof is broken (1 finding, 2 other findings): "),
+    ],
+)
+def test_the_headline_counts_what_was_found(levels, headline):
+    section = Section("s", "s", statements=[Statement(level, "text", count) for level, count in levels])
+    section.uncounted += ["a", "a"]
+    report = Report("s", SINCE, UNTIL, UNTIL, "v", "h", [], [section])
+    assert report.headline.startswith(headline)
+    assert report.headline.endswith("1 thing could not be counted.")
 
 
 def test_nothing_found_and_something_not_counted_is_said_on_the_first_page(ask, month):
