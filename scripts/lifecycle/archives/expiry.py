@@ -72,8 +72,8 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
         gone += 1
     _forget_people(run)
     log.info("archives_expired", archives=gone, held=kept)
-    for entry, error in failures:
-        log.error("archive_not_deleted", archive=str(entry.id), object=entry.object, error=str(error))
+    for entry, failure in failures:
+        log.error("archive_not_deleted", archive=str(entry.id), object=entry.object, error=str(failure))
     if failures:
         raise failures[0][1]
 
