@@ -154,14 +154,7 @@ class Demo:
     def call(self, path: str, *arguments: str, expected: int = 0, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a script."""
         console.print(f"  [cyan]$ python {path} {shlex.join(arguments)}[/cyan]")
-        done = subprocess.run(
-            [sys.executable, str(ROOT / path), *arguments],
-            env=self._environment,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = local_stack.run_script(path, *arguments, env=self._environment, stdin=stdin)
         require(done.returncode == expected, f"{path} ended with {done.returncode}: {done.stdout}{done.stderr}")
         return done
 

@@ -9,11 +9,13 @@ python backend/local_stack.py stop       stop; the data stays, with --delete it 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from psycopg import sql
 
@@ -43,6 +45,7 @@ __all__ = [
     "in_memory",
     "load",
     "prepare",
+    "run_script",
     "running",
     "set_jobs_password",
     "start",
@@ -75,6 +78,19 @@ def prepare(
         loaded = _load_sample_data(url, rows, say)
         if loaded and stack.blob_port:
             _put_pdfs(stack, url, say)
+
+
+def run_script(path: str, *arguments: str, env: dict[str, str], stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a script of the checkout as an operator does, and wait for it.
+
+    Args:
+        path: The script, from the checkout's root.
+        arguments: Its arguments.
+        env: Its whole environment.
+        stdin: Text for its standard input.
+    """
+    command = [sys.executable, str(ROOT / path), *arguments]
+    return subprocess.run(command, env=env, input=stdin, capture_output=True, text=True, check=False)
 
 
 def create_database(stack: Stack, name: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -65,17 +64,10 @@ def _output(stack: local_stack.Stack, command: str, expected: int) -> str:
         "TTY_INTERACTIVE": "0",  # colours, and no bar that is drawn over
         "COLUMNS": str(WIDTH),
     }
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), "--log-format", "console", *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    done = local_stack.run_script(script, "--log-format", "console", *arguments, env=environment)
     if done.returncode != expected:
-        raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stdout}")
-    return "\n".join([*_without_figures(done.stdout.splitlines()), ""])
+        raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return "\n".join([*_without_figures((done.stdout + done.stderr).splitlines()), ""])
 
 
 def _without_figures(lines: list[str]) -> Iterator[str]:

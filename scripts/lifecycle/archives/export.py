@@ -23,7 +23,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
 from scripts.lifecycle.archives.catalogue import Begun, Catalogue
-from scripts.lifecycle.archives.format import NOBODY, NONCE_BYTES, Block, ObjectWriter, Written, pack
+from scripts.lifecycle.archives.format import NOBODY, NONCE_BYTES, Block, ObjectWriter, Written, pack, unescaped
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.selection import Selection, normal_address
@@ -55,15 +55,6 @@ _COPY = sql.SQL("""
 COPY (SELECT {id}, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
        WHERE {rows} AND {removable} AND {id} <> ALL(%(excluded)s::text[])) TO STDOUT (ENCODING 'UTF8')
 """)
-_ESCAPES = {
-    b"b": b"\b",
-    b"f": b"\f",
-    b"n": b"\n",
-    b"r": b"\r",
-    b"t": b"\t",
-    b"v": b"\v",
-}
-_ESCAPED = re.compile(rb"\\(.)", re.DOTALL)
 _ESCAPED_KEY = re.compile(r"\\(.)")
 _NULL = b"\\N"
 _BROKEN = -2  # of PQgetCopyData
@@ -101,13 +92,6 @@ class Exported:
         # A quotation mark within a key has a backslash before it.
         keys = self.keys[2:-2].split('","')
         return [_ESCAPED_KEY.sub(r"\1", key) for key in keys] if "\\" in self.keys else keys
-
-
-def unescaped(field: bytes) -> bytes:
-    """Return the text that COPY wrote as a field."""
-    if b"\\" not in field:
-        return field
-    return _ESCAPED.sub(lambda match: _ESCAPES.get(match[1], match[1]), field)
 
 
 class Exporter:

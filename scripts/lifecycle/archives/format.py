@@ -338,12 +338,16 @@ def lines_of(text: bytes) -> list[bytes]:
     return text.split(b"\n")[:-1]
 
 
+def unescaped(field: bytes) -> bytes:
+    """Return the text that COPY wrote as a field (PostgreSQL documentation, COPY, "Text Format")."""
+    if b"\\" not in field:
+        return field
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), field)
+
+
 def values_of(line: bytes) -> list[str | None]:
-    """Return the values of one of COPY's lines, unescaped (PostgreSQL documentation, COPY, "Text Format")."""
-    return [
-        None if field == b"\\N" else _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), field).decode()
-        for field in line.split(b"\t")
-    ]
+    """Return the values of one of COPY's lines."""
+    return [None if field == b"\\N" else unescaped(field).decode() for field in line.split(b"\t")]
 
 
 def _opening(header: dict[str, Any]) -> bytes:

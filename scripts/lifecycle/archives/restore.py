@@ -15,12 +15,13 @@ from uuid import UUID
 import psycopg
 
 from scripts.lifecycle.archives.catalogue import Entry
-from scripts.lifecycle.archives.export import TEXT_SETTINGS, Column, unescaped
+from scripts.lifecycle.archives.export import TEXT_SETTINGS, Column
 from scripts.lifecycle.archives.format import (
     NOBODY,
     Block,
     lines_of,
     open_sealed,
+    unescaped,
 )
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import blocks_of

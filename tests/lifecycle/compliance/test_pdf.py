@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pypdf
 import pytest
 
@@ -66,15 +68,10 @@ def test_no_page_holds_one_line_only(read, month, holds):
 def test_the_table_of_contents_leads_to_the_sections(read, month):
     _, reader, pages = read()
 
-    for number, title in enumerate(each.title for each in reader.outline):
-        page = reader.get_destination_page_number(reader.outline[number])
-        assert title in pages[page].replace("\n", " ")
-        assert any(
-            (line.startswith(title) and line.endswith(f" {page + 1}")) or title in line
-            for line in pages[0].splitlines()
-        )
-    links = [each.get_object()["/Dest"] for each in reader.pages[0]["/Annots"]]
-    assert len(set(links)) == 9
+    for entry in reader.outline:
+        page = reader.get_destination_page_number(entry)
+        assert entry.title in pages[page].replace("\n", " ")
+        assert re.search(re.escape(entry.title) + rf"\s*(\. )*\.?\s*{page + 1}\b", pages[0]), entry.title
 
 
 def test_its_numbers_are_those_of_the_audit_log(read, month):

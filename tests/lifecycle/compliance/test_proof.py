@@ -93,7 +93,7 @@ def test_a_person_at_a_terminal_sees_the_first_page_and_the_tables(ask):
     asked = ask("--log-format", "console")
     assert asked.code == 0
     assert "punctuality of every policy" in " ".join(asked.err.split())
-    assert "enforcement: Records by day (UTC) and policy" in " ".join(asked.err.split())
+    assert "enforcement: Records that went, by day (UTC) and policy" in " ".join(asked.err.split())
 
 
 @pytest.mark.parametrize("moment", ["-infinity", "4713-01-01 BC", "0001-01-01 00:00"])
