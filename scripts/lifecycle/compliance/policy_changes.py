@@ -125,7 +125,8 @@ def _policy(place: str) -> str | None:
 
 def _read(document: str) -> Any:
     try:
-        return yaml.load(document, yaml.CSafeLoader)
+        # Not by libyaml: a document that is nested deep enough would end the process (SIGSEGV).
+        return yaml.safe_load(document)
     except (yaml.YAMLError, ValueError, RecursionError):  # no date, or nested without end: it is shown as it is
         return None
 
