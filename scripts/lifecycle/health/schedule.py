@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
 
-import yaml
-
+from scripts.lifecycle.health.blueprint import Cron, load_blueprint
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+from scripts.utils.errors import Misconfigured
 
 _SCRIPT = re.compile(r"(\w+)\.py\b")
 
@@ -23,9 +22,9 @@ def schedule(context: Context) -> Iterator[Finding]:
         )
         return
     try:
-        crons = _crons(yaml.safe_load(path.read_text()))
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
-        yield failed(path.name, f"cannot be read ({type(error).__name__})", "correct it: services with type: cron")
+        crons = _schedules(load_blueprint(path).crons)
+    except Misconfigured as error:
+        yield failed(path.name, str(error), "correct it; then render blueprints validate")
         return
     jobs = context.run.policies.jobs
     found = []
@@ -44,13 +43,10 @@ def schedule(context: Context) -> Iterator[Finding]:
     yield from found or [passed(path.name, f"{len(jobs)} jobs start when the policy file says")]
 
 
-def _crons(document: Any) -> dict[str, list[str]]:
+def _schedules(crons: list[Cron]) -> dict[str, list[str]]:
     """Return the schedules of each script that a cron service starts."""
-    crons = defaultdict(list)
-    for service in (document or {}).get("services") or []:
-        if service.get("type") != "cron":
-            continue
-        command = str(service.get("startCommand") or service.get("dockerCommand") or "")
-        for script in _SCRIPT.findall(command):
-            crons[script].append(" ".join(str(service.get("schedule", "")).split()))
-    return dict(crons)
+    found = defaultdict(list)
+    for cron in crons:
+        for script in _SCRIPT.findall(cron.start_command or cron.docker_command or ""):
+            found[script].append(" ".join(cron.schedule.split()))
+    return dict(found)

@@ -73,12 +73,13 @@ def policy_file(tmp_path):
 def blueprint(tmp_path, policy_file):
     """A render.yaml that agrees with the policy file."""
     jobs = yaml.safe_load(policy_file.read_text())["jobs"]
+    usual = {"type": "cron", "runtime": "python", "plan": "starter", "region": "frankfurt", "buildCommand": "true"}
     services = [
-        {"type": "cron", "name": name, "schedule": job["schedule"], "startCommand": f"python scripts/x/{name}.py"}
+        {**usual, "name": name, "schedule": job["schedule"], "startCommand": f"python scripts/x/{name}.py"}
         for name, job in jobs.items()
     ]
     path = tmp_path / "render.yaml"
-    path.write_text(yaml.safe_dump({"services": [{"type": "keyvalue", "name": "kv"}, *services]}))
+    path.write_text(yaml.safe_dump({"services": services}))
     return path
 
 
