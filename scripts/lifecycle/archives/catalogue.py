@@ -1,9 +1,12 @@
-"""The catalogue of archives: ops.archives.
+"""The catalogue of archives: the table ops.archives.
 
-Its states: ``writing`` (an object may be in the store, whole, in part or not at all; nothing was deleted for it)
-becomes ``sealed`` in the very transaction that deletes its rows, or ``discarded`` and is gone with its object.
-``sealed`` becomes ``expiring`` when the archive's own period has ended, and ``expired`` once the store has deleted the
-object. What a crash left ``writing``, ``discarded`` or ``expiring`` is taken up by the next run.
+The states of an archive:
+- ``writing``: the store may have the object whole, in part or not at all; no row was deleted for it.
+- ``sealed``: the transaction that deleted its rows has set this.
+- ``discarded``: it was not sealed; the object is removed from the store, then the line from the table.
+- ``expiring``: its own period has ended, and the store is asked to delete the object.
+- ``expired``: the store has deleted the object.
+The next run finishes what a crash left in ``writing``, ``discarded`` or ``expiring``.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Begun:
-    """An archive that is being written."""
+    """An archive in status ``writing``."""
 
     id: UUID
     object: str
@@ -41,15 +44,15 @@ class Begun:
 
 
 class Layout(BaseModel, frozen=True, strict=True):
-    """What a row of an archive consists of: its personal columns, then its key, then the rest.
+    """The columns of an archived row, in order: the personal columns, then the key, then the rest.
 
-    It is read from the catalogue's manifest. The object's header must say the same, but nothing is taken from it.
+    They are read from the manifest in the catalogue. The object's header must agree, but is never the source.
     """
 
     key: tuple[str, ...]
     personal: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
-    """Name and type of each when it was archived, in the order of a row's values."""
+    """Name and type of each column at the time of archiving, in the order of a row's values."""
 
     @field_validator("key", mode="before")
     @classmethod
@@ -75,7 +78,7 @@ class Layout(BaseModel, frozen=True, strict=True):
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the catalogue."""
+    """A row of ops.archives."""
 
     id: UUID
     policy: str
@@ -88,16 +91,16 @@ class Entry:
     oldest: str | None
     newest: str | None
     manifest_text: str | None = field(repr=False)
-    """As text: one line that nobody can read must not keep the others from being read."""
+    """The manifest as text. It is parsed on demand, so that one unreadable line does not break a list of all."""
     created_at: datetime
     sealed_at: datetime | None
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What was noted of the object when it went to the store.
+        """What the run noted about the object when it had uploaded it: header, row count, hashes.
 
         Raises:
-            ArchiveBroken: It cannot be read.
+            ArchiveBroken: The manifest is missing or is no JSON object.
         """
         try:
             found = strict_json.loads(self.manifest_text or "null")
@@ -109,10 +112,10 @@ class Entry:
 
     @property
     def layout(self) -> Layout:
-        """What its rows consist of.
+        """The columns of the archive's rows.
 
         Raises:
-            ArchiveBroken: The catalogue does not say it.
+            ArchiveBroken: The manifest does not describe them.
         """
         try:
             return Layout.model_validate_json(self.manifest_text or "null")
@@ -127,12 +130,12 @@ class Entry:
 
 
 class Catalogue:
-    """What is archived, and where.
+    """Writes the states of archives.
 
     Args:
-        database: Where ops.archives is.
-        store: Where the objects are.
-        keys: The keys.
+        database: The database with ops.archives.
+        store: The store with the objects.
+        keys: Makes and opens the objects' keys.
     """
 
     def __init__(self, database: Database, store: ArchiveStore, keys: ArchiveKeys) -> None:
@@ -141,7 +144,7 @@ class Catalogue:
         self._keys = keys
 
     def begin(self, policy: Policy, run_id: UUID) -> Begun:
-        """Note an archive before anything of it is in the store, with a key that was never used."""
+        """Insert an archive in status ``writing``, with a new key, before any byte goes to the store."""
         archive = uuid4()
         name = f"{policy.name}/{archive}.archive"
 
@@ -153,14 +156,22 @@ class Catalogue:
             )
             return self._keys.new_object_key(connection, archive) if noted.rowcount else None
 
-        # None: the answer to an earlier COMMIT was lost.
+        # None: the row is there, because only the answer to an earlier COMMIT was lost.
         key = self._database.write(work) or self._keys.object_key(archive)
         return Begun(archive, name, key)
 
     def uploaded(
         self, begun: Begun, written: Written, manifest: dict[str, Any], oldest: str | None, newest: str | None
     ) -> None:
-        """Note what went to the store, before it is read back."""
+        """Note size, hashes and manifest of the uploaded object, before it is read back.
+
+        Args:
+            begun: The archive, in status ``writing``.
+            written: Row count, size in bytes and hashes of the object.
+            manifest: The header, with row count and hashes.
+            oldest: Anchor of the oldest row, as PostgreSQL's text.
+            newest: Anchor of the newest row.
+        """
         self._database.write(
             lambda connection: connection.execute(
                 "UPDATE ops.archives SET row_count = %s, bytes = %s, sha256 = %s, manifest = %s, oldest = %s,"
@@ -170,13 +181,16 @@ class Catalogue:
         )
 
     def discard(self, archive: UUID, name: str) -> bool:
-        """Remove an archive that was not sealed: its object, then its line with its key.
+        """Remove an archive that was not sealed: first its object, then its row and its key.
 
-        Whoever is about to seal it holds its line, so this waits, and then finds it sealed: an object that rows were
-        deleted for is never touched.
+        A transaction that is about to seal the archive holds a row lock on it. The UPDATE here waits for that lock and
+        then finds the status ``sealed``, so an object that rows were deleted for is never removed.
 
         Returns:
-            Whether it was removed.
+            Whether it was removed; False: the archive was sealed meanwhile.
+
+        Raises:
+            ArchiveStoreFailed: The store did not delete the object; the next run tries again.
         """
         claimed = self._database.write(
             lambda connection: (
@@ -197,7 +211,7 @@ class Catalogue:
         return True
 
     def unfinished(self) -> list[Entry]:
-        """Return what runs that are over have left behind."""
+        """Return the unsealed archives whose run is not running any more."""
         return self._database.read(
             lambda connection: [
                 entry
@@ -212,7 +226,7 @@ class Catalogue:
         )
 
     def is_sealed(self, archive: UUID) -> bool:
-        """Settle a COMMIT whose answer was lost."""
+        """Tell whether an archive was sealed, after the answer to its COMMIT was lost."""
         with self._database.closing_gate() as connection:
             row = connection.execute("SELECT status FROM ops.archives WHERE id = %s", (archive,)).fetchone()
         return row is not None and row[0] == "sealed"
@@ -225,7 +239,14 @@ def entries(
     ids: list[UUID] | None = None,
     statuses: list[str] | None = None,
 ) -> list[Entry]:
-    """Return lines of the catalogue, the newest first."""
+    """Return rows of ops.archives, the newest first.
+
+    Args:
+        connection: Where to read.
+        policy: Only this policy's; None: every policy's.
+        ids: Only these archives; None: all.
+        statuses: Only archives in one of these states; None: in any.
+    """
     with connection.cursor(row_factory=class_row(Entry)) as cursor:
         cursor.adapters.register_loader("timestamptz", AnyMomentLoader)
         return cursor.execute(

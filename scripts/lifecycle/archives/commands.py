@@ -1,4 +1,4 @@
-"""What a person does with archives: list, verify, restore, and exchange the master key."""
+"""The verbs of archive_before_delete.py for a person: list, verify, restore, rotate-keys."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
 
 
 class ArchivesBroken(OpsError):
-    """At least one archive is not what was written."""
+    """``verify`` found at least one archive that is not what was written."""
 
     stop_reason = "archive_broken"
 
 
 class NotAllRestored(OpsError):
-    """Several archives were not restored."""
+    """``restore`` failed for several archives; the others were restored."""
 
     stop_reason = "restore_refused"
 
 
 def list_archives(run: Run) -> None:
-    """Show the catalogue, the newest first."""
+    """Show the catalogue, the newest archive first."""
     found = run.database.read(lambda connection: entries(connection, policy=run.options.flags.policy))
     if not run.display.enabled:
         for entry in found:
@@ -77,11 +77,11 @@ def _facts(entry: Entry) -> dict[str, object]:
 
 
 def verify_archives(run: Run) -> None:
-    """Read archives again, and name what is not what was written.
+    """Read archives again, and name each object that is not what was written.
 
     Raises:
-        ArchivesBroken: At least one is not.
-        Misconfigured: Place or key is missing or wrong, or there is no such archive.
+        ArchivesBroken: At least one object is not.
+        Misconfigured: ARCHIVE_URL or the master key is missing or wrong, or --archive names no sealed archive.
     """
     store, keys = store_of(run.settings), ArchiveKeys(run.database, run.settings)
     keys.check()
@@ -109,10 +109,10 @@ def verify_archives(run: Run) -> None:
 
 
 def _chosen(run: Run, ids: list[UUID] | None) -> list[Entry]:
-    """Return sealed archives, the newest first.
+    """Return sealed archives, the newest first; ``ids`` None: all that --policy allows.
 
     Raises:
-        Misconfigured: One that was named is not there, or not sealed.
+        Misconfigured: A named archive does not exist or is not sealed.
     """
     flags = run.options.flags
     found = run.database.read(
@@ -124,11 +124,12 @@ def _chosen(run: Run, ids: list[UUID] | None) -> list[Entry]:
 
 
 def restore_archives(run: Run) -> None:
-    """Put archived rows back, an archive a transaction, the newest first; one that fails does not keep the others.
+    """Put archived rows back, one transaction for each archive, the newest first. A failed archive stops no other.
 
     Raises:
-        Misconfigured: A flag names what is not there.
-        NotAllRestored: Several archives failed. Of a single one, its own error.
+        Misconfigured: A flag names what does not exist.
+        NotAllRestored: Several archives failed.
+        OpsError: One archive failed: its own error (RestoreRefused, ArchiveBroken, ObjectMissing, KeyLost).
     """
     flags = run.options.flags
     policy = run.policies.policies.get(flags.policy)
@@ -184,10 +185,10 @@ def _wish(run: Run, policy: Policy) -> Wish:
 
 
 def rotate_keys(run: Run) -> None:
-    """Wrap every key with the current master key.
+    """Wrap every key with the current master key; a dry run counts the keys that it would wrap.
 
     Raises:
-        Misconfigured: A key was wrapped by a master key that is not there.
+        Misconfigured: A key is wrapped by a master key that is not set.
     """
     keys = ArchiveKeys(run.database, run.settings)
     keys.check()

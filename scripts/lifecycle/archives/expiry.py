@@ -1,7 +1,8 @@
-"""The end of an archive: its own period is over, so its object and its key go, and the audit says so.
+"""The end of archives: after their own period the object and its key are deleted, with an audit entry.
 
-A legal hold keeps archives too: one on the table, on a row that is in them, or on a person whose key is there. Which
-archives hold rows of a person is known to nobody without opening them, so a person's hold keeps all of the policy's.
+A legal hold keeps an archive too, if it is on the table, on a row that is in the archive, or on a person whose archive
+key exists. Nobody can tell which archives hold rows of a person without opening them, so a person's hold keeps all
+archives of the policy.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ SELECT owned, stopped, (SELECT count(*) FROM claimed) FROM may_run
 
 
 def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> None:
-    """Delete a policy's archives whose own period has ended; a dry run says how many.
+    """Delete those archives of a policy whose own period has ended; a dry run logs how many there are.
+
+    Args:
+        run: The run; it holds the job's lock.
+        policy: A policy with the action ``archive_then_delete``.
+        store: The store with the objects.
+        keys: Tells a held person's pseudonym.
 
     Raises:
         ArchiveStoreFailed: The store did not delete an object. The others are deleted; the next run tries it again.
@@ -79,7 +86,10 @@ def expire(run: Run, policy: Policy, store: ArchiveStore, keys: ArchiveKeys) -> 
 
 
 def _claim(run: Run, policy: Policy, keys: ArchiveKeys, entry: Entry) -> bool:
-    """Decide under the gate that an archive may go; one that the store was asked for already goes on."""
+    """Set an archive to ``expiring``, behind the gate, unless a hold keeps it.
+
+    An archive that is ``expiring`` already goes on: the store may have deleted its object before a crash.
+    """
     with run.writer.transaction() as connection:
         connection.execute("SELECT ops.gate_shared()")
         if entry.status == "sealed" and _is_held(connection, policy, keys, entry):
@@ -137,7 +147,7 @@ def _close(run: Run, entry: Entry) -> None:
 
 
 def _forget_people(run: Run) -> None:
-    """Destroy the keys of people who are in no archive any more: none that is left was begun when theirs were used."""
+    """Destroy the keys of people who are in no archive any more: every remaining archive began after their last use."""
     run.writer.write(
         lambda connection: connection.execute(
             "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now()"

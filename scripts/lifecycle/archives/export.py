@@ -1,7 +1,8 @@
-"""One archive's way out: rows leave PostgreSQL by COPY, are sealed, and reach the store as a stream.
+"""Export of one archive: COPY reads the rows, they are encrypted, and they reach the store as a stream.
 
-A row's version goes along (ctid and xmin): together they name one version of one row for as long as an archive takes,
-because a transaction's number never stands on a version written after that transaction. The DELETE asks for it again.
+Each row is exported with its ctid and xmin. Together they identify one version of one row for as long as an archive
+takes, because no version that is written later can carry the xmin of an earlier transaction. The DELETE asks for both
+again.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from scripts.utils.errors import OpsError
 
 BLOCK_ROWS = 5_000
 BLOCK_BYTES = 4 * 1024 * 1024
-# As long as one archive may take; its snapshot keeps vacuum from cleaning up.
+# Seconds that one archive may take. Its snapshot keeps vacuum from removing dead rows for as long.
 EXPORT_SECONDS = 3600.0
 
-# What a value looks like as text must not depend on how server, role or session are set.
+# The text of a value must not depend on the settings of server, role or session.
 TEXT_SETTINGS = (
     "SELECT set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'postgres', true),"
     " set_config('extra_float_digits', '1', true), set_config('bytea_output', 'hex', true),"
     " set_config('TimeZone', 'UTC', true)"
 )
 
-# A generated column is worked out anew by whoever restores.
+# Without generated columns: PostgreSQL computes them again when a row is restored.
 _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
@@ -62,7 +63,7 @@ _BROKEN = -2  # of PQgetCopyData
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the table when it was archived."""
+    """A column of the table at the time of archiving."""
 
     name: str
     type: str
@@ -70,7 +71,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Exported:
-    """An archive in the store, and which versions of which rows it holds; the lists as PostgreSQL writes arrays."""
+    """An uploaded archive, and which versions of which rows it holds. The lists are array literals of PostgreSQL."""
 
     begun: Begun
     written: Written
@@ -78,17 +79,17 @@ class Exported:
     tids: str
     xmins: str
     calls: int
-    """Statements that were sent for it, each a transaction."""
+    """How many transactions the export took on the server, for politeness to tell them from other sessions' work."""
 
     @property
     def digest(self) -> str:
-        """Of its rows' versions, as ops.drop_partition works it out anew: "ctid xmin key" each, sorted by bytes."""
+        """SHA-256 over "ctid xmin key" of every row, sorted by bytes, as ops.drop_partition computes it too."""
         tids, xmins = (each[2:-2].split('","') for each in (self.tids, self.xmins))
         lines = sorted(map(" ".join, zip(tids, xmins, self.key_list(), strict=True)))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def key_list(self) -> list[str]:
-        """Return the keys of its rows."""
+        """Return the keys of the archive's rows."""
         # A quotation mark within a key has a backslash before it.
         keys = self.keys[2:-2].split('","')
         return [_ESCAPED_KEY.sub(r"\1", key) for key in keys] if "\\" in self.keys else keys
@@ -98,14 +99,14 @@ class Exporter:
     """Writes one policy's archives.
 
     Args:
-        database: Where the rows are.
-        selection: Which rows.
-        context: The run.
-        catalogue: Where archives are noted.
-        store: Where they go.
-        keys: What seals them.
-        between: Called between blocks; may raise to stop, for nothing is deleted yet.
-        about: What every header says: the policy file's hash and the version of the suite.
+        database: The database with the rows.
+        selection: Which rows are due.
+        context: Names the run.
+        catalogue: Notes the archives.
+        store: Takes the objects.
+        keys: Makes and opens the keys.
+        between: Called between blocks; may raise to stop, because nothing was deleted so far.
+        about: What every header also says: the policy file's hash and the version of the suite.
     """
 
     def __init__(
@@ -132,13 +133,17 @@ class Exporter:
         self._about = about
 
     def export(self, window: Window, excluded: list[str]) -> Exported | None:
-        """Write what is due in a window to the store, and note it in the catalogue.
+        """Write the due rows of a window to the store, and note the archive in the catalogue.
+
+        Args:
+            window: Which part of the table.
+            excluded: Keys of rows that are left out.
 
         Returns:
-            None: nothing there is due.
+            The archive; None: no row of the window is due.
 
         Raises:
-            ArchiveStoreFailed: The store did not take it; nothing is left behind if the store still answers.
+            ArchiveStoreFailed: The store did not take the object. It is discarded, if the store still answers.
         """
         with (
             self._database.snapshot(statement_timeout=EXPORT_SECONDS) as snapshot,
@@ -148,7 +153,7 @@ class Exporter:
             snapshot.execute("SELECT set_config('enable_seqscan', 'off', true)")  # as in a batch
             columns = columns_of(snapshot, self._policy)
             parameters = self._selection.parameters | window.parameters | {"excluded": excluded}
-            # Between what is personal and what is not; no value can be it, because nobody knows it beforehand.
+            # Separates personal from other columns. It is random, so no value of a row can contain it on purpose.
             mark = secrets.token_hex(8)
             blocks = _blocks(copied(snapshot, self._copy(window, columns, mark), parameters))
             first = next(blocks, None)
@@ -197,7 +202,7 @@ class Exporter:
         try:
             return self._stream(begun, header, _Contents(begun, self._keys, keyring, mark), first, blocks)
         except BaseException:
-            # What cannot be removed now stays 'writing', and the next run tries again.
+            # If it cannot be removed now, it stays in status writing, and the next run removes it.
             with suppress(OpsError, psycopg.Error):
                 self._catalogue.discard(begun.id, begun.object)
             raise
@@ -235,7 +240,7 @@ class Exporter:
 
 
 class _Contents:
-    """Turns lines into blocks, and remembers what the DELETE has to ask for."""
+    """Turns lines of COPY into blocks, and collects keys, ctids and xmins for the DELETE."""
 
     def __init__(self, begun: Begun, keys: ArchiveKeys, keyring: Connection, mark: str) -> None:
         self._archive = begun.id.bytes
@@ -281,22 +286,26 @@ class _Contents:
         if not people:
             return []
         pseudonyms = self._store_keys.pseudonyms(map(unescaped, people))
-        # For this block only: a key that is destroyed meanwhile must not be used for the next one.
-        # In one order: two archives that are written at once may make keys for the same people.
+        # Looked up for each block: a key that an erasure destroys meanwhile must not be used for the next block.
+        # Sorted: two archives that are written at once may insert keys for the same people, and would deadlock.
         found = self._store_keys.people(self._keyring, sorted(set(pseudonyms)))
         self.calls += 3
         return [found[pseudonym] for pseudonym in pseudonyms]
 
 
 def archive_of(policy: Policy) -> Archive:
-    """Return what the policy says of archives."""
+    """Return the policy's ``archive`` section.
+
+    Raises:
+        ValueError: The policy does not archive.
+    """
     if policy.archive is None:
         raise ValueError(f"policy {policy.name} archives nothing")
     return policy.archive
 
 
 def columns_of(connection: Connection, policy: Policy) -> list[Column]:
-    """Return the table's columns as they are archived: the personal ones first, then the key."""
+    """Return the table's columns in the order of the archive: the personal ones, then the key, then the rest."""
     personal = archive_of(policy).personal
     name = sql.quoted(*parts_of(policy.table))
     types = dict(connection.execute(_COLUMNS, (name,)).fetchall())
@@ -305,12 +314,12 @@ def columns_of(connection: Connection, policy: Policy) -> list[Column]:
 
 
 def copied(connection: Connection, statement: sql.Composed, parameters: dict[str, Any]) -> Iterator[bytes]:
-    """Return the lines of a COPY TO STDOUT as they come.
+    """Return the lines of a COPY TO STDOUT as they arrive.
 
-    Straight from libpq: psycopg's own loop costs more for each line than all that is done with it here.
+    This calls libpq directly: psycopg's own loop costs more for each line than everything that is done with it here.
 
     Raises:
-        psycopg.Error: What the server refused.
+        psycopg.Error: The server refused the statement, or the connection broke.
     """
     pgconn = connection.pgconn
     query = psycopg.ClientCursor(connection).mogrify(statement, parameters).encode()
@@ -326,7 +335,7 @@ def copied(connection: Connection, statement: sql.Composed, parameters: dict[str
             if length > 0:
                 yield bytes(line)
             elif length == 0:
-                # Not inside libpq: it would keep every other thread from running, the lock's renewal among them.
+                # Wait here and not inside libpq, which would block every other thread, the lock's renewal among them.
                 arrived.poll()
                 pgconn.consume_input()
             else:
@@ -343,7 +352,7 @@ def copied(connection: Connection, statement: sql.Composed, parameters: dict[str
 
 
 def _abandon(connection: Connection) -> None:
-    """End a COPY that nobody reads any more, so that its transaction can be rolled back."""
+    """Cancel a COPY that was not read to its end, so that its transaction can be rolled back."""
     pgconn = connection.pgconn
     with suppress(psycopg.Error):  # of a broken connection there is nothing to end
         connection.cancel_safe(timeout=5)

@@ -1,12 +1,13 @@
-"""How an archive is written: blocks of rows, compressed as one stream, sealed frame by frame.
+"""The format of an archive object: blocks of rows, compressed as one stream, encrypted frame by frame.
 
     magic · length · header (JSON, readable: table, columns, policy) · frame · frame · … · last frame
 
-A frame is AES-256-GCM under the object's own key. Its nonce is its number and whether it is the last, and the header is
-under its seal: what was cut off, put in another order, changed, or taken from another object does not open. One key
-seals one object only, so no nonce comes twice. Inside is one zstd stream of blocks. A block holds some rows' impersonal
-columns as COPY's text, and each person's columns once more sealed, under her own key: without it the rest stays
-readable.
+Each frame is AES-256-GCM under the object's own key. The nonce is the frame's number plus a flag for the last frame,
+and the SHA-256 of the header is the additional authenticated data (the STREAM construction of Hoang, Reyhanitabar,
+Rogaway and Vizar, 2015). So a frame that was cut off, reordered, changed or taken from another object does not open. A
+key encrypts one object only, so no nonce is used twice. The plaintext is one zstd stream of blocks. A block holds the
+impersonal columns of some rows as COPY's text, and each person's columns encrypted again under that person's own key:
+when that key is destroyed, the other columns stay readable.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MAGIC = b"LCARCH\x00\x01"
 FRAME_BYTES = 512 * 1024
 LEVEL = 1
 NOBODY = 0xFFFFFFFF
-"""Owner of a row without a person: its personal columns lie with the others, under the object's key."""
+"""Owner of a row without a person. Its personal columns are encrypted under the object's key only."""
 
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 _ESCAPED = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
@@ -48,14 +49,14 @@ _END = struct.Struct(">cI")
 
 
 class ArchiveBroken(OpsError):
-    """An object is not what was written."""
+    """An object in the store, or its line in the catalogue, is not what the suite wrote."""
 
     stop_reason = "archive_broken"
 
 
 @dataclass(frozen=True)
 class Sealed:
-    """The personal columns of one person's rows in a block, in the rows' order."""
+    """The encrypted personal columns of one person's rows in one block, in the order of the rows."""
 
     key_id: int
     content: bytes
@@ -64,35 +65,35 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows."""
+    """The unit in which rows are written and read: at most a few thousand of them."""
 
     rest: bytes
-    """A line of COPY's text for each row: every column that is not personal."""
+    """For each row one line of COPY's text with the columns that are not personal."""
     own: bytes
-    """A line for each row without a person: its personal columns."""
+    """For each row without a person one line with its personal columns."""
     owners: array[int]
-    """For each row whose: a place among the people, or NOBODY."""
+    """For each row the index of its person in ``people``, or NOBODY."""
     packed: bytes
-    """Every person's columns, as :func:`pack` makes them."""
+    """The encrypted columns of every person, as :func:`pack` makes them."""
 
     @cached_property
     def people(self) -> list[Sealed]:
-        """The persons whose columns are here."""
+        """The persons whose columns are in this block."""
         return list(_unpacked(self.packed))
 
 
 @dataclass(frozen=True)
 class Trailer:
-    """What the last block says of all of them."""
+    """The end of an object: totals over all its blocks."""
 
     rows: int
     sha256: str
-    """Of the blocks' bytes, before compression."""
+    """Of the blocks' bytes before compression."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """An object as it went to the store."""
+    """Size and hashes of an object as it was handed to the store."""
 
     rows: int
     bytes: int
@@ -104,9 +105,9 @@ class ObjectWriter:
     """Writes one object.
 
     Args:
-        out: Where to.
-        key: The object's own key, never used before.
-        header: What anyone may read of it.
+        out: Takes the object's bytes.
+        key: The object's own key (32 bytes). It must never have encrypted anything before.
+        header: What stands unencrypted at the beginning: table, columns, policy. It holds no personal data.
     """
 
     def __init__(self, out: Writer, key: bytes, header: dict[str, Any]) -> None:
@@ -135,7 +136,7 @@ class ObjectWriter:
             del self._pending[:FRAME_BYTES]
 
     def finish(self) -> Written:
-        """Append trailer and last frame."""
+        """Append the trailer and the last frame, and return the totals."""
         trailer = json.dumps({"rows": self._rows, "sha256": self._content.hexdigest()}).encode()
         self._pending += self._stream.compress(_END.pack(b"E", len(trailer)) + trailer) + self._stream.flush()
         while len(self._pending) > FRAME_BYTES:
@@ -156,14 +157,14 @@ class ObjectWriter:
 
 
 class ObjectReader:
-    """Reads one object; nothing is handed out that was not authentic.
+    """Reads one object. It hands out nothing before the object's key has authenticated it.
 
     Args:
-        name: Names the object in errors.
-        pieces: Its bytes.
+        name: The object's name, for errors.
+        pieces: The object's bytes, in pieces of any size.
 
     Raises:
-        ArchiveBroken: It does not begin like an archive.
+        ArchiveBroken: The bytes do not begin like an archive.
     """
 
     def __init__(self, name: str, pieces: Iterable[bytes]) -> None:
@@ -172,7 +173,7 @@ class ObjectReader:
         self._buffer = bytearray()
         self._seen = hashlib.sha256()
         self.bytes = 0
-        """Bytes read so far."""
+        """Number of bytes that were read so far."""
         head = self._take(len(MAGIC) + _LENGTH.size)
         (length,) = _LENGTH.unpack(head[len(MAGIC) :])
         if head[: len(MAGIC)] != MAGIC or length > _HEADER_BYTES:
@@ -180,19 +181,19 @@ class ObjectReader:
         self._opening = head + self._take(length)
         self._bound = hashlib.sha256(self._opening).digest()
         self.header: dict[str, Any] = {}
-        """What the header says. Empty until the first frame has opened: anyone who may write to the store can write a
-        header, only the object's key can seal one."""
+        """The header. It is empty until the first frame has opened: anyone who may write to the store can write a
+        header, but only the holder of the object's key can authenticate one."""
 
     @property
     def sha256(self) -> str:
-        """Of the bytes read so far."""
+        """SHA-256 of the bytes that were read so far."""
         return self._seen.hexdigest()
 
     def blocks(self, key: bytes) -> Iterator[Block | Trailer]:
-        """Return the blocks and at the end the trailer.
+        """Return the blocks, and the trailer as the last item.
 
         Raises:
-            ArchiveBroken: Something was cut off, changed, moved or added, or the key is another one's.
+            ArchiveBroken: Bytes were cut off, changed, moved or added, or the key belongs to another object.
         """
         plain = _Plain(self._name, self._frames(AESGCM(key)))
         content = hashlib.sha256()
@@ -237,7 +238,7 @@ class ObjectReader:
             raise self._broken("something was added behind its end")
 
     def _read_header(self) -> None:
-        """Read the header, once the first frame has shown that the object's key sealed it."""
+        """Parse the header. The caller has opened the first frame, so the header is authentic."""
         try:
             header = strict_json.loads(self._opening[len(MAGIC) + _LENGTH.size :])
         except ValueError as error:
@@ -272,7 +273,7 @@ class ObjectReader:
 
 
 class _Plain:
-    """The one zstd stream, in the pieces that are asked for."""
+    """Decompresses the zstd stream inside the frames, and hands out as many bytes as its reader asks for."""
 
     def __init__(self, name: str, frames: Iterator[bytes]) -> None:
         self._name = name
@@ -306,12 +307,12 @@ class _Plain:
 def pack(
     people: Iterable[tuple[int, bytes]], lots: Iterable[list[bytes]], archive: bytes, nonces: bytes
 ) -> Iterator[bytes]:
-    """Seal each person's lines under her key, bound to the archive that they are in.
+    """Encrypt each person's lines under that person's key, bound to the id of the archive.
 
     Args:
-        people: Id and key of each.
-        lots: Her lines, without their ends.
-        archive: The archive's id.
+        people: Id and key (32 bytes) of each person.
+        lots: The lines of each person, in the same order, without line ends.
+        archive: The 16 bytes of the archive's id, authenticated with the lines.
         nonces: Random bytes, NONCE_BYTES for each person.
     """
     for place, ((key_id, key), lot) in enumerate(zip(people, lots, strict=True)):
@@ -321,10 +322,16 @@ def pack(
 
 
 def open_sealed(key: bytes, archive: bytes, sealed: Sealed, name: str) -> list[bytes]:
-    """Return a person's lines, without their ends.
+    """Decrypt a person's lines, and return them without line ends.
+
+    Args:
+        key: The person's key.
+        archive: The 16 bytes of the archive's id.
+        sealed: The encrypted lines.
+        name: The object's name, for errors.
 
     Raises:
-        ArchiveBroken: They do not open with this key.
+        ArchiveBroken: The lines do not open with this key.
     """
     nonce, content = sealed.content[:NONCE_BYTES], sealed.content[NONCE_BYTES:]
     try:
@@ -334,19 +341,19 @@ def open_sealed(key: bytes, archive: bytes, sealed: Sealed, name: str) -> list[b
 
 
 def lines_of(text: bytes) -> list[bytes]:
-    """Return COPY's lines without their ends; bytes.splitlines would break at other characters too."""
+    """Split COPY's text at its line ends only; ``bytes.splitlines`` would split at other characters too."""
     return text.split(b"\n")[:-1]
 
 
 def unescaped(field: bytes) -> bytes:
-    """Return the text that COPY wrote as a field (PostgreSQL documentation, COPY, "Text Format")."""
+    """Undo the escapes of a field in COPY's text (PostgreSQL documentation, COPY, "Text Format")."""
     if b"\\" not in field:
         return field
     return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[1]), field)
 
 
 def values_of(line: bytes) -> list[str | None]:
-    """Return the values of one of COPY's lines."""
+    """Return the values in one line of COPY's text; None stands for NULL."""
     return [None if field == b"\\N" else unescaped(field).decode() for field in line.split(b"\t")]
 
 

@@ -1,4 +1,4 @@
-"""What a health check should say of archives: most of all whether anybody could still read them."""
+"""Findings about archives for the health check: above all, whether they can still be decrypted."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ SELECT count(*) FROM ops.archives WHERE status NOT IN ('sealed', 'expired') AND 
 
 
 def warnings(database: ReadOnlyDatabase, settings: Settings) -> list[str]:
-    """Return what is wrong with keys and catalogue, for a person; reads the database only, and no object.
+    """Return what is wrong with keys and catalogue, as sentences; it reads the database, and no object.
 
-    Empty where nothing was ever archived.
+    The list is empty where nothing was ever archived.
     """
 
     def look(connection: Connection) -> tuple[dict[str, int], int]:

@@ -1,8 +1,8 @@
-"""The keys of the archives: ops.archive_keys, each random, each wrapped by ARCHIVE_MASTER_KEY.
+"""The keys of the archives: the table ops.archive_keys. Each key is random and wrapped by ARCHIVE_MASTER_KEY.
 
-One key an object, one a person, and one lookup key by which a person's key is found: her pseudonym is keyed by it, so
-that the table names nobody to whoever has only the database. The master key wraps and does nothing else: to exchange it
-touches these rows and no object. Without it, nobody reads any archive again.
+There is one key for each object, one for each person, and one lookup key. The lookup key makes the pseudonym by which a
+person's key is found, so that the table alone names nobody. The master key wraps these keys and encrypts nothing else:
+exchanging it rewrites the rows of this table and no object. Without the master key no archive can ever be read.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ _OPENED = b"SELECT id, pseudonym, master_key_id, wrapped FROM ops.archive_keys W
 
 
 class KeyLost(OpsError):
-    """A key that an object needs is not in ops.archive_keys."""
+    """A key that an object needs is not in ops.archive_keys. It was lost: a destroyed key leaves its row there."""
 
     stop_reason = "archive_key_lost"
 
 
 class MasterKeys:
-    """ARCHIVE_MASTER_KEY and its predecessors.
+    """ARCHIVE_MASTER_KEY and ARCHIVE_PREVIOUS_MASTER_KEYS.
 
     Raises:
         Misconfigured: ARCHIVE_MASTER_KEY is not set.
@@ -75,7 +75,7 @@ class MasterKeys:
         }
 
     def wrap(self, key: bytes, bound_to: bytes) -> bytes:
-        """Encrypt a key under the current master key; it opens only together with what it is bound to."""
+        """Encrypt a key under the current master key. ``bound_to`` is authenticated with it (AES-GCM)."""
         nonce = os.urandom(_NONCE_BYTES)  # a random one is sound for 2**32 keys (NIST SP 800-38D, 8.3)
         return nonce + self._ciphers[self.current].encrypt(nonce, key, bound_to)
 
@@ -83,7 +83,7 @@ class MasterKeys:
         """Decrypt a key.
 
         Raises:
-            Misconfigured: The master key that wrapped it is not there, or is not the one that it says it is.
+            Misconfigured: The master key of that id is not set, or is another key than the one that wrapped this one.
         """
         cipher = self._ciphers.get(master_key_id)
         if cipher is None:
@@ -105,11 +105,14 @@ def _bound(kind: str, what: bytes = b"") -> bytes:
 
 
 class ArchiveKeys:
-    """What one run or command may open and make.
+    """Opens and makes keys for one run or command.
 
     Args:
-        database: Where ops.archive_keys is.
-        settings: The master keys.
+        database: The database with ops.archive_keys.
+        settings: Have the master keys.
+
+    Raises:
+        Misconfigured: ARCHIVE_MASTER_KEY is not set.
     """
 
     def __init__(self, database: ReadOnlyDatabase, settings: Settings) -> None:
@@ -118,15 +121,15 @@ class ArchiveKeys:
         self._lookup: bytes | None = None
 
     def check(self) -> None:
-        """See that the master key is the right one, before anything is done; writes nothing.
+        """Check that the master key opens the lookup key, before anything is done; it writes nothing.
 
         Raises:
-            Misconfigured: It is not.
+            Misconfigured: The master key is missing or is another one.
         """
         self._lookup = self._database.read(lambda connection: _lookup_key(connection, self.master))
 
     def lookup(self) -> bytes:
-        """Return the key of the pseudonyms; the first run makes it.
+        """Return the lookup key; the first run makes it.
 
         Raises:
             Misconfigured: The master key is not the right one.
@@ -145,7 +148,7 @@ class ArchiveKeys:
         return self._lookup
 
     def new_object_key(self, connection: Connection, archive: UUID) -> bytes:
-        """Make an object's key in the transaction that begins the archive."""
+        """Make an object's key, in the transaction that inserts the archive."""
         key = os.urandom(KEY_BYTES)
         connection.execute(
             "INSERT INTO ops.archive_keys (kind, archive_id, master_key_id, wrapped) VALUES ('object', %s, %s, %b)",
@@ -154,10 +157,10 @@ class ArchiveKeys:
         return key
 
     def object_key(self, archive: UUID) -> bytes:
-        """Return an object's key as the database has it.
+        """Return an object's key from the database.
 
         Raises:
-            KeyLost: It has none, or the archive has expired.
+            KeyLost: There is none, or the archive has expired.
             Misconfigured: The master key does not open it.
         """
         row = self._database.read(
@@ -171,28 +174,28 @@ class ArchiveKeys:
         return self.master.unwrap(row[0], bytes(row[1]), _bound("object", archive.bytes))
 
     def pseudonyms(self, people: Iterable[bytes]) -> list[bytes]:
-        """Return the pseudonym of each person, as the person column holds her."""
+        """Return the pseudonym of each person; ``people`` are the values of the person column, as bytes."""
         key = self.lookup()
         return [short_digest(key, person) for person in people]
 
     def people(self, connection: Connection, pseudonyms: list[bytes]) -> dict[bytes, tuple[int, bytes]]:
-        """Return each person's key and its id, by pseudonym; who has none gets one. One round trip, or two.
+        """Return id and key of each person, by pseudonym, and make the missing keys. It takes one round trip, or two.
 
         Args:
-            connection: Autocommits: a key must be there for good before anything is written under it.
-            pseudonyms: Different ones.
+            connection: Autocommits: a key must be committed before anything is encrypted under it.
+            pseudonyms: Without duplicates.
         """
         found = self._people(connection, pseudonyms)
         missing = [each for each in pseudonyms if each not in found]
         if missing:
             found |= self._new_people(connection, missing)
-            # Somebody else was first with the rest.
+            # Another run has inserted the rest first.
             missing = [each for each in missing if each not in found]
             found |= self._people(connection, missing) if missing else {}
         return found
 
     def _people(self, connection: Connection, pseudonyms: list[bytes]) -> dict[bytes, tuple[int, bytes]]:
-        # As one value each way: thousands of parameters and rows would cost more than all the cryptography.
+        # One value in each direction: thousands of parameters and rows would cost more than all the cryptography.
         parameters = {"packed": b"".join(pseudonyms), "last": len(pseudonyms) - 1}
         row = connection.cursor(binary=True).execute(_LOOK_UP, parameters).fetchone()
         if row is None or row[0] is None:
@@ -227,15 +230,16 @@ class ArchiveKeys:
         }
 
     def opened(self, connection: Connection, ids: Iterable[int], *, keep: bool = False) -> dict[int, bytes | None]:
-        """Return people's keys by id; None is a key that was destroyed.
+        """Return people's keys by id; None stands for a key that was destroyed.
 
         Args:
-            connection: Where to look.
-            ids: The keys' ids.
-            keep: Let nobody destroy them before the transaction is over.
+            connection: Where to read.
+            ids: Ids in ops.archive_keys.
+            keep: Lock the rows FOR SHARE, so that no erasure destroys a key before the transaction ends.
 
         Raises:
-            KeyLost: One is not in the table at all.
+            KeyLost: An id is not in the table at all.
+            Misconfigured: The master key does not open one of them.
         """
         wanted = list(ids)
         rows = connection.cursor(binary=True).execute(
@@ -253,15 +257,18 @@ class ArchiveKeys:
         return found
 
     def rotate(self, between: Callable[[], None]) -> int:
-        """Wrap every key that another master key wraps with the current one; no object is touched.
+        """Wrap every key that a former master key wraps with the current one. No object is touched.
 
-        Safe to repeat and to interrupt; keys that are destroyed meanwhile stay destroyed.
+        It can be repeated and interrupted. A key that is destroyed meanwhile stays destroyed.
 
         Args:
-            between: Called between batches; may raise to stop.
+            between: Called between batches of keys; may raise to stop.
 
         Returns:
-            How many keys were wrapped anew.
+            How many keys were wrapped again.
+
+        Raises:
+            Misconfigured: A former master key is not set.
         """
         after = total = 0
         while True:
@@ -308,7 +315,16 @@ def _lookup_key(connection: Connection, master: MasterKeys) -> bytes | None:
 
 
 def key_of_person(connection: Connection, keys: ArchiveKeys, person: str) -> tuple[int, bytes] | None:
-    """Return the id of a person's key, and the key; None: no archive holds anything of hers that can be read."""
+    """Return id and key of a person.
+
+    Args:
+        connection: Where to read.
+        keys: The keys.
+        person: The value of the policy's person column.
+
+    Returns:
+        None: there is no key, so no archive holds readable columns of this person.
+    """
     (pseudonym,) = keys.pseudonyms([person.encode()])
     row = connection.execute("SELECT id FROM ops.archive_keys WHERE pseudonym = %b", (pseudonym,)).fetchone()
     key = keys.opened(connection, [row[0]])[row[0]] if row else None

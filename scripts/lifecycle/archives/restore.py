@@ -1,9 +1,9 @@
-"""The way back: archived rows into their table, or into one beside it.
+"""Restore: archived rows are put back into their table, or into another one.
 
-Safe to repeat: a row whose key is there already is left as it is. Nobody who was erased comes back: rows whose person's
-key was destroyed are left out, or, where that is asked for, come without their personal columns. A table that has
-changed since is met column by column: a value that would not survive the way there and back is refused, with its
-column.
+A restore can be repeated: a row whose key exists in the table is left as it is. Nobody who was erased comes back: rows
+whose person's key was destroyed are left out, or are restored without their personal columns (--include-erased). If the
+table has changed since, each column is compared: a value that would change in the column's new type is refused, and the
+column is named.
 """
 
 from __future__ import annotations
@@ -49,41 +49,41 @@ SELECT DISTINCT (metadata ->> 'archive')::uuid FROM ops.audit_batches
 
 
 class RestoreRefused(OpsError):
-    """The table is not one that the rows fit into; nothing was written."""
+    """The rows do not fit into the table; nothing was written."""
 
     stop_reason = "restore_refused"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to come back, and how."""
+    """What a restore shall put back, and how."""
 
     into: str
-    """The table, with its schema."""
+    """The table to restore into, with its schema."""
     ids: frozenset[str] = frozenset()
-    """Only these rows; none: all."""
+    """Keys of the rows to restore; empty: all rows."""
     erased: bool = False
-    """Rows of people who were erased come too, without their personal columns."""
+    """Whether rows of erased people are restored too, without their personal columns."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """Columns that have another name by now: then, and now."""
+    """Columns that were renamed: the name in the archive, and the name in the table."""
     dropped: frozenset[str] = frozenset()
-    """Columns that are to be left out."""
+    """Columns to leave out."""
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What became of one archive's rows."""
+    """What became of the rows of one archive."""
 
     rows: int
-    """Put back now."""
+    """How many rows were inserted."""
     present: int
-    """There already."""
+    """How many rows were in the table already."""
     erased: int
-    """Of people who were erased: left out, or without their personal columns."""
+    """How many rows belong to erased people: left out, or restored without their personal columns."""
 
 
 def archives_with(connection: Connection, table: str, ids: frozenset[str]) -> list[UUID]:
-    """Return the archives that hold these rows, as the audit knows it."""
+    """Return the archives that hold these rows, according to the audit."""
     return [archive for (archive,) in connection.execute(_HOLDS_ROWS, (table, sorted(ids)))]
 
 
@@ -98,22 +98,23 @@ def restore(
     between: Callable[[], None],
     dry_run: bool = False,
 ) -> Restored:
-    """Put an archive's rows back, in one transaction with its audit entry.
+    """Put an archive's rows back, in one transaction with the audit entry.
 
     Args:
-        database: Where to.
-        store: Where the object is.
-        keys: The keys.
+        database: The database to restore into.
+        store: The store with the object.
+        keys: Opens the keys.
         entry: The archive.
-        wish: What of it, and how.
-        operator: Who does it, a handle.
-        between: Called between blocks; may raise to stop, and nothing is restored.
-        dry_run: Do all of it but the last step.
+        wish: Which rows and columns, and into which table.
+        operator: The handle of the person who restores.
+        between: Called between blocks; may raise to stop, and then nothing is restored.
+        dry_run: Do everything, and roll back. This is the one dry run that writes: into a temporary table.
 
     Raises:
-        RestoreRefused: Column or value do not fit.
+        RestoreRefused: A column or a value does not fit.
         ArchiveBroken: The object is not what was written.
-        KeyLost: A key is not there.
+        KeyLost: A key is missing.
+        ObjectMissing: The object is not in the store.
     """
     layout = entry.layout
     columns = [Column(*each) for each in layout.columns]
@@ -131,7 +132,7 @@ def restore(
             _refuse_lossy(connection, assignments, types)
             put_back, present = _insert(connection, wish, layout.key, assignments, entry, operator)
             if dry_run:
-                raise psycopg.Rollback  # everything was tried, nothing is to stay
+                raise psycopg.Rollback  # every statement was tried; none of them may stay
     except psycopg.Error as error:
         raise RestoreRefused(
             f"archive {entry.object} was not restored into {wish.into}: {describe_database_error(error)}"
@@ -140,12 +141,12 @@ def restore(
 
 
 def _types(connection: Connection, columns: list[Column]) -> dict[str, sql.SQL]:
-    """Return each column's type in PostgreSQL's own words, without length or precision; text, if it is gone.
+    """Return each column's type as PostgreSQL names it, without length or precision; ``text``, if the type is gone.
 
-    The names go to PostgreSQL as values: what it does not know as the name of a type never becomes part of a statement.
+    The names from the catalogue reach PostgreSQL as parameters; only its own answer becomes part of a statement.
 
     Raises:
-        RestoreRefused: One is not even written like the name of a type.
+        RestoreRefused: A name is not the name of a type.
     """
     found = {}
     for column in columns:
@@ -160,7 +161,7 @@ def _types(connection: Connection, columns: list[Column]) -> dict[str, sql.SQL]:
 def _wanted(
     connection: Connection, wish: Wish, key: tuple[str, ...], types: dict[str, sql.SQL]
 ) -> frozenset[tuple[bytes, ...]]:
-    """Return the keys of the rows that are asked for, as they are in the archive; none: all rows are."""
+    """Return the keys of the wanted rows as COPY's text has them; empty: all rows are wanted."""
     if len(key) == 1 or not wish.ids:
         return frozenset((each.encode(),) for each in wish.ids)
     texts = sql.SQL(", ").join(
@@ -173,7 +174,7 @@ def _wanted(
 
 
 class _Rows:
-    """Puts the rows of blocks together again, as lines for COPY."""
+    """Joins the personal and the other columns of each row to a line for COPY."""
 
     def __init__(
         self,
@@ -196,7 +197,7 @@ class _Rows:
         self.erased = 0
 
     def of(self, block: Block) -> list[bytes]:
-        """Return the lines that are wanted."""
+        """Return the lines of the wanted rows."""
         rest = lines_of(block.rest)
         wanted = [self._is_wanted(line) for line in rest]
         if not any(wanted):
@@ -222,7 +223,7 @@ class _Rows:
         return not self._wanted or tuple(map(unescaped, fields)) in self._wanted
 
     def _opened(self, block: Block) -> list[Iterator[bytes] | None]:
-        # Kept until the transaction is over: nobody is erased between this look and the rows' return.
+        # The key rows stay locked until the transaction ends: nobody is erased between this look and the INSERT.
         people = block.people
         found = self._keys.opened(self._connection, {each.key_id for each in people}, keep=True)
         lots: list[Iterator[bytes] | None] = []
@@ -236,17 +237,17 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Assignment:
-    """A column of the archive, and the one that takes its values."""
+    """A column of the archive, and the column of the table that takes its values."""
 
     column: Column
     target: str
     type: str
     base_type: str
-    """Without length or precision: a value that is too long is an error, and not cut."""
+    """The type without length or precision, so that a value that is too long is an error and is not cut."""
 
     @property
     def value(self) -> sql.Composed:
-        """The staged text as a value for the column."""
+        """The staged text, cast to the column's type."""
         return sql.SQL("s.{}::{}").format(sql.Identifier(self.column.name), sql.SQL(self.base_type))
 
 
@@ -290,11 +291,15 @@ def _copy(connection: Connection, columns: list[Column], lines: list[bytes]) -> 
 
 
 def _refuse_lossy(connection: Connection, assignments: list[_Assignment], types: dict[str, sql.SQL]) -> None:
-    """Refuse a column of another type in which a value would not be the same any more."""
+    """Compare the values of each column whose type has changed, before and after a cast to the new type.
+
+    Raises:
+        RestoreRefused: A value would not be the same any more.
+    """
     for each in assignments:
         if each.type == each.column.type:
             continue
-        # Numbers are compared as numbers: 1.50 in a column with one decimal is 1.5, and the same. All else by its text.
+        # numeric is compared as a number (1.50 equals 1.5), every other type by its text.
         former = types[each.column.name]
         same = sql.SQL("{}" if former.as_string() == "numeric" else "{}::text")
         there_and_back, as_archived = (
@@ -324,7 +329,22 @@ def _insert(
     entry: Entry,
     operator: str,
 ) -> tuple[int, int]:
-    """Put in what is not there; return how many rows went in and how many were there."""
+    """Insert the rows whose key is not in the table, with the audit entry.
+
+    Args:
+        connection: In the transaction of the restore, with the staged rows.
+        wish: Names the table.
+        key: Names of the key's columns in the archive.
+        assignments: The columns to fill.
+        entry: The archive.
+        operator: The handle of the person who restores.
+
+    Returns:
+        How many rows were inserted, and how many were there.
+
+    Raises:
+        RestoreRefused: A column of the key is left out.
+    """
     by_name = {each.column.name: each for each in assignments}
     if missing := [name for name in key if name not in by_name]:
         raise RestoreRefused(

@@ -1,4 +1,4 @@
-"""What the archives hold of one person, read with her key: for her, when she asks what is known of her."""
+"""Search of the archives for one person's rows, for a request for access (GDPR Art. 15)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ def rows_of(
     """Return a person's archived rows, each value as PostgreSQL's text.
 
     Args:
-        database: Where the keys are.
-        store: Where the objects are.
-        keys: The keys.
-        person: As the policy's person column held her.
+        database: The database with the keys.
+        store: The store with the objects.
+        keys: Opens the keys.
+        person: The value of the policy's person column.
         chosen: Sealed archives.
 
     Raises:
         ArchiveBroken: An object is not what was written.
-        ArchiveStoreFailed: The store did not hand one out.
+        ArchiveStoreFailed: The store did not hand out an object.
+        KeyLost: An object's key is missing.
     """
     hers = database.read(lambda connection: key_of_person(connection, keys, person))
     if hers is None:

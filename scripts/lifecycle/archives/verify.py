@@ -1,4 +1,4 @@
-"""Is an archive what was written? Read from the store again, opened with the keys of the catalogue, and counted."""
+"""Verification of archives: read again from the store, decrypted with the keys of the database, and counted."""
 
 from __future__ import annotations
 
@@ -16,25 +16,32 @@ from scripts.utils.errors import OpsError
 
 @dataclass(frozen=True)
 class Finding:
-    """One object that is not what the catalogue says."""
+    """One object that differs from what the catalogue says."""
 
     kind: str
-    """``broken``, ``missing``, ``key_lost`` or ``unknown`` (in the store, and not in the catalogue)."""
+    """``broken``, ``missing``, ``key_lost`` or ``unknown`` (an object in the store without a line in the catalogue)."""
     object: str
     error: str
 
 
 class KeyStillThere(OpsError):
-    """A person who was erased can be read in an archive."""
+    """The archive key of an erased person still exists, so an archive that holds the person can be read."""
 
     stop_reason = "archive_key_still_there"
 
 
 def read_back(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: str) -> None:
-    """Read an object and compare it with what was written.
+    """Read an object from the store and compare it with what was written.
+
+    Args:
+        store: The store.
+        name: The object's name.
+        key: The object's key.
+        rows: How many rows it must have.
+        sha256: The hash that its bytes must have.
 
     Raises:
-        ArchiveBroken: It is another one.
+        ArchiveBroken: It differs.
         ArchiveStoreFailed: The store did not hand it out.
     """
     for _ in _checked(ObjectReader(name, store.read(name)), name, key, rows=rows, sha256=sha256):
@@ -42,13 +49,13 @@ def read_back(store: ArchiveStore, name: str, key: bytes, *, rows: int, sha256: 
 
 
 def blocks_of(store: ArchiveStore, keys: ArchiveKeys, entry: Entry) -> Iterator[Block]:
-    """Read an archive as its line in the catalogue describes it.
+    """Return an archive's blocks, and compare the object with its line in the catalogue.
 
-    The blocks are authentic one by one. Only after the last one is it known that the object is whole, and the
-    catalogue's: nothing that was made of them may be kept before.
+    Each block is authentic when it is returned. Only after the last one is it known that the object is complete and is
+    the catalogue's: what was made of the blocks must not be committed before.
 
     Raises:
-        ArchiveBroken: It is another one, or says something else of itself than the catalogue.
+        ArchiveBroken: Bytes, row count, hash or header are not those of the catalogue.
         ArchiveStoreFailed: The store did not hand it out.
         KeyLost: The object's key is not there.
     """
@@ -81,15 +88,18 @@ def verify(
     between: Callable[[], None],
     tell: Callable[[Entry, int], None],
 ) -> list[Finding]:
-    """Check every row and every person's columns of these archives.
+    """Check every row and every person's columns of these archives, and return what is wrong.
 
     Args:
-        database: Where the keys are.
-        store: Where the objects are.
-        keys: The keys.
+        database: The database with the keys.
+        store: The store with the objects.
+        keys: Opens the keys.
         chosen: Sealed archives.
-        between: Called before each; may raise to stop.
-        tell: Called after each that is whole, with the number of its rows that name an erased person.
+        between: Called before each archive; may raise to stop.
+        tell: Called after each intact archive, with the number of its rows whose person was erased.
+
+    Raises:
+        ArchiveStoreFailed: The store fails otherwise than by a missing object.
     """
     findings = []
     for entry in chosen:
@@ -114,18 +124,19 @@ def rows_out_of_reach(
     *,
     between: Callable[[], None],
 ) -> int:
-    """Read archives again, and count the rows whose personal columns stand under destroyed keys: nothing opens them.
+    """Read archives again, and count the rows whose personal columns are encrypted under destroyed keys.
 
     Args:
-        database: Where the keys are.
-        store: Where the objects are.
-        keys: The keys.
+        database: The database with the keys.
+        store: The store with the objects.
+        keys: Opens the keys.
         chosen: Sealed archives.
-        destroyed: The ids of the keys that should be gone.
+        destroyed: The ids of the keys that must be destroyed.
         between: Called before each archive; may raise to stop.
 
     Raises:
-        KeyStillThere: One of the keys is there.
+        KeyStillThere: One of these keys still exists.
+        ArchiveBroken: An object is not what was written.
     """
     rows = 0
     for entry in chosen:
@@ -159,7 +170,7 @@ def _whole(database: ReadOnlyDatabase, store: ArchiveStore, keys: ArchiveKeys, e
 
 
 def strangers(database: ReadOnlyDatabase, store: ArchiveStore) -> list[Finding]:
-    """Return what lies in the store and is in no line of the catalogue: nothing here deletes it."""
+    """Return the objects in the store that have no line in the catalogue. Nothing deletes them."""
     known = {entry.object for entry in database.read(entries) if entry.status != "expired"}
     return [
         Finding("unknown", name, f"{name} is in the store, and the catalogue does not know it")

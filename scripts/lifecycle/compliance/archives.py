@@ -1,4 +1,4 @@
-"""What lies in cold storage, and whether it is what was written: read from the store again, as far as time allows."""
+"""The part on archives: how many there are, and whether each is what was written, read from the store again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.lifecycle.compliance.scope import Scope
 from scripts.utils.archive_store import store_of
 from scripts.utils.errors import OpsError
 
-# Of the run's time; what is left is for the other parts.
+# The share of the run's time for reading archives; the other parts need the rest.
 TIME_SHARE = 0.6
 SHOWN = 20
 _INVENTORY = """
@@ -41,7 +41,7 @@ class _Checked:
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """List the archives by policy, and read them again."""
+    """Add the archives by policy, and the result of reading them again, as far as time allows."""
     keys = ("objects", "rows", "bytes", "oldest", "newest", "sealed", "sealed_rows", "expired")
     section.tables.append(
         Table(
@@ -63,7 +63,7 @@ def fill(scope: Scope, section: Section) -> None:
     )
     present = entries(scope.connection, statuses=["sealed", "expiring"])
     new = [each for each in present if each.sealed_at and scope.since <= each.sealed_at < scope.until]
-    # The period's own first: they are what the report is about, should there be no time for the rest.
+    # Archives of the period come first: they are the report's subject, in case the time ends.
     chosen = new if scope.quick else [*new, *(each for each in present if each not in new)]
     checked = _check(scope, chosen, all_of_them=not scope.quick)
     section.lead = [

@@ -1,4 +1,4 @@
-"""Is the audit itself whole? The period's part of the chain, all of it, and the heads that the anchor kept."""
+"""The part on the audit chain: the seals of the period, of the whole chain, and the heads that the anchor kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SHOWN = 20
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """Recompute the seals."""
+    """Recompute the seals outside the database, and add what differs."""
     heads: list[Head] = []
     anchored = "no anchor is set (AUDIT_ANCHOR_URL)"
     try:

@@ -1,4 +1,4 @@
-"""The report in a terminal, and its first page as a mail's text."""
+"""The report as tables for a terminal, and its first page as the text of a mail."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN_ROWS = 40
 
 
 def tables(report: Report) -> list[Table]:
-    """Return the first page, then every table."""
+    """Return the first page as a table, then every table of the report."""
     cover = Table(title=f"compliance report, {report.source}", show_header=False)
     for _ in range(2):
         cover.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""A report's parts, before they become a page, a PDF, a sheet or JSON: all four say the same, because this is all."""
+"""What a report consists of. HTML, PDF, CSV and JSON are rendered from the same Report, so they say the same."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Column:
     """A column of a table.
 
     Args:
-        key: Its name in JSON.
-        heading: Its name for a person.
-        kind: What its values are; durations are in seconds.
-        weight: Its share of a page's width, next to the others.
+        key: The name in JSON and CSV.
+        heading: The name for a person.
+        kind: What the values are. Durations are in seconds, sizes in bytes.
+        weight: The column's width relative to the other columns.
     """
 
     key: str
@@ -37,13 +37,13 @@ class Column:
 
     @property
     def is_number(self) -> bool:
-        """Whether it is set flush right."""
+        """Whether the column is aligned to the right."""
         return self.kind not in ("text", "moment")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of raw values."""
+    """A table of raw values; each form of the report renders them itself."""
 
     key: str
     title: str
@@ -51,11 +51,11 @@ class Table:
     rows: Sequence[tuple[Value, ...]]
     note: str | None = None
     steps: bool = False
-    """Whether its rows are days or months: a person is shown those without anything as one line."""
+    """Whether the rows are consecutive days or months. Several without any value are shown to a person as one line."""
 
     @property
     def lines(self) -> list[tuple[Value, ...]]:
-        """The rows as a person is shown them; JSON and the sheet have every row."""
+        """The rows as a person sees them. JSON and CSV have every row."""
         if not self.steps:
             return list(self.rows)
         made: list[tuple[Value, ...]] = []
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Bars:
-    """One bar a label; the figures are in a table beside it."""
+    """A chart with one bar for each label; a table beside it has the figures."""
 
     title: str
     bars: Sequence[tuple[str, int]]
@@ -87,7 +87,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Shares:
-    """One bar a label, made of the same parts each; the figures are in a table beside it."""
+    """A chart with one bar for each label, divided into the same parts; a table beside it has the figures."""
 
     title: str
     parts: tuple[str, ...]
@@ -96,7 +96,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class Passage:
-    """Text to be shown as it is, such as the difference of two files."""
+    """Preformatted text, such as the difference of two files."""
 
     title: str
     text: str
@@ -104,17 +104,17 @@ class Passage:
 
 @dataclass(frozen=True)
 class Statement:
-    """Something that the first page must say."""
+    """A finding for the first page."""
 
     level: Level
     text: str
     count: int = 1
-    """How many findings it stands for."""
+    """How many findings the statement stands for."""
 
 
 @dataclass
 class Section:
-    """A part of the report."""
+    """One part of the report."""
 
     key: str
     title: str
@@ -124,16 +124,20 @@ class Section:
     passages: list[Passage] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
-    """What could not be counted, and why: it stands on the first page."""
+    """What could not be counted, and why; it stands on the first page too."""
 
     def table(self, key: str) -> Table:
-        """Return a table by its name."""
+        """Return a table by its key.
+
+        Raises:
+            StopIteration: The section has no such table.
+        """
         return next(table for table in self.tables if table.key == key)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The whole of it."""
+    """A whole report."""
 
     source: str
     since: datetime
@@ -142,23 +146,23 @@ class Report:
     version: str
     policy_hash: str
     figures: list[tuple[str, str]]
-    """What stands on the first page, beside the verdict."""
+    """Name and value of the figures on the first page."""
     sections: list[Section]
 
     @property
     def statements(self) -> list[Statement]:
-        """What was found, the worst first."""
+        """The findings of all parts, broken proof first."""
         found = [replace(each, text=visible(each.text)) for section in self.sections for each in section.statements]
         return sorted(found, key=lambda statement: statement.level != "broken")
 
     @property
     def uncounted(self) -> list[str]:
-        """What could not be counted, each thing once."""
+        """What could not be counted in all parts, without repetition."""
         return list(dict.fromkeys(visible(what) for section in self.sections for what in section.uncounted))
 
     @property
     def verdict(self) -> Literal["broken", "findings", "incomplete", "in_order"]:
-        """The report in one word."""
+        """The result in one word."""
         if any(statement.level == "broken" for statement in self.statements):
             return "broken"
         if self.statements:
@@ -167,7 +171,7 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The verdict as a sentence."""
+        """The result in a sentence, with the numbers of findings and of what was not counted."""
         missing = len(self.uncounted)
         incomplete = f" {missing} {'thing' if missing == 1 else 'things'} could not be counted." if missing else ""
         broken, others = (
@@ -185,7 +189,11 @@ class Report:
         return told[self.verdict] + incomplete
 
     def section(self, key: str) -> Section:
-        """Return a section by its name."""
+        """Return a section by its key.
+
+        Raises:
+            StopIteration: The report has no such section.
+        """
         return next(section for section in self.sections if section.key == key)
 
     def as_dict(self) -> dict[str, Any]:
@@ -213,14 +221,14 @@ class Report:
 
 
 def raw(value: Value) -> str | int | float | None:
-    """Return a value as JSON has it."""
+    """Return a value for JSON: moments in UTC, ISO 8601."""
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     return value.isoformat() if isinstance(value, date) else value
 
 
 def shown(column: Column, value: Value) -> str:
-    """Return a value as a person reads it."""
+    """Return a value as a person reads it; control characters are written out."""
     if value is None:
         return {"number": NOT_COUNTED, "bytes": NOT_COUNTED, "duration": NOT_KNOWN}.get(column.kind, "-")
     if isinstance(value, datetime):
@@ -236,7 +244,7 @@ def shown(column: Column, value: Value) -> str:
 
 
 def size(number: float) -> str:
-    """Return bytes as a person says them."""
+    """Return a number of bytes with a fitting unit."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if number < _KIBI:
             return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"

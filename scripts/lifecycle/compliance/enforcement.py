@@ -1,4 +1,4 @@
-"""What went, by which policy and action, and when: from ops.audit_batches, the base of ops.audit_log."""
+"""The part on enforcement: what went, by which policy and action, and when. Source: ops.audit_batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_DAYS = 92
 MOST_COLUMNS = 6
 OTHERS = "others"
 WENT = ("delete", "archive_then_delete", "delete_blob", "soft_delete", "anonymize")
-"""What is counted as gone. Not ``set_null``: that row stays, cut off from the one that went."""
+"""Actions that are counted as gone. ``set_null`` is none of them: that row stays, without its reference."""
 _SECOND = timedelta(microseconds=1)
 _QUERY = """
 SELECT (occurred_at AT TIME ZONE 'UTC')::date AS day, action, resource_type, reason,
@@ -40,7 +40,7 @@ class _Sum:
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """Count the audit's entries in the period: every one is in exactly one of the first two tables."""
+    """Count the audit entries of the period. Each entry is in exactly one of the first two tables."""
     by_policy: dict[tuple[str, ...], _Sum] = {}
     others: dict[tuple[str, ...], _Sum] = {}
     days: dict[date, Counter[str]] = {}
@@ -103,7 +103,7 @@ def _rows(sums: dict[tuple[str, ...], _Sum]) -> list[tuple[str | int | datetime 
 
 
 def _steps(scope: Scope) -> tuple[list[date], str]:
-    """Return the days of the period, or its months where they would be too many, and what they are."""
+    """Return the days of the period, or its months if there are more than MOST_DAYS days, and which they are."""
     first, last = scope.since.date(), (scope.until - _SECOND).date()
     days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
     if len(days) <= MOST_DAYS:

@@ -1,4 +1,4 @@
-"""Erasure requests and their deadlines (GDPR Art. 17), without anything that leads to a person."""
+"""The part on erasure requests and their deadlines (GDPR Art. 12(3) and 17), without personal data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SELECT channel, count(*) FILTER (WHERE requested_at >= %(since)s AND requested_a
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """Count the requests by the channel that they came in by."""
+    """Count the requests by the channel through which they came."""
     rows = scope.rows(_FIGURES, closed=list(CLOSED))
     keys = ("requested", "fulfilled", "in_time", "open", "blocked", "overdue", "median_seconds", "longest_seconds")
     section.lead = ["What is open, blocked or overdue is so now, whatever the period; the rest is of the period."]

@@ -1,4 +1,4 @@
-"""What stays although its period has ended, and why: exceptions, legal holds, decisions that people owe."""
+"""The parts on what is kept past its period: exceptions, legal holds, items of the manual-resolution queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SELECT count(*) FILTER (WHERE id IN (SELECT id FROM ops.holds_in_force)) AS in_f
                           AND expires_at < least(%(until)s, %(now)s)) AS ran_out, scope
   FROM ops.legal_holds GROUP BY scope
 """
-# Neither reason nor row nor person: a reason is somebody's free text.
+# Without reason, row and person: a reason is free text and may be about somebody.
 _IN_FORCE = """
 SELECT id::text AS id, scope, table_name, placed_at, expires_at, placed_by FROM ops.holds_in_force
  ORDER BY placed_at, id LIMIT 200
@@ -24,7 +24,7 @@ SCOPES = {"person": "a person", "row": "a row", "table": "a whole table"}
 
 
 def exceptions_and_holds(scope: Scope, section: Section) -> None:
-    """Count what the policies except, and what is held."""
+    """Count the rows that exceptions keep, and the legal holds."""
     rows = [
         (name, exception, conditions(rule.when), look.excepted.get(exception), bool(rule.queue))
         for name, look in scope.looks.items()
@@ -101,7 +101,7 @@ def exceptions_and_holds(scope: Scope, section: Section) -> None:
 
 
 def queue(scope: Scope, section: Section) -> None:
-    """Say how the manual-resolution queue stands."""
+    """Add the figures of the manual-resolution queue."""
     figures = queue_metrics.measure(scope.connection, scope.since, scope.until).as_dict()
     section.lead = [
         "What is open is open now, whatever the period; the rest is of the period. More: report_metrics.py."

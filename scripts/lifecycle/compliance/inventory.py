@@ -1,4 +1,4 @@
-"""The record of processing (GDPR Art. 30): what is kept, why, on what ground, how long, and where."""
+"""The part on data, as a record of processing (GDPR Art. 30): what is kept, where, why, and for how long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THEN = {
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """List every policy, and what no period covers."""
+    """List every policy, and the tables that are kept without a period."""
     policies = scope.run.policies
     section.lead.append(
         "From the policy file in use now, with the rows counted when the report was made. A period is counted from the"
@@ -88,7 +88,7 @@ def _kept(policy: Policy) -> str:
 
 
 def _rule(rule: Rule, *, alone: bool) -> str:
-    """Return a rule in words; the rows that it is about are named, above all where another rule has others."""
+    """Return a rule in words, with its conditions, so that two rules of one policy read differently."""
     kept = "for good" if rule.keep.length is None else f"{rule.keep.text} after {rule.anchor}"
     if rule.when:
         return f"{kept} where {conditions(rule.when)}"
@@ -96,7 +96,7 @@ def _rule(rule: Rule, *, alone: bool) -> str:
 
 
 def conditions(when: dict[str, Condition]) -> str:
-    """Return what a row's columns must be, in words."""
+    """Return conditions on a row's columns in words."""
     return " and ".join(f"{column} {_condition(condition)}" for column, condition in when.items())
 
 

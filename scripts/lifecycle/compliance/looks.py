@@ -1,4 +1,4 @@
-"""One look at what every policy is about: its rows, what is past its date, held and excepted. Parts of it may fail."""
+"""Counts of each policy's rows now: all, past their date, held, excepted. A count that fails says why."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ from scripts.utils.errors import PolicyFailed, describe_database_error
 
 @dataclass(frozen=True)
 class Look:
-    """What is there now; None where it could not be counted."""
+    """The counts of one policy; None where a count failed."""
 
     policy: Policy
     rows: int | None = None
     residue: Residue | None = None
     excepted: dict[str, int] = field(default_factory=dict)
-    """Rows that an exception keeps, by its name."""
+    """How many rows each exception keeps, by its name."""
     because: str | None = None
-    """Why something is not known."""
+    """Why a count failed."""
 
 
 def look(run: Run, policy: Policy, now: datetime) -> Look:
-    """Count, each thing within SLA_COUNT_SECONDS, in READ ONLY transactions."""
+    """Count a policy's rows in READ ONLY transactions, each within SLA_COUNT_SECONDS.
+
+    Raises:
+        psycopg.Error: The connection is lost.
+    """
     seconds = float(run.settings.sla_count_seconds)
     rows, excepted, because = None, dict[str, int](), None
     try:

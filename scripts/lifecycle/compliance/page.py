@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, nothing fetched; it prints as it stands."""
+"""The report as one self-contained HTML page, without scripts and without anything to fetch; it can be printed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VERDICTS = {"broken": "Proof broken", "findings": "Findings", "incomplete": "Inc
 
 
 def page(report: Report) -> str:
-    """Return the page."""
+    """Return the page as HTML."""
     made = environment(Path(__file__).parent)
     made.filters["breakable"] = _breakable
     made.filters["utc"] = lambda moment: f"{moment:%Y-%m-%d %H:%M}"
@@ -25,7 +25,7 @@ def page(report: Report) -> str:
 
 
 def _breakable(text: str) -> Markup:
-    """Let a long name be broken where a reader would: after a dot or an underscore."""
+    """Allow a line break in a long name after a dot or an underscore."""
     return Markup(re.sub(r"([._])(?=\w)", r"\1<wbr>", str(escape(text))))  # noqa: S704 - escaped right here
 
 
@@ -34,7 +34,7 @@ def _kind(chart: Bars | Shares) -> str:
 
 
 def _bars(chart: Bars) -> list[tuple[float, float, float, str, int]]:
-    """Return for each bar its left edge, width and height in a box of 600 by 100, its label and its value."""
+    """Return left edge, width and height of each bar in a box of 600 by 100, with its label and its value."""
     step = BOX_WIDTH / max(len(chart.bars), 1)
     return [
         (number * step, step * 0.8, 100 * value / chart.top, label, value)
@@ -43,7 +43,7 @@ def _bars(chart: Bars) -> list[tuple[float, float, float, str, int]]:
 
 
 def _shares(parts: tuple[int, ...]) -> list[tuple[int, float, float, int]]:
-    """Return for each part that is there its number, left edge and width in percent, and its value."""
+    """Return number, left edge and width in percent of each part that is not 0, and its value."""
     whole = sum(parts) or 1
     return [
         (number, 100 * sum(parts[:number]) / whole, 100 * value / whole, value)

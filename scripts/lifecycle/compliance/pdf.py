@@ -1,4 +1,4 @@
-"""The report as a PDF: pages to print, sign and file. The fonts are in it, so it looks the same everywhere."""
+"""The report as a PDF to print, sign and file. The fonts are embedded, so it looks the same everywhere."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ LEVELS = {
 }
 PARTS = [HexColor(each) for each in ("#1b6b30", "#7fb88f", "#c8dccd", "#e0a030", "#a8071a", "#8c8c8c")]
 BARS_HEIGHT, SHARE_HEIGHT, LABEL_WIDTH = 34 * mm, 6 * mm, 46 * mm
-# A line of the difference of two files that is longer is broken; the font's characters are all this wide.
+# Characters in a line of a file's difference; longer lines are broken. The font has a fixed width.
 LINE_CHARACTERS = 108
-# What ends a table or a passage stays together: no page holds one line only.
+# The last rows of a table and the last lines of a passage stay together, so that no page holds one line only.
 LAST_ROWS, LAST_LINES = 3, 6
 SHORT_CHARACTERS = 120
 CELL_PADDING = 10
-# No row may be higher than a page. The other forms have the whole of it.
+# No row may be higher than a page, so long texts are cut. The other forms have the whole text.
 CELL_CHARACTERS = 900
 HOW_TO_CHECK = (
     "The audit: verify_audit.py --head with the head of section 8, today or in years, tells whether it still is what"
@@ -74,7 +74,7 @@ HOW_TO_CHECK = (
 
 @cache
 def _fonts() -> frozenset[int]:
-    """Register the fonts, and return the characters that they have."""
+    """Register the fonts, and return the code points that they can show."""
     folder = Path(reportlab.__file__).parent / "fonts"
     fonts = {name: TTFont(name, str(folder / f"{name}.ttf")) for name in (REGULAR, BOLD)}
     for font in fonts.values():
@@ -84,7 +84,7 @@ def _fonts() -> frozenset[int]:
 
 
 def _plain(text: str) -> str:
-    """Return the text with what the font cannot show replaced, ready for a paragraph."""
+    """Escape a text for a paragraph; characters that the font lacks become a question mark."""
     return escape(_known(text))
 
 
@@ -94,7 +94,7 @@ def _known(text: str) -> str:
 
 
 def _broken(text: str, width: float) -> str:
-    """Break a name that is too long for its column where a reader would: after a dot, an underscore, a hyphen."""
+    """Break a name that is too long for its column after a dot, an underscore, a slash or a hyphen."""
     room = width - CELL_PADDING
     words = []
     told = text if len(text) <= CELL_CHARACTERS else f"{text[:CELL_CHARACTERS]}…"
@@ -138,7 +138,7 @@ DIFFERENCE = ParagraphStyle("difference", fontName="Courier", fontSize=6.8, lead
 
 
 def pdf(report: Report) -> bytes:
-    """Return the file; laid out until the table of contents on the first page and the number of pages are right."""
+    """Return the file. It is laid out several times, until the table of contents and the page count are right."""
     _fonts()
     made = io.BytesIO()
     sections = [_section(number, section) for number, section in enumerate(report.sections, start=1)]
@@ -147,7 +147,7 @@ def pdf(report: Report) -> bytes:
 
 
 class _Document(BaseDocTemplate):
-    """Pages with a foot that says what they are part of, and an outline of the sections."""
+    """Pages with a footer, an outline of the sections, and entries for the table of contents."""
 
     def __init__(self, file: io.BytesIO, report: Report) -> None:
         period = f"{report.since:%Y-%m-%d %H:%M} to {report.until:%Y-%m-%d %H:%M} UTC"
@@ -175,7 +175,7 @@ class _Document(BaseDocTemplate):
         canvas.restoreState()
 
     def afterFlowable(self, flowable: Flowable) -> None:  # noqa: N802 - the library's name
-        """Note a section in the outline and in the table of contents."""
+        """Add a section to the outline and to the table of contents."""
         if isinstance(flowable, Paragraph) and flowable.style is SECTION:
             heading = flowable.getPlainText()
             key = f"section-{heading.partition('.')[0]}"
@@ -184,7 +184,7 @@ class _Document(BaseDocTemplate):
             self.notify("TOCEntry", (0, escape(heading), self.page, key))
 
     def afterPage(self) -> None:  # noqa: N802 - the library's name
-        """Remember how many pages there are, for the feet of the next layout."""
+        """Count the pages, for the footers of the next layout."""
         self._pages = max(self._pages, self.page)
 
 
@@ -235,7 +235,7 @@ def _cover(report: Report) -> list[Flowable]:
     contents = TableOfContents(levelStyles=[BODY], rightColumnWidth=15 * mm, dotsMinLevel=-1)
     made += [Spacer(1, 3 * mm), _tiles(report.figures), Paragraph("Contents", SUBTITLE), contents]
     made += [Paragraph("How to check it", SUBTITLE), Paragraph(HOW_TO_CHECK, NOTE)]
-    # A cover of more than a page goes on beside what follows: its last line does not get a page of its own.
+    # If the cover needs more than a page, the first section follows on its last page: no page for one line.
     made += [_signatures(), CondPageBreak(WHOLE_PAGE * 0.7)]
     return made
 
@@ -331,12 +331,12 @@ def _table(table: Figures) -> list[Flowable]:
             ]
         ),
     )
-    # Not kept together: a long table begins on this page, if there is room for its first rows.
+    # Not kept together as a whole: a long table begins on this page if its first rows have room.
     return [CondPageBreak(30 * mm), title, *notes, laid_out]
 
 
 def _last_rows_together(lines: Sequence[tuple[object, ...]]) -> list[tuple[str, tuple[int, int], tuple[int, int]]]:
-    """Keep the last row from going to the next page alone; one with long texts is more than one line."""
+    """Return the style that keeps the last rows together; rows with long texts are more than a line and may split."""
     last = lines[-LAST_ROWS:]
     if any(len(str(value)) > SHORT_CHARACTERS for row in last for value in row):
         return []
@@ -352,7 +352,7 @@ def _tight() -> list[tuple[str, tuple[int, int], tuple[int, int], int]]:
 
 
 def _code(line: str) -> str:
-    """Return a line for the built-in font with fixed width, which knows Latin-1 only; long ones are broken."""
+    """Break a line for the built-in font with a fixed width, which has Latin-1 only."""
     known = line.replace("…", "...").encode("latin-1", "replace").decode("latin-1") or " "
     pieces = [known[at : at + LINE_CHARACTERS] for at in range(0, len(known), LINE_CHARACTERS)]
     return "\n".join(escape(piece) for piece in pieces)

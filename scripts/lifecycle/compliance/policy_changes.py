@@ -1,4 +1,4 @@
-"""Under which rules the period's runs worked, and what was changed in them."""
+"""The part on policy changes: which versions of the policy file the runs used, and what changed between them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SELECT policy_hash AS hash, count(*) AS runs, min(started_at) AS first_at, max(s
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """Compare each version of the policy file with the one before it."""
+    """Compare each version of the policy file that is new in the period with the version before it."""
     versions = scope.rows(_VERSIONS)
     new = [each for each in versions if each["new"]]
     section.lead.append(
@@ -97,7 +97,7 @@ def _difference(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def _changes(before: str, after: str) -> list[str]:
-    """Name every key that has another value, by its place in the file; a policy that is new or gone is named once."""
+    """Name every changed key by its place in the file. A policy that is new or gone is named once."""
     old, new = _leaves(_read(before)), _leaves(_read(after))
     policies = [{_policy(place) for place in leaves} - {None} for leaves in (old, new)]
     appeared, gone = policies[1] - policies[0], policies[0] - policies[1]
@@ -118,16 +118,20 @@ def _changes(before: str, after: str) -> list[str]:
 
 
 def _policy(place: str) -> str | None:
-    """Return the policy that a place in the file is in."""
+    """Return the policy to which a place in the file belongs; None: to none."""
     steps = place.split(".")
     return steps[1] if steps[0] == "policies" and len(steps) > 1 else None
 
 
 def _read(document: str) -> Any:
     try:
-        # Not by libyaml: a document that is nested deep enough would end the process (SIGSEGV).
+        # Parsed in Python, not by libyaml: deep nesting makes libyaml overflow the stack (SIGSEGV).
         return yaml.safe_load(document)
-    except (yaml.YAMLError, ValueError, RecursionError):  # no date, or nested without end: it is shown as it is
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ):  # also an invalid date, or too deep: the text is compared instead
         return None
 
 

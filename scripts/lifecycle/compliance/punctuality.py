@@ -1,8 +1,8 @@
-"""How late were deletions against their due date? What the monitor saw in the period, and what lies there now.
+"""The part on punctuality: how late deletions were, by what the monitor saw in the period and by what is left now.
 
-No due date of a deleted record is kept: the audit holds nothing that leads to a person's data. So this is measured from
-the other side: how far the oldest record was past its date at each look of monitor_cleanup_sla. A record cannot have
-been later than the worst look and the longest time between two looks together.
+The audit does not keep the due date of a deleted record, because it holds no personal data. So lateness is measured
+indirectly: how far the oldest record was past its date at each look of monitor_cleanup_sla. No record was deleted later
+than the worst look plus the longest time between two looks.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scripts.utils.pages import duration
 
 MONITOR = "monitor_cleanup_sla"
 PARTS = ("nothing past its date", "by an hour at most", "up to the warning", "up to critical", "beyond", "not counted")
-# The last look before the period belongs to it: what was deleted before the first one inside is bounded by that.
+# The last look before the period counts too: it bounds what was deleted before the first look in the period.
 _LOOKS = """
 WITH limits AS (SELECT * FROM unnest(%(names)s::text[], %(warning)s::float8[], %(critical)s::float8[])
                     AS l (subject, warning, critical)),
@@ -61,7 +61,7 @@ SELECT policy, count(*) FILTER (WHERE status <> 'skipped') AS runs,
 
 
 def fill(scope: Scope, section: Section) -> None:
-    """Say how late things were, and how late they are."""
+    """Add how late deletions were in the period, and what is past its date now."""
     policies = {name: each for name, each in scope.run.policies.policies.items() if each.action != "retain"}
     names = list(policies)
     limits = {
@@ -227,7 +227,7 @@ def _judge(scope: Scope, section: Section, looks: dict[str, dict[str, Any]]) -> 
 
 
 def _gone(policies: PolicySet, scope: Scope) -> list[str]:
-    """Say where the period reaches back beyond what the suite keeps of its own runs and looks."""
+    """Name the part of the period whose run records or looks were deleted by their own policy."""
     told = []
     for table, what in (("ops.job_runs", "run records"), ("ops.sla_observations", "the monitor's looks")):
         for policy in policies.policies.values():

@@ -1,4 +1,4 @@
-"""The whole report: its parts in their order, and what stands on the first page."""
+"""The whole report: the parts in their order, and the figures of the first page."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ PARTS: tuple[tuple[str, str, Callable[[Scope, Section], None]], ...] = (
 
 
 def gather(run: Run, connection: Connection, since: datetime | None, until: datetime | None, *, quick: bool) -> Report:
-    """Measure everything in the snapshot of the caller's read-only transaction; what fails there is named.
+    """Measure everything in the snapshot of the caller's read-only transaction. A part that fails is named.
 
     Args:
         run: The run.
         connection: In a READ ONLY transaction of one snapshot.
         since: The period's first moment; None: the last whole calendar month.
         until: The moment after its last.
-        quick: Leave out the whole chain, and archives from before the period.
+        quick: Do not verify the whole chain, nor archives from before the period.
 
     Raises:
-        Misconfigured: There is no such period.
+        Misconfigured: The period is empty or ends before it begins.
         StoppedEarly: A signal came.
     """
     row = connection.execute("SELECT now()").fetchone()

@@ -1,4 +1,4 @@
-"""What every part of the report is about: the run, the period, the snapshot."""
+"""What every part of the report works on: the run, the period, the snapshot."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from scripts.utils.moments import AnyMomentLoader
 
 @dataclass(frozen=True)
 class Scope:
-    """One report's subject.
+    """The subject of one report.
 
     Args:
         run: The run.
         connection: In a READ ONLY transaction of one snapshot.
-        since: The period's first moment.
+        since: The period's first moment, time-zone aware.
         until: The moment after its last.
-        now: The database's clock.
+        now: The database's clock at the beginning of the snapshot.
         quick: Whether the long verifications are left out.
-        looks: What is there now, by policy.
+        looks: The present counts of each policy.
     """
 
     run: Run
@@ -41,7 +41,7 @@ class Scope:
     looks: dict[str, Look] = field(default_factory=dict)
 
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Return a query's rows by name; the period is there as ``since`` and ``until``."""
+        """Return a query's rows as dicts; the query may use the parameters ``since``, ``until`` and ``now``."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
             cursor.adapters.register_loader("timestamptz", AnyMomentLoader)
             known = {"since": self.since, "until": self.until, "now": self.now}
@@ -49,16 +49,22 @@ class Scope:
 
 
 def part(scope: Scope, key: str, title: str, fill: Callable[[Scope, Section], None]) -> Section:
-    """Return a section; one that cannot be made says so, and the others are made all the same.
+    """Return a section. If it cannot be made, it says why under what was not counted, and the report goes on.
+
+    Args:
+        scope: The subject.
+        key: The section's key in JSON.
+        title: The section's heading.
+        fill: Adds the content.
 
     Raises:
         StoppedEarly: The run must stop.
         Misconfigured: The flags do not fit.
-        psycopg.Error: The connection is gone.
+        psycopg.Error: The connection is lost.
     """
     section = Section(key, title)
     try:
-        with scope.connection.transaction():  # a savepoint: what fails in here spoils nothing else
+        with scope.connection.transaction():  # a savepoint: a failed statement must not abort the other parts
             fill(scope, section)
     except (StoppedEarly, Misconfigured):
         raise
@@ -68,6 +74,6 @@ def part(scope: Scope, key: str, title: str, fill: Callable[[Scope, Section], No
         section.uncounted.append(f"{title}: {describe_database_error(error)}")
     except OpsError as error:
         section.uncounted.append(f"{title}: {error}")
-    except (ValueError, ArithmeticError) as error:  # a value that nobody expected in a row
+    except (ValueError, ArithmeticError) as error:  # a row holds a value that Python cannot handle
         section.uncounted.append(f"{title}: a value could not be read ({type(error).__name__})")
     return section

@@ -1,4 +1,4 @@
-"""The report for a spreadsheet: one table of equally long lines, to be filtered by section and table."""
+"""The report as CSV: one table of equally long lines, to be filtered by section and table."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from scripts.lifecycle.compliance.document import Report, Value, raw
 from scripts.utils.free_text import visible
 
-# A spreadsheet would take such a text for a formula and carry it out; some also at a full-width sign.
+# A spreadsheet takes a text that begins so for a formula and carries it out; some do at full-width signs too.
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def sheet(report: Report) -> str:
-    """Return CSV (RFC 4180): section, table, line (``heading`` or a number), then the table's cells."""
+    """Return CSV (RFC 4180). A line has the section, the table, ``heading`` or a number, then the table's cells."""
     lines = list(_lines(report))
     width = max(len(line) for line in lines)
     text = io.StringIO()

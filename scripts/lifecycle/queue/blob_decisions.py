@@ -1,7 +1,7 @@
-"""Decisions about a blob that a job could not delete; they go by the same ledger as the job's own deletions.
+"""Decisions about a blob that a job could not delete. They use the same ledger as the job, ops.blob_deletions.
 
-The store is asked between two transactions. The item is closed in the one that confirms the blob's end; whoever is
-killed before leaves the item as it was, and an open intent that the next run of the job carries out.
+The store is asked between two transactions. The second one confirms the blob's end and closes the item. A process that
+is killed before it leaves the item open, and an open intent that the next run of the job carries out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scripts.utils.retry_utils import CircuitOpen
 
 
 class BlobDecision:
-    """What was decided about the blob that one row names."""
+    """Carries out a decision about the blob that one row names."""
 
     def __init__(self, matter: Matter, client: BlobClient) -> None:
         self._matter = matter
@@ -29,7 +29,7 @@ class BlobDecision:
         self._intents = Intents(matter.run.writer, self._selection, matter.context, only=[self._key])
 
     def delete(self) -> str:
-        """Ask the store once more to delete it."""
+        """Ask the store again to delete the blob, and close the item when it is gone."""
         intent = self._claimed()
         if isinstance(intent, str):
             return intent
@@ -42,10 +42,10 @@ class BlobDecision:
         return self._confirmed(intent, seen=True)
 
     def mark_as_gone(self) -> str:
-        """Look whether it is gone; nobody can look into another store: there the operator vouches for it."""
+        """Close the item if the blob is gone. In another store this token cannot look: the operator's word counts."""
         name = self._matter.run.database.read(lambda connection: blob_named_by(connection, self._selection, self._key))
         pathname = self._client.pathname(name) if name else None
-        # Before anything is written: a job at work on the same blob must find its own intent as it left it.
+        # Ask before anything is written: a job that works on the same blob must find its intent unchanged.
         if pathname and self._exists(pathname):
             raise DecisionFailed("the blob was left alone: it is still there")
         intent = self._claimed()
@@ -56,7 +56,7 @@ class BlobDecision:
         return self._confirmed(intent, seen=pathname is not None)
 
     def _claimed(self) -> Intent | str:
-        """Write an intent and take it up; a text: there was nothing to be done any more, and the item is closed."""
+        """Write an intent and claim it. A text instead says why nothing was left to do; the item is closed then."""
         if settled := self._matter.behind_the_gate(self._intend):
             return settled
         claim = self._intents.claim(0, 1)
@@ -73,7 +73,7 @@ class BlobDecision:
         return "the blob is gone, and its row says so"
 
     def _intend(self, connection: Connection) -> str:
-        """Write the intent, unless there is nothing to be done any more; then close the item and say so."""
+        """Write the intent. If nothing is left to do, close the item instead, and return what happened."""
         state = row_state(connection, self._selection, self._key)
         if state is None or not state.names_blob:
             self._matter.close(connection)
@@ -86,10 +86,10 @@ class BlobDecision:
         return ""
 
     def _ask(self, intent: Intent, pathname: str) -> None:
-        """Let the store delete it; what it did not answer stays open, for it may have done it.
+        """Ask the store to delete the blob. Without an answer the intent stays open: the store may have deleted it.
 
         Raises:
-            DecisionFailed: It is not known to be gone.
+            DecisionFailed: It is not known whether the blob is gone.
             PolicyFailed: The store refuses every call.
         """
         try:

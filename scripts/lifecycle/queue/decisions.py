@@ -1,7 +1,7 @@
-"""What a person may decide about an item of the manual-resolution queue, by its type.
+"""Which decisions an item of the manual-resolution queue allows, by its type.
 
-What concerns the application's rows is said in the policy file (``decisions:``); what concerns blobs, foreign keys and
-legal holds is the suite's own. Escalating and putting off are always possible.
+The policy file (``decisions:``) lists the decisions about the application's rows. The suite itself has those about
+blobs, foreign keys and legal holds. Every item can be escalated and deferred.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from scripts.utils.errors import Misconfigured
 
 
 class Effect(Enum):
-    """What a decision does, apart from closing the item."""
+    """What a decision does besides closing the item."""
 
     ESCALATE = auto()
     DEFER = auto()
     NOTE = auto()
     REMEDY = auto()
-    """What the policy file says: the row is deleted or changed."""
+    """The row is deleted or changed, as the policy file says."""
     PURGE_ROW = auto()
     PURGE_WITH_DEPENDANTS = auto()
     COUNT_AGAIN = auto()
@@ -33,22 +33,22 @@ class Effect(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """One thing that a person may decide."""
+    """One decision that a person may take."""
 
     name: str
-    """Its code, for the audit and for ``--decision``."""
+    """The code, for the audit and for ``--decision``."""
     label: str
     effect: Effect
     remedy: Remedy | None = None
 
     @property
     def closes(self) -> bool:
-        """Whether the item is resolved by it, which needs a justification."""
+        """Whether the decision closes the item; it needs a justification then."""
         return self.effect not in (Effect.ESCALATE, Effect.DEFER)
 
     @property
     def needs_until(self) -> bool:
-        """Whether a moment must be given."""
+        """Whether the decision needs a moment (``--until``)."""
         return self.effect in (Effect.DEFER, Effect.HOLD)
 
 
@@ -77,7 +77,7 @@ _MAKING_ROWS_GO = ("foreign_key_violation", "row_deletion_failed")
 
 
 def policy_of(policies: PolicySet, item: QueueItem) -> Policy | None:
-    """Return the policy that an item's resource falls under: the one it names, or the one that knows its type."""
+    """Return the policy of an item's resource: the one that its context names, or the one that raises its type."""
     mine = [policy for policy in policies.policies.values() if policy.table == item.resource_type]
     named = item.context.get("policy")
 
@@ -89,7 +89,7 @@ def policy_of(policies: PolicySet, item: QueueItem) -> Policy | None:
 
 
 def offered(policies: PolicySet, item: QueueItem) -> list[Decision]:
-    """Return what may be decided about an item, in the order in which a person is shown it."""
+    """Return the decisions that an item allows, in the order in which they are shown."""
     policy = policy_of(policies, item)
     named = policy.decisions.get(item.item_type, {}) if policy else {}
     found = [Decision(name, remedy.label, Effect.REMEDY, remedy) for name, remedy in named.items()]
@@ -98,7 +98,7 @@ def offered(policies: PolicySet, item: QueueItem) -> list[Decision]:
     elif policy and policy.blob and policy.blob.item_type == item.item_type:
         found += _OF_BLOBS
     elif policy and policy.archive and item.item_type in _MAKING_ROWS_GO:
-        pass  # a row that must be archived first goes by its job alone
+        pass  # only the job may delete a row that must be archived first
     elif policy:
         found += _OF_ROWS.get(item.item_type, ())
     always = [DEFER] if item.status == "escalated" else [DEFER, ESCALATE]
@@ -109,7 +109,7 @@ def require_offered(policies: PolicySet, item: QueueItem, name: str) -> Decision
     """Return the decision of this name.
 
     Raises:
-        Misconfigured: It is not offered for this type of item.
+        Misconfigured: An item of this type does not allow it.
     """
     found = offered(policies, item)
     for decision in found:

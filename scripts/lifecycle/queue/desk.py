@@ -1,4 +1,4 @@
-"""An operator's desk: decisions are carried out here, and the item is either untouched, or decided and closed."""
+"""Carries out an operator's decision. Afterwards the item is either unchanged, or decided and closed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.utils.errors import GateBusy, Misconfigured, PolicyFailed, describe
 
 
 class Desk:
-    """Where one operator decides.
+    """The decisions of one operator.
 
     Args:
         run: The command's run; its operator is the actor.
@@ -42,10 +42,10 @@ class Desk:
 
     @property
     def client(self) -> BlobClient:
-        """The blob store, once something asks for it.
+        """The client of the blob store, made at its first use.
 
         Raises:
-            Misconfigured: There is no token.
+            Misconfigured: BLOB_READ_WRITE_TOKEN is not set.
         """
         if self._client is None:
             self._client = client_for(self._run)
@@ -56,18 +56,18 @@ class Desk:
         """Carry a decision out, and close the item if the decision closes it.
 
         Args:
-            item: As it was seen.
-            decision: One of those that are offered for it.
-            justification: Why, in the operator's words; kept on the item.
-            until: For a decision that needs a day, time-zone aware.
+            item: The item as the operator saw it.
+            decision: One of the decisions that the item allows.
+            justification: The operator's reason; it is kept on the item.
+            until: The end of a deferral or a hold, time-zone aware; None where the decision needs none.
 
         Returns:
-            What happened, for a person.
+            What happened, as a text for a person.
 
         Raises:
-            DecisionFailed: What stands in the way; the item is as it was.
-            SomebodyWasFirst: Somebody else has the item, or it is resolved.
-            Misconfigured: Something is missing that the decision needs.
+            DecisionFailed: Something stands in the way; the item is unchanged.
+            SomebodyWasFirst: Another operator has the item, or it is resolved.
+            Misconfigured: The decision needs something that is missing.
             SwitchedOff: The stop switch is on.
         """
         if decision.needs_until and until is None:
@@ -78,7 +78,9 @@ class Desk:
         if decision.effect is Effect.DEFER and until:
             self.work.defer(item.id, until)
             return f"put off until {until:%Y-%m-%d %H:%M} UTC"
-        self.work.note(decision.name, justification)  # before anything happens that could not be noted
+        self.work.note(
+            decision.name, justification
+        )  # check first: a decision without a valid justification must do nothing
         stop_switch.refuse_if_on(self._run.database, self._run.script)
         if decision.effect is Effect.NOTE:
             self.work.resolve(item.id, decision.name, justification)

@@ -1,4 +1,4 @@
-"""What happens to the queue by itself: claims that ran out, deferrals whose time has come, deadlines that passed."""
+"""Changes of the queue that need no person: claims expire, deferrals end, and late items are escalated."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from scripts.utils.retry_utils import retry
 SCOPE = "queue:item:"
 _RUNBOOK = "scripts/manual-resolution/README.md#past-its-deadline-escalate_breachespy"
 _FIRST = UUID(int=0)
-# Items that change in one transaction, with one audit entry.
+# Number of items that change in one transaction, with one audit entry.
 _ITEMS = 1000
 
 _STALE = sql.SQL("status IN ('assigned', 'escalated') AND claim_expires_at < now()")
 _DUE = sql.SQL("status = 'deferred' AND deferred_until <= now()")
 _BREACHED = sql.SQL("status IN ('pending', 'assigned') AND deadline_at < now()")
 
-# An escalated item stays escalated; whoever is at work on one that is escalated now keeps it.
+# An escalated item stays escalated. An operator who has claimed an item keeps it when it is escalated.
 _FREE = sql.SQL(
     "status = CASE q.status WHEN 'escalated' THEN 'escalated' ELSE 'pending' END, assigned_to = NULL,"
     " assigned_at = NULL, claim_expires_at = NULL, deferred_until = NULL, before_last = NULL"
@@ -48,7 +48,7 @@ SELECT (SELECT count(*) FROM changed), (SELECT id FROM chosen ORDER BY id DESC L
 
 @dataclass(frozen=True)
 class Moved:
-    """How many items were, or would be, moved."""
+    """How many items were changed, or would be."""
 
     claims_expired: int
     deferrals_due: int
@@ -63,7 +63,7 @@ _STEPS = {
 
 
 def predict(database: ReadOnlyDatabase) -> Moved:
-    """Count what :func:`move` would change; a deferral that is due may then be past its deadline too."""
+    """Count what :func:`move` would change. A deferral that ends may be counted as past its deadline too."""
 
     def read(connection: Connection) -> Moved:
         counts = {}
@@ -78,17 +78,20 @@ def predict(database: ReadOnlyDatabase) -> Moved:
 
 
 def move(database: Database, *, script: str, between: Callable[[], None]) -> Moved:
-    """Give stale claims back, take up deferrals, and escalate what is past its deadline, once.
+    """End expired claims and deferrals, and escalate each item that is past its deadline, once.
 
     Args:
-        database: Where the queue is.
-        script: The actor.
+        database: The database with the queue.
+        script: Name of the script, for the audit's actor.
         between: Called between two transactions; may raise to stop.
+
+    Returns:
+        How many items were changed, by kind.
     """
     moved = dict.fromkeys(_STEPS, 0)
     for name, (which, change, action, reason) in _STEPS.items():
         statement = _CHANGE.format(which=which, change=change, items=sql.Literal(_ITEMS))
-        # Never looking back: what was moved before would be walked past again and again.
+        # Go forward only: a new search from the beginning would read every item that was changed before.
         after: UUID | None = _FIRST
         while after:
             between()
@@ -103,15 +106,20 @@ def _change(database: Database, statement: sql.Composed, facts: dict[str, Any]) 
         row = database.write(lambda connection: connection.execute(statement, facts).fetchone())
         return (row[0], row[1]) if row else (0, None)
 
-    # A job that closes the same items locks the audit's head first.
+    # A job that closes the same items locks the head of the audit first; the other order would deadlock.
     return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
 
 
 def tell(database: ReadOnlyDatabase, alerts: Alerts, *, between: Callable[[], None]) -> dict[str, int]:
-    """Raise one alert for each escalated item that is past its deadline; one that is resolved has recovered.
+    """Raise one alert for each escalated item past its deadline, and end the alerts of resolved items.
+
+    Args:
+        database: The database with the queue.
+        alerts: Raises and ends alerts.
+        between: Called between two items; may raise to stop.
 
     Returns:
-        How many alerts are new, and how many are over.
+        How many alerts are new, and how many have ended.
     """
     now = database.now()
     rows = database.read(
@@ -123,7 +131,7 @@ def tell(database: ReadOnlyDatabase, alerts: Alerts, *, between: Callable[[], No
     view = [
         Alert(
             key=f"{SCOPE}{item}",
-            # A critical one is a promise to a person that is being broken: somebody is woken up.
+            # Priority critical means a promise to a person: the alert pages whoever is on call.
             severity="critical" if priority == "critical" else "warning",
             what=f"{item_type} ({priority}) is past its deadline on the manual-resolution queue",
             how_bad=f"past its deadline since {deadline:%Y-%m-%d %H:%M} UTC; {table}, seen {times} times",

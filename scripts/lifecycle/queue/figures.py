@@ -1,4 +1,4 @@
-"""Depth and age of the manual-resolution queue as figures, for the monitor that watches it."""
+"""Depth and age of the manual-resolution queue as metrics, for monitor_manual_resolution_queue.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SELECT coalesce(max(age), 0)::float, coalesce(avg(age), 0)::float
 
 
 def queue_figures(connection: Connection) -> list[Figure]:
-    """Return the queue's figures; a priority that has no item is 0, not absent."""
+    """Return the queue's metrics; a priority without an item has the value 0 and is not left out."""
     found = {priority: (depth, late) for priority, depth, late in connection.execute(_BY_PRIORITY).fetchall()}
     figures = []
     for priority in PRIORITIES:

@@ -1,4 +1,4 @@
-"""What is true of an item's resource right now: the row, what keeps it, the blob. No personal data."""
+"""The present state of an item's resource: its row, what keeps it, its blob. Without personal data."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from scripts.utils.retry_utils import CircuitOpen
 
 
 def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[str, Any]:
-    """Look at an item's resource; what could not be looked at says so.
+    """Return the state of an item's resource by name. A fact that could not be read says why.
 
     Args:
         run: The command's run.
         item: The item.
-        client: Returns the blob store's client, if it is needed.
+        client: Returns the client of the blob store; it is called only if the item is about a blob.
     """
     policy = policy_of(run.policies, item)
     if policy is None or item.resource_id == policy.name:

@@ -1,4 +1,4 @@
-"""One item with what was decided about it, on the way to be carried out."""
+"""An item together with the decision that is being carried out."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ROW_GONE = "the row was gone already"
 
 
 class DecisionFailed(OpsError):
-    """The decision could not be carried out; the item is as it was."""
+    """The decision could not be carried out; the item is unchanged."""
 
     stop_reason = "decision_failed"
 
 
 @dataclass(frozen=True)
 class Matter:
-    """What every decision is made of."""
+    """What every decision needs: the run, the item, the decision, the justification."""
 
     run: Run
     work: Work
@@ -40,14 +40,14 @@ class Matter:
 
     @property
     def context(self) -> Context:
-        """Who decided: the audit's entries name the operator, and the item in place of a run."""
+        """The context of the audit entries: the operator as the actor, and the item's id in place of a run's."""
         return Context(None, 0, self.run.script, self.item.id, self.run.operator, policy_hash=self.run.policies.hash)
 
     def selection(self, policy: Policy | None = None) -> Selection:
-        """Check the policy against the database, and return what it selects now.
+        """Check the policy against the database, and return its selection at the present moment.
 
         Raises:
-            PolicyFailed: The database contradicts it.
+            PolicyFailed: The database contradicts the policy.
         """
         cutoff, store = self.run.database.now(), store_for(self.policy, self.run.settings)
         return self.run.database.read(
@@ -67,7 +67,7 @@ class Matter:
                 self.work.require_mine(connection, self.item.id)
                 return effect(connection)
 
-        # Undone as a whole, so safe to repeat: a row that is being written to, or many operators at the audit's head.
+        # The transaction rolls back as a whole, so it can be repeated after a lock timeout or a deadlock.
         return retry(
             once,
             on=lambda error: isinstance(error, Blocked | LockNotAvailable) or is_deadlock(error),

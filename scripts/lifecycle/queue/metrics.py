@@ -1,4 +1,4 @@
-"""The figures of the manual-resolution queue: what lies there, how fast it goes, and which deadlines are kept."""
+"""Figures of the manual-resolution queue: open items, time to resolution, deadlines kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.utils.redaction import redact
 PERIOD = timedelta(days=30)
 _NAME_CHARACTERS = 120
 
-# What lies there is what lies there now: since when an item is deferred is not kept, so no earlier day can be told.
+# Depth is that of now: the queue does not record since when an item is deferred, so no earlier depth is known.
 _DEPTH = """
 SELECT {} AS name,
        count(*) FILTER (WHERE status <> 'deferred') AS open_count,
@@ -65,7 +65,7 @@ SELECT resolved_by AS operator, decision, count(*) AS resolved_count
  GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
 """
 
-# An item is counted on its day once, and the days are added up: a million items cost one pass, not thirty.
+# Each item is counted on its own day, and the days are summed up: one pass over a million items instead of thirty.
 _TREND = """
 WITH days AS (SELECT generate_series(%(first_day)s::date, %(last_day)s::date, '1 day')::date AS day),
      raised AS (SELECT (first_seen_at AT TIME ZONE 'UTC')::date AS day, count(*) AS items
@@ -87,7 +87,7 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class QueueMetrics:
-    """The figures; times in seconds, shares in percent, None where there is nothing to compute from."""
+    """The figures. Times are in seconds, shares in percent; None means that there was nothing to compute from."""
 
     measured_at: datetime
     since: datetime
@@ -164,7 +164,7 @@ def measure(connection: Connection, since: datetime | None = None, until: dateti
         if since >= until:
             raise Misconfigured(f"--since {_text(since)} is not before --until {_text(until)}: no period lies between")
         period = {"since": since, "until": until}
-        # A period ends before `until`: at midnight sharp the day that begins is not part of it.
+        # The period ends before `until`: with midnight as the end, the day that begins then is not part of it.
         last_day = (until - timedelta(microseconds=1)).date()
         overall, *by_type = rows(_RESOLUTION, **period)
         depth = {row["name"]: row for row in rows(_DEPTH_BY_PRIORITY)}
@@ -186,7 +186,7 @@ def measure(connection: Connection, since: datetime | None = None, until: dateti
 
 
 def _clean(row: dict[str, Any]) -> dict[str, Any]:
-    """Make names fit to be shown: no address that someone took for a handle, no control codes, no endless ones."""
+    """Redact addresses that somebody used as a handle, and cut names that are too long to be shown."""
     return {key: _name(value) if isinstance(value, str) else value for key, value in row.items()}
 
 

@@ -1,4 +1,4 @@
-"""What the policy file says that a decision does to a row's columns."""
+"""Changes of a row's columns, as the policy file describes them for a decision."""
 
 from __future__ import annotations
 
@@ -17,17 +17,23 @@ Value = str | int | bool | Lookup | None
 
 
 class NothingToTake(OpsError):
-    """A lookup finds no row, or more than one."""
+    """The lookup of a value finds no row, or more than one."""
 
     stop_reason = "decision_failed"
 
 
 def change(connection: Connection, selection: Selection, key: str, values: Mapping[str, Value]) -> None:
-    """Give columns of one row their new values.
+    """Set columns of one row.
+
+    Args:
+        connection: In the transaction of the decision.
+        selection: The policy's selection; it knows table, key and types.
+        key: The row's key as the audit writes it.
+        values: The new value of each column: a constant, or a lookup in another table.
 
     Raises:
-        NothingToTake: A value is to come from another table's row, and there is not exactly one; nothing was changed.
-        psycopg.Error: What else the server refused; the transaction must be undone.
+        NothingToTake: A lookup does not find exactly one row; nothing was changed.
+        psycopg.Error: The server refused the change; the transaction must be rolled back.
     """
     parameters: dict[str, Any] = {"row_key": key}
     new = {}

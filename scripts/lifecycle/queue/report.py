@@ -1,4 +1,4 @@
-"""The queue's figures as a page, as tables, and as a few lines for a mail."""
+"""The queue's figures as an HTML page, as tables for a terminal, and as lines for a mail."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Report = dict[str, Any]
 
 
 def percent(share: float | None) -> str:
-    """Return a share for a person."""
+    """Return a share in percent as a text."""
     return NOT_KNOWN if share is None else f"{share:.1f} %"
 
 
 def points(values: list[int], top: int) -> str:
-    """Return an SVG polyline's points in a box of 300 by 100; a single value is a level line."""
+    """Return the points of an SVG polyline in a box of 300 by 100; a single value becomes a level line."""
     if len(values) == 1:
         values = values * 2
     step = 300 / max(len(values) - 1, 1)
@@ -28,7 +28,7 @@ def points(values: list[int], top: int) -> str:
 
 
 def headline(report: Report) -> list[tuple[str, str]]:
-    """Return the figures that come first, with their names."""
+    """Return name and value of the most important figures."""
     return [
         ("open", f"{report['open_count']:,}"),
         ("deferred", f"{report['deferred_count']:,}"),
@@ -45,7 +45,7 @@ def headline(report: Report) -> list[tuple[str, str]]:
 
 
 def page(report: Report) -> str:
-    """Return one self-contained HTML page: no script, nothing fetched."""
+    """Return one self-contained HTML page, without scripts and without anything to fetch."""
     made = environment(Path(__file__).parent)
     made.filters["percent"] = percent
     template = made.get_template("report.html.jinja")

@@ -1,4 +1,4 @@
-"""Decisions about rows: each in one transaction, with its audit and the closing of the item."""
+"""Decisions about rows. Each is one transaction with the audit entry and the closing of the item."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scripts.utils.pseudonyms import pseudonym
 
 
 class RowDecision:
-    """What was decided about one row."""
+    """Carries out a decision about one row."""
 
     def __init__(self, matter: Matter) -> None:
         self._matter = matter
@@ -46,11 +46,11 @@ class RowDecision:
         return self._and_close(self._change, selection)
 
     def purge(self) -> str:
-        """Delete the row as its policy would."""
+        """Delete the row in the way that its policy does."""
         return self._and_close(self._delete, self._matter.selection())
 
     def purge_with_dependants(self) -> str:
-        """Delete the rows that refer to this one, whatever the policy says of them, and then this one."""
+        """Delete the rows that refer to this one, also if the policy declares ``refuse`` for them, then this one."""
         policy = self._policy
         declared = tuple(
             dependant.model_copy(update={"action": "delete"}) if dependant.action == "refuse" else dependant
@@ -64,7 +64,7 @@ class RowDecision:
         )
         everybody = with_people(self._matter.run.policies.policies, declared + undeclared)
         selection = self._matter.selection(policy.model_copy(update={"dependants": everybody}))
-        # Of a row whose person no policy tells, its hold would not be seen.
+        # If no policy names the person of a row, a hold on that person would not be seen.
         unknown = [dependant.table for dependant in everybody if "person" not in dependant.model_fields_set]
 
         def delete(connection: Connection, selection: Selection) -> str:
@@ -74,7 +74,11 @@ class RowDecision:
         return self._and_close(delete, selection)
 
     def _refuse_unknown_people(self, connection: Connection, tables: list[str]) -> None:
-        """Refuse while anybody is under a legal hold, where no policy tells whom the rows that would go are about."""
+        """Check that the persons of all rows that would be deleted are known, while any person is under a legal hold.
+
+        Raises:
+            DecisionFailed: A table has no policy that names its person column.
+        """
         held = connection.execute("SELECT count(*) FROM ops.holds_in_force WHERE scope = 'person'").fetchone()
         if tables and held and held[0]:
             raise DecisionFailed(
@@ -83,7 +87,7 @@ class RowDecision:
             )
 
     def count_again(self) -> str:
-        """Close the item of a whole policy if nothing is in its way any more."""
+        """Close the item of a whole policy, if nothing blocks the policy any more."""
         selection = self._matter.selection()
         found = self._database.read(lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS)
         if found.referenced:
@@ -93,7 +97,7 @@ class RowDecision:
         )
 
     def hold(self, until: datetime | None) -> str:
-        """Keep the row under a legal hold until a day."""
+        """Place a legal hold on the row until a day."""
         with self._matter.run.writer.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
             hold = holds.place_within(
@@ -108,7 +112,7 @@ class RowDecision:
             return self._closed(connection, f"hold {hold} keeps the row until {until:%Y-%m-%d %H:%M} UTC")
 
     def release_hold(self) -> str:
-        """Let the row's period rule again."""
+        """Release the hold, so that the row's period applies again."""
         with self._matter.run.writer.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
             try:
@@ -156,7 +160,7 @@ class RowDecision:
             actor=f"operator:{self._matter.run.operator}",
             action="decide",
             resource_type=self._policy.table,
-            # A text key that is no UUID could be an address.
+            # A text key that is no UUID could be an e-mail address.
             resource_ids=[self._key if state.nameable else pseudonym(self._matter.run.settings, self._key)],
             reason=f"decision:{self._matter.item.item_type}/{self._matter.decision.name}",
             run_id=self._matter.item.id,

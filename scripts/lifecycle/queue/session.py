@@ -1,4 +1,4 @@
-"""An operator's session in a terminal: one item after the other, worst first, until there is none or they quit."""
+"""The dialogue with an operator at a terminal: one item after the other, the worst first."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.utils.free_text import visible
 
 
 class _Back(Exception):
-    """The operator does not go on with this decision."""
+    """The operator has left the decision that was begun."""
 
 
 class Session:
@@ -26,8 +26,8 @@ class Session:
 
     Args:
         run: The command's run; its display is a terminal.
-        desk: Where decisions are carried out.
-        only: Which items.
+        desk: Carries out the decisions.
+        only: Which items are shown.
     """
 
     def __init__(self, run: Run, desk: Desk, only: Filter) -> None:
@@ -36,18 +36,18 @@ class Session:
         self._only = only
         self._skipped: list[UUID] = []
         self._last: UUID | None = None
-        """The item of the last step that can be undone."""
+        """The item of the last deferral or escalation, which can be undone."""
         self._claimed: QueueItem | None = None
         self._total = 0
         self._numbers: dict[UUID, int] = {}
-        """Which item of this session each was, the first time that it was shown."""
+        """The number of each item, counted from the first time that the session showed it."""
         self.decided = 0
 
     def run(self) -> None:
-        """Go through the queue.
+        """Show item after item until none is left or the operator quits.
 
         Raises:
-            StoppedEarly: A signal came; nothing is left claimed.
+            StoppedEarly: A signal came; the claimed item was given back.
         """
         self._total = backlog(self._run.database, self._only).open
         try:
@@ -63,13 +63,13 @@ class Session:
 
     def _give_back(self) -> None:
         if self._claimed:
-            # A claim that ran out meanwhile is somebody else's already, or nobody's.
+            # The claim may have expired meanwhile; then another operator has the item, or nobody.
             with suppress(SomebodyWasFirst):
                 self._desk.work.release(self._claimed.id)
             self._claimed = None
 
     def _work_on(self, item: QueueItem) -> bool:
-        """Let the operator decide; False: they want to stop."""
+        """Ask until the operator has decided, skipped or undone; False: the operator quits."""
         decisions = offered(self._run.policies, item)
         while True:
             answer = self._ask("> ").lower()
@@ -90,7 +90,7 @@ class Session:
                 return True
 
     def _decide(self, item: QueueItem, decision: Decision) -> bool:
-        """Carry one decision out; False: it did not come to that, and the item waits for another."""
+        """Carry out one decision; False: nothing was decided, and the operator is asked again."""
         until = None
         try:
             if decision.needs_until:
@@ -116,7 +116,7 @@ class Session:
         return True
 
     def _undo(self) -> bool:
-        """Take the last deferral or escalation back, or else the claim of the item that is shown."""
+        """Undo the last deferral or escalation; without one, give back the item that is shown."""
         last = self._last or (self._claimed.id if self._claimed else None)
         if last is None:
             return False
@@ -152,7 +152,11 @@ class Session:
         self._run.display.say(text)
 
     def _detail(self, prompt: str) -> str:
-        """Ask for what a decision needs; whoever has second thoughts goes back."""
+        """Ask for something that a decision needs.
+
+        Raises:
+            _Back: The operator answered ``q``.
+        """
         answer = self._ask(prompt)
         if answer.lower() == "q":
             raise _Back
@@ -167,7 +171,7 @@ class Session:
 
 
 def described(item: QueueItem, state: dict[str, object]) -> list[str]:
-    """Return an item's facts as lines."""
+    """Return an item's facts as lines; control characters in what others wrote are written out."""
     late = item.deadline_at < datetime.now(UTC)
     facts: dict[str, object] = {
         "item": item.id,
@@ -184,7 +188,7 @@ def described(item: QueueItem, state: dict[str, object]) -> list[str]:
 
 
 def until_of(text: str, now: datetime) -> datetime:
-    """Read a moment as a day (its midnight, UTC), or as so many days or hours from now, such as ``7d`` or ``12h``.
+    """Read a moment: a day (midnight UTC), or a number of days or hours from now, such as ``7d`` or ``12h``.
 
     Raises:
         Misconfigured: It is neither.

@@ -1,4 +1,4 @@
-"""The queue by one command line: every verb prints one JSON object, or a table on a terminal."""
+"""The queue by command line: each verb prints one JSON object, or a table at a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scripts.lifecycle.queue.work import Filter, QueueItem, SomebodyWasFirst, ba
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
-# A store or a database that refuses so many in a row refuses all.
+# After so many failures in a row, the store or the database is considered to refuse everything.
 _FAILURES_IN_A_ROW = 20
 _PREVIEWED = 20
 
@@ -36,7 +36,7 @@ def carry_out(run: Run, desk: Desk, verb: str) -> None:
     Raises:
         Misconfigured: A flag is wrong, or missing.
         SomebodyWasFirst: The item is not in the state that the verb needs.
-        DecisionFailed: The decision could not be carried out; the item is as it was.
+        DecisionFailed: The decision could not be carried out; the item is unchanged.
     """
     flags = run.options.flags
     if verb == "list":
@@ -66,10 +66,10 @@ def carry_out(run: Run, desk: Desk, verb: str) -> None:
 
 
 def filter_of(run: Run) -> Filter:
-    """Return what the flags say of which items.
+    """Return the filter that the flags describe.
 
     Raises:
-        Misconfigured: A type is not known, or a time is none.
+        Misconfigured: A type is not known, or a time cannot be read.
     """
     flags = run.options.flags
     types = item_types(run.policies)
@@ -79,7 +79,7 @@ def filter_of(run: Run) -> Filter:
     if flags.older_than:
         now = run.database.now()
         moment = until_of(flags.older_than, now)
-        # 2d is a length of time: so long ago.
+        # 2d is a length of time: older than two days.
         older_than = now - (moment - now) if flags.older_than[-1:] in ("d", "h") else moment
     return Filter(flags.item, flags.item_type, flags.priority, flags.status, older_than)
 
@@ -130,7 +130,7 @@ def _resolve(run: Run, desk: Desk, item: QueueItem) -> None:
 
 
 def _decide(desk: Desk, item: QueueItem, decision: Decision, reason: str, until: datetime | None) -> str:
-    """Claim an item for as long as it takes: nobody else decides meanwhile; what fails is given back."""
+    """Claim an item, decide it, and give it back if that fails, so that nobody else decides it meanwhile."""
     claimed = desk.work.claim(Filter(item_id=item.id))
     try:
         return desk.decide(claimed or item, decision, reason, until)
@@ -141,7 +141,7 @@ def _decide(desk: Desk, item: QueueItem, decision: Decision, reason: str, until:
 
 
 def _resolve_all(run: Run, desk: Desk) -> None:
-    """Decide everything that a filter finds, worst first; without --yes only say what that would be."""
+    """Decide every item that the filter finds, the worst first. Without --yes it only says which they would be."""
     flags, only = run.options.flags, filter_of(run)
     if only == Filter():
         raise Misconfigured("resolve needs an item's ID, or a filter such as --item-type")
@@ -176,7 +176,7 @@ def _resolve_all(run: Run, desk: Desk) -> None:
 def _drain(
     run: Run, desk: Desk, only: Filter, until: datetime | None, happened: Counter[str], failed: dict[str, str]
 ) -> None:
-    """Decide item after item, and note what happened, and what failed."""
+    """Decide item after item, and collect what happened and what failed."""
     reason = _reason(run)
     in_a_row = 0
     while item := desk.work.claim(only, skipping=[UUID(key) for key in failed]):
@@ -199,7 +199,7 @@ def _drain(
 
 
 def _reason(run: Run) -> str:
-    """Return the justification; ``-`` reads it from standard input."""
+    """Return the justification of --reason; ``-`` reads it from standard input."""
     reason: str = run.options.flags.reason
     return sys.stdin.read().strip() if reason == "-" else reason
 
@@ -217,7 +217,7 @@ def _wants_json(run: Run) -> bool:
 def _print(run: Run, answer: dict[str, Any]) -> None:
     """Print an answer as one line of JSON, or as an item's facts."""
     if _wants_json(run):
-        with suppress(BrokenPipeError):  # the reader has gone away; what was done is done
+        with suppress(BrokenPipeError):  # the reader of the output has gone away; the change is committed
             sys.stdout.write(json.dumps(answer, default=_plain) + "\n")
             sys.stdout.flush()
         return

@@ -1,7 +1,7 @@
-"""The manual-resolution queue: the one way through and out, for people.
+"""The states of an item of the manual-resolution queue, and every change that a person can make.
 
-Every change is a compare-and-set on the state that was seen, with its audit entry in the same statement. Two operators
-never get the same item: whoever is second finds that somebody got there first.
+Each change is a compare-and-set on the state that the operator saw, with the audit entry in the same statement. Two
+operators never get the same item: the second one gets ``SomebodyWasFirst``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import retry
 from scripts.utils.settings import Settings
 
-# Every arrow, and what it is for: what is not here cannot happen.
+# Every allowed change of state, and its purpose. No other change is possible.
 TRANSITIONS: dict[tuple[str, str], str] = {
     ("pending", "assigned"): "an operator claims it",
     ("assigned", "pending"): "the operator gives it back, or the claim ran out",
@@ -84,7 +84,7 @@ SELECT c.* FROM changed c, noted
 
 @dataclass(frozen=True)
 class QueueItem:
-    """An item as an operator sees it; times are time-zone aware."""
+    """An item as an operator sees it. Times are time-zone aware."""
 
     id: UUID
     item_type: str
@@ -111,7 +111,7 @@ class QueueItem:
 
 @dataclass(frozen=True)
 class Filter:
-    """Which items: every condition that is given."""
+    """Which items: those that meet every condition that is set."""
 
     item_id: UUID | None = None
     item_type: str | None = None
@@ -121,7 +121,7 @@ class Filter:
     """First seen before this moment."""
 
     def parameters(self) -> dict[str, Any]:
-        """Return what :data:`_ONLY` asks for."""
+        """Return the parameters of :data:`_ONLY`."""
         return {
             "id": self.item_id,
             "type": self.item_type,
@@ -131,7 +131,7 @@ class Filter:
         }
 
 
-# The table's alias is w.
+# In these conditions the alias of the table is w.
 _ONLY = sql.SQL(
     "(%(id)s::uuid IS NULL OR w.id = %(id)s) AND (%(type)s::text IS NULL OR w.item_type = %(type)s)"
     " AND (%(priority)s::text IS NULL OR w.priority = %(priority)s)"
@@ -142,7 +142,7 @@ ANY = Filter()
 
 
 class SomebodyWasFirst(OpsError):
-    """The item is no longer in the state that was seen."""
+    """The item is no longer in the state that the operator saw: another operator or a job has changed it."""
 
     stop_reason = "somebody_was_first"
 
@@ -151,8 +151,8 @@ class Work:
     """One operator's work on the queue.
 
     Args:
-        database: Where the queue is.
-        settings: Deadlines, length of a claim, and the key of the audit's digests.
+        database: The database with the queue.
+        settings: Have the deadlines, the length of a claim, and the key of the audit's digests.
         operator: The operator's handle.
     """
 
@@ -162,14 +162,14 @@ class Work:
         self._operator = operator
 
     def claim(self, only: Filter = ANY, *, skipping: Sequence[UUID] = ()) -> QueueItem | None:
-        """Take the worst item that nobody has, for a while; one round trip.
+        """Claim the worst item that nobody has, until the claim expires. This takes one round trip.
 
         Args:
             only: Which items may be taken.
-            skipping: Items to leave where they are.
+            skipping: Ids of items that are not taken.
 
         Returns:
-            The item, or None: there is none, or somebody else has it.
+            The item; None: there is none, or other operators have them all.
         """
         statement = _CLAIM.format(columns=_COLUMNS, only=_ONLY)
         parameters = {
@@ -182,10 +182,10 @@ class Work:
         return self._one(statement, parameters)
 
     def release(self, item_id: UUID) -> QueueItem:
-        """Give a claimed item back as it was; an escalated one stays escalated.
+        """Give a claimed item back; an escalated item stays escalated.
 
         Raises:
-            SomebodyWasFirst: It is not this operator's any more.
+            SomebodyWasFirst: This operator does not have it any more.
         """
         return self._change(
             item_id,
@@ -196,10 +196,10 @@ class Work:
         )
 
     def defer(self, item_id: UUID, until: datetime) -> QueueItem:
-        """Put an item off until a time.
+        """Defer an item until a moment, time-zone aware.
 
         Raises:
-            Misconfigured: The time has passed.
+            Misconfigured: The moment has passed.
             SomebodyWasFirst: Somebody else has it, or it is resolved.
         """
         if until <= self._database.now():
@@ -214,7 +214,7 @@ class Work:
         )
 
     def escalate(self, item_id: UUID) -> QueueItem:
-        """Ask for somebody else's decision; the deadline stays.
+        """Escalate an item to somebody else; the deadline stays.
 
         Raises:
             SomebodyWasFirst: Somebody else has it, or it is resolved.
@@ -230,13 +230,13 @@ class Work:
     def resolve(
         self, item_id: UUID, decision: str, justification: str, *, within: Connection | None = None
     ) -> QueueItem:
-        """Close an item: the justification stays on it, the audit gets the decision's code and a keyed digest.
+        """Close an item. The justification stays on it; the audit gets the decision's code and a keyed digest.
 
         Args:
-            item_id: Which one.
+            item_id: The item.
             decision: The decision's code.
-            justification: Why, in the operator's words.
-            within: A transaction that carries the decision out: both happen, or neither.
+            justification: The operator's reason, in free words without an e-mail address.
+            within: The transaction that carries out the decision, so that both happen or neither; None: one of its own.
 
         Raises:
             Misconfigured: There is no justification, or no key for its digest.
@@ -247,7 +247,7 @@ class Work:
             item_id,
             "queue_item_resolved",
             _from("resolved"),
-            # What a decision needed to know is of no use afterwards, and may be about a person.
+            # The context is cleared: it is of no use after the decision, and may be about a person.
             "status = 'resolved', resolved_at = clock_timestamp(), resolved_by = 'operator:' || %(operator)s::text,"
             " decision = %(decision)s, justification = %(justification)s, context = '{}', claim_expires_at = NULL,"
             " deferred_until = NULL, before_last = NULL",
@@ -258,7 +258,7 @@ class Work:
         )
 
     def note(self, decision: str, justification: str) -> dict[str, str]:
-        """Return what the audit keeps of a decision: its code, and a keyed digest of why.
+        """Return what the audit keeps of a decision: its code, and a keyed digest of the justification.
 
         Raises:
             Misconfigured: There is no justification, it names a person, or there is no key for its digest.
@@ -270,7 +270,7 @@ class Work:
         return {"decision": decision, "justification": pseudonym(self._settings, justification)}
 
     def require_mine(self, connection: Connection, item_id: UUID) -> None:
-        """Lock an item until the transaction ends: what is decided on it happens once.
+        """Lock an item until the transaction ends, so that it is decided once.
 
         Raises:
             SomebodyWasFirst: Somebody else has it, or it is resolved.
@@ -284,10 +284,10 @@ class Work:
             raise SomebodyWasFirst(f"item {item_id}: {_why_not(connection, item_id)}")
 
     def reopen(self, item_id: UUID) -> QueueItem:
-        """Take a resolution back; the deadline is counted from now.
+        """Open a resolved item again; its deadline is counted from now.
 
         Raises:
-            SomebodyWasFirst: It is not resolved, or the same matter is open already.
+            SomebodyWasFirst: It is not resolved, or another open item has the same resource and type.
         """
         hours = {
             "critical": self._settings.mrq_sla_critical,
@@ -307,10 +307,10 @@ class Work:
         )
 
     def undo(self, item_id: UUID) -> QueueItem:
-        """Take this operator's last claim, deferral or escalation back.
+        """Undo this operator's last claim, deferral or escalation of an item.
 
         Raises:
-            SomebodyWasFirst: The last change was not this operator's, or is none that can be undone.
+            SomebodyWasFirst: The last change was another operator's, or cannot be undone.
         """
         return self._change(
             item_id,
@@ -352,7 +352,7 @@ class Work:
         except psycopg.errors.UniqueViolation:
             raise SomebodyWasFirst(f"item {item_id}: the same matter is open already, as another item") from None
         if changed is None:
-            # A transaction goes on with its own connection: there may be no second one.
+            # Use the connection of the transaction: the pool may have no second one.
             with nullcontext(within) if within else self._database.snapshot() as connection:
                 raise SomebodyWasFirst(f"item {item_id}: {_why_not(connection, item_id)}")
         return changed
@@ -362,7 +362,7 @@ class Work:
             with writable(self._database).transaction() as connection:
                 return _first(connection, statement, parameters)
 
-        # A job that closes the same item locks the audit's head first, an operator the item.
+        # A job that closes the same item locks the head of the audit first, an operator the item: they may deadlock.
         return retry(once, on=is_deadlock, attempts=4, seconds=10.0)
 
 
@@ -381,12 +381,12 @@ def _first(connection: Connection, statement: sql.Composed, parameters: dict[str
 
 
 def _from(target: str) -> list[str]:
-    """Return the states from which an arrow leads to this one."""
+    """Return the states from which this one can be reached."""
     return [state for state, to in TRANSITIONS if to == target]
 
 
 def get(database: ReadOnlyDatabase, item_id: UUID) -> QueueItem | None:
-    """Return one item."""
+    """Return one item; None: there is none of this id."""
     found = items(database, Filter(item_id=item_id), open_only=False, limit=1)
     return found[0] if found else None
 
@@ -394,7 +394,15 @@ def get(database: ReadOnlyDatabase, item_id: UUID) -> QueueItem | None:
 def items(
     database: ReadOnlyDatabase, only: Filter = ANY, *, open_only: bool = True, claimable: bool = False, limit: int = 100
 ) -> list[QueueItem]:
-    """Return items, worst first: by deadline, priority and age; with ``claimable`` those that a claim could have."""
+    """Return items, the worst first (by deadline, then priority, then age).
+
+    Args:
+        database: The database with the queue.
+        only: Which items.
+        open_only: Leave out resolved items.
+        claimable: Only items that a claim could take.
+        limit: The most items to return.
+    """
     statement = sql.SQL(
         "SELECT {columns} FROM ops.manual_resolution_queue w WHERE (NOT %(open)s OR status <> 'resolved')"
         " AND (NOT %(claimable)s OR claimable_at <= now()) AND {only}"
@@ -411,16 +419,16 @@ def items(
 
 @dataclass(frozen=True)
 class Backlog:
-    """How much is open, of what can be claimed or is somebody's."""
+    """How many items are open and not deferred."""
 
     open: int
     past_deadline: int
     claimable: int
-    """Of these, nobody's."""
+    """How many of these nobody has claimed."""
 
 
 def backlog(database: ReadOnlyDatabase, only: Filter = ANY) -> Backlog:
-    """Count what is open and not put off."""
+    """Count the items that are open and not deferred."""
     statement = sql.SQL(
         "SELECT count(*), count(*) FILTER (WHERE deadline_at < now()),"
         " count(*) FILTER (WHERE claimable_at <= now()) FROM ops.manual_resolution_queue w"
