@@ -10,10 +10,10 @@ The principle: an item changes only from the state that the operator has seen, a
 Every change is a compare-and-set: an UPDATE with the expected state in its WHERE, together with the audit entry in one
 statement. So two operators never decide the same item: the second one gets ``SomebodyWasFirst``. A claim is a
 reservation with an end; an operator who goes away blocks nobody for longer. A decision about a row is carried out in
-one transaction behind the gate: the row's change, its audit entry and the closing of the item happen together or not at
-all. That transaction looks at legal holds and the stop switch again, as a job's batch does. A decision about a blob uses the
-same ledger as the jobs (ops.blob_deletions): the intent is written in one transaction, the store is asked outside of
-any, and the item is closed in the transaction that confirms the blob's end.
+one transaction behind the gate: the row's change, its audit entry and the closing of the item happen together or not
+at all. That transaction looks at legal holds and the stop switch again, as a job's batch does. A decision about a blob
+uses the same ledger as the jobs (ops.blob_deletions): the intent is written in one transaction, the store is asked
+outside of any, and the item is closed in the transaction that confirms the blob's end.
 
 The audit never holds an operator's words. The justification stays on the item, and the audit holds the decision's code
 and a keyed digest of the justification. Neither a justification nor a context may hold an e-mail address.
