@@ -55,11 +55,11 @@ class Matter:
         ).selection
 
     def behind_the_gate(self, effect: Callable[[Connection], str]) -> str:
-        """Do something in one transaction, if the item is still this operator's to decide.
+        """Run ``effect`` in one transaction behind the gate, if this operator still has the item.
 
         Raises:
-            SomebodyWasFirst: It is not.
-            Blocked: The gate could not be passed, or the audit's head not be had, in time.
+            SomebodyWasFirst: Another operator has the item, or it is resolved.
+            Blocked: The gate was closed, or the head of the audit was locked, for too long.
         """
 
         def once() -> str:

@@ -156,4 +156,4 @@ def test_lines_break_at_copy_s_line_ends_only():
 def test_the_oldest_moment_is_the_oldest_also_among_odd_ones():
     moments = [b"-infinity", b"4713-01-01 00:00:00+00 BC", b"0044-03-15 00:00:00+00 BC", b"0044-03-16 00:00:00+00 BC"]
     moments += [b"0001-01-01 00:00:00+00", b"2018-11-27 08:04:44.5+00", b"12000-01-01 00:00:00+00", b"infinity"]
-    assert sorted(reversed(moments), key=_in_time) == moments
+    assert sorted(moments, key=_in_time) == moments
