@@ -8,7 +8,7 @@ POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolutio
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fetch map lint picture stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak fetch map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,14 @@ lint: $(READY)  ## ruff, mypy and the order of the rooms (import-linter)
 
 picture: $(READY)  ## draw the README's picture of a real run anew
 	$(BIN)/python backend/picture.py
+
+requirements: $(READY)  ## write requirements.txt anew: requirements.in with the hashes of every wheel and source archive
+	{ echo "# Written by make requirements, from requirements.in; install it with --require-hashes."; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --no-strip-extras requirements.in; } > requirements.new && mv requirements.new requirements.txt
+
+licences: $(READY)  ## write docs/licences.md anew, from what the dependencies say of themselves
+	$(BIN)/python -m tests.project.licences
 
 stack: $(READY)  ## start the local PostgreSQL and Valkey with sample data, to try a script by hand
 	$(BIN)/python backend/local_stack.py start
@@ -73,5 +81,6 @@ $(READY): requirements.txt requirements-dev.txt
 	  { echo "Python 3.11 or later is needed. Name one: make PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "No virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@

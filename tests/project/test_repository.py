@@ -7,6 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.project import licences
 from tests.project.conftest import ROOT
 
 REQUIREMENTS = sorted([*ROOT.glob("requirements*.txt"), *ROOT.glob("*/requirements*.txt")])
@@ -15,8 +16,9 @@ SOMEBODY_S_FOLDER = re.compile(r"(?<![\w.~/-])/(?:home|mnt|root|tmp|Users|work)/
 
 
 def lines_of(path):
-    """The lines of a requirements file without comments."""
-    lines = (line.partition("#")[0].strip() for line in path.read_text().splitlines())
+    """The lines of a requirements file without comments and hashes."""
+    text = re.sub(r" \\\n    --hash=\S+", "", path.read_text())
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
@@ -36,7 +38,34 @@ def test_every_requirement_is_one_version(path):
         if line.startswith("-r "):
             assert (path.parent / line.removeprefix("-r ")).is_file()
         else:
-            assert re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+(; .+)?", line), line
+            assert re.fullmatch(r"[\w.-]+(\[[\w, -]+\])?==[\w.]+( ?; .+)?", line), line
+
+
+def test_every_requirement_has_hashes_and_is_that_of_requirements_in():
+    text = (ROOT / "requirements.txt").read_text()
+    asked, found = (
+        {
+            (canonicalize_name(each.name), frozenset(each.extras), str(each.specifier), str(each.marker))
+            for each in stated
+        }
+        for stated in (pinned(ROOT / "requirements.in"), pinned(ROOT / "requirements.txt"))
+    )
+    assert found == asked, "make requirements"
+    for block in re.split(r"\n(?=\w)", text.partition("\n")[2]):
+        assert re.fullmatch(r"[^\\\n]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n?", block), block[:80]
+    assert "://" not in text, "a registry is the reader's own choice"
+
+
+def test_everything_is_installed_by_its_hashes():
+    for name in ("Makefile", "render.yaml"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if re.search(r"requirements?\.txt", line)]
+        installs = [line for line in lines if "pip install" in line and "requirements-dev.txt" not in line]
+        assert installs
+        assert all("--require-hashes" in line for line in installs)
+
+
+def test_the_page_of_licences_is_that_of_what_is_installed():
+    assert licences.PAGE.read_text() == licences.page(), "make licences"
 
 
 def test_what_the_first_group_brings_along_is_pinned_too():
