@@ -26,7 +26,6 @@ from scripts.lifecycle.policy.policies import Policy
 from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
-from scripts.utils.moments import AnyMomentLoader
 
 _COLUMNS = (
     "id, policy, table_name, object, status, row_count, bytes, sha256, oldest::text, newest::text,"
@@ -248,7 +247,6 @@ def entries(
         statuses: Only archives in one of these states; None: in any.
     """
     with connection.cursor(row_factory=class_row(Entry)) as cursor:
-        cursor.adapters.register_loader("timestamptz", AnyMomentLoader)
         return cursor.execute(
             f"SELECT {_COLUMNS} FROM ops.archives"  # noqa: S608 - a constant
             " WHERE policy = coalesce(%s, policy) AND (%s::uuid[] IS NULL OR id = ANY(%s::uuid[]))"

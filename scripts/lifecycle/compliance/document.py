@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Literal
 
 from scripts.utils.free_text import visible
-from scripts.utils.moments import FIRST_MOMENT, LAST_MOMENT
+from scripts.utils.odd_moments import FIRST, LAST
 from scripts.utils.pages import NOT_KNOWN, duration
 
 Kind = Literal["text", "number", "bytes", "duration", "moment", "percent"]
@@ -232,7 +232,7 @@ def shown(column: Column, value: Value) -> str:
     if value is None:
         return {"number": NOT_COUNTED, "bytes": NOT_COUNTED, "duration": NOT_KNOWN}.get(column.kind, "-")
     if isinstance(value, datetime):
-        beyond = {FIRST_MOMENT: "before the year 1", LAST_MOMENT: "after the year 9999"}
+        beyond = {FIRST: "before the year 1", LAST: "after the year 9999"}
         return beyond.get(value) or f"{value.astimezone(UTC):%Y-%m-%d %H:%M}"
     if isinstance(value, str | date):
         return visible(str(value))

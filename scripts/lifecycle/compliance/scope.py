@@ -15,7 +15,6 @@ from scripts.lifecycle.compliance.looks import Look
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import Misconfigured, OpsError, StoppedEarly, describe_database_error
-from scripts.utils.moments import AnyMomentLoader
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Scope:
     def rows(self, query: str, **parameters: Any) -> list[dict[str, Any]]:
         """Return a query's rows as dicts; the query may use the parameters ``since``, ``until`` and ``now``."""
         with self.connection.cursor(row_factory=dict_row) as cursor:
-            cursor.adapters.register_loader("timestamptz", AnyMomentLoader)
             known = {"since": self.since, "until": self.until, "now": self.now}
             return cursor.execute(query.encode(), known | parameters).fetchall()
 
