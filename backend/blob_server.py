@@ -15,7 +15,6 @@ import contextlib
 import hmac
 import json
 import math
-import os
 import re
 import secrets
 import shlex
@@ -51,6 +50,7 @@ from backend.blob_store import (
     precondition_failed,
     with_random_suffix,
 )
+from scripts.utils import private_files
 
 HOST = "127.0.0.1"
 API, CONTROL, DELIVERY = "/api/blob", "/_control", "/delivery/"
@@ -533,8 +533,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.directory, token=token, latency_ms=options.latency_ms, access=options.access, port=options.port
         )
         if options.token_file and token is None:
-            with os.fdopen(os.open(options.token_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(server.token + "\n")
+            private_files.write(options.token_file, f"{server.token}\n".encode())
     except (OSError, ValueError, OverflowError, sqlite3.Error) as error:
         print(f"The Blob server did not start: {error}", file=sys.stderr)
         return 2

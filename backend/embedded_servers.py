@@ -33,6 +33,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from backend import migrate
+from scripts.utils import private_files
 from scripts.utils.errors import Misconfigured, OpsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -402,12 +403,7 @@ def _load(home: Path) -> Stack | None:
 
 
 def _save(stack: Stack) -> None:
-    path = stack.directory / _STATE_FILE
-    fresh = path.with_suffix(".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(stack), file, default=str, indent=2)
-    fresh.replace(path)
+    private_files.write(stack.directory / _STATE_FILE, json.dumps(asdict(stack), default=str, indent=2).encode())
 
 
 def _free_port() -> int:
@@ -484,9 +480,7 @@ def _initdb(stack: Stack, binaries: Path, data: Path) -> None:
     unfinished = data.with_name("data.new")
     shutil.rmtree(unfinished, ignore_errors=True)
     password = stack.runtime / "password"
-    password.unlink(missing_ok=True)
-    password.touch(mode=0o600)
-    password.write_text(stack.superuser_password)
+    private_files.write(password, stack.superuser_password.encode())
     if stack.account:
         shutil.chown(password, stack.account)
     command = [str(binaries / "initdb"), "-D", str(unfinished), f"--username={SUPERUSER}", f"--pwfile={password}"]
@@ -543,8 +537,7 @@ def _start_blob(stack: Stack) -> Stack:
     # The store that the sample data's URLs name.
     token = stack.blob_token or f"vercel_blob_rw_{SAMPLE_STORE}_{secrets.token_hex(16)}"
     token_file = folder / "token"
-    token_file.touch(mode=0o600)
-    token_file.write_text(token)
+    private_files.write(token_file, token.encode())
     server = [sys.executable, str(ROOT / "backend" / "blob_server.py"), "--access", "private"]
     server += ["--directory", str(folder), "--token-file", str(token_file)]
     for port in _ports(stack.blob_port or _free_port()):
@@ -552,7 +545,7 @@ def _start_blob(stack: Stack) -> Stack:
         # A shell in between: the server is nobody's child and outlives this process.
         detached = ["/bin/sh", "-c", 'log=$1; shift; nohup "$@" >>"$log" 2>&1 </dev/null & echo $!', "sh"]
         done = _run_as(None, [*detached, str(stack.blob_log), *server, "--port", str(port)])
-        (folder / "server.pid").write_text(done.stdout)
+        private_files.write(folder / "server.pid", done.stdout.encode())
         _wait(lambda one=started: blob_answers(one) or not _blob_process(one), seconds=20)  # type: ignore[misc]
         if blob_answers(started):
             return started

@@ -1,7 +1,7 @@
-"""Where alerts go: Slack, PagerDuty and Sentry, each on only when it is set.
+"""The receivers of alerts: Slack, PagerDuty and Sentry. Each is used only if its setting is there.
 
-A sink says whether it took a message; when it did not, the alert stays noted and is sent again later. The addresses
-are secrets (whoever has them can post), so no error carries one.
+A sink raises an error if it did not take a message; the alert then stays open and is sent again later. Anybody who has
+a sink's address can post to it, so no error holds an address.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LEAD = {
 
 @dataclass(frozen=True)
 class Message:
-    """What a sink is told about a problem, complete in itself."""
+    """A message about one problem; a sink needs nothing besides."""
 
     key: str
     news: News
@@ -54,12 +54,12 @@ class Message:
 
     @property
     def headline(self) -> str:
-        """What, and whether it is new."""
+        """The problem, and what is new about it."""
         return f"{_LEAD[self.news]}{self.what}"
 
     @property
     def period(self) -> str:
-        """Since when, and if it is over until when, UTC."""
+        """When the problem began and, if it is over, when it ended (UTC)."""
         until = f" until {_text(self.resolved_at)}" if self.resolved_at else ""
         return f"since {_text(self.since)}{until}"
 
@@ -69,9 +69,9 @@ class NotDelivered(Exception):
 
     Args:
         reason: A code for logs, such as ``http_500``; never an address or a body.
-        down: Whether the next message would fail alike.
-        again: Whether the same message may be taken in a moment.
-        retry_after: Seconds that the sink asked to wait.
+        down: Whether the next message would fail too.
+        again: Whether the same message may succeed after a pause.
+        retry_after: Seconds to wait, as the sink asked; None: it did not ask.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class NotDelivered(Exception):
 
 
 class Sink(Protocol):
-    """Somewhere that a problem is told."""
+    """A receiver of alerts."""
 
     @property
     def name(self) -> str:
@@ -93,18 +93,18 @@ class Sink(Protocol):
 
     @property
     def least(self) -> Severity:
-        """The least severity that it is told."""
+        """The lowest severity that is sent to it."""
 
     def send(self, message: Message) -> None:
-        """Tell it.
+        """Send one message.
 
         Raises:
-            NotDelivered: It was not taken.
+            NotDelivered: The sink did not take it.
         """
 
 
 class Slack:
-    """An incoming webhook: warnings, and what is critical too, so that the channel has the whole story."""
+    """An incoming webhook of Slack. It gets warnings and critical alerts, so the channel shows the whole course."""
 
     name = "slack"
     least: Severity = "warning"
@@ -124,7 +124,7 @@ class Slack:
 
 
 class PagerDuty:
-    """Events API v2: only what is critical wakes somebody up; what is no longer critical resolves the incident."""
+    """PagerDuty, Events API v2. Only a critical alert pages somebody; once it is less than critical it is resolved."""
 
     name = "pagerduty"
     least: Severity = "critical"
@@ -165,13 +165,13 @@ class PagerDuty:
 
 
 class Sentry:
-    """One issue a problem: the key is the fingerprint."""
+    """Sentry: one issue for each problem, with the problem's key as its fingerprint."""
 
     name = "sentry"
     least: Severity = "warning"
 
     def send(self, message: Message) -> None:
-        """Send one message and wait for it to leave."""
+        """Send one message and wait until it has left."""
         level: Literal["info", "warning", "fatal"] = "fatal" if message.severity == "critical" else "warning"
         taken = error_reporting.notify(
             message.headline,
@@ -190,7 +190,7 @@ class Sentry:
 
 
 def sinks_of(settings: Settings) -> list[Sink]:
-    """Return the sinks that are set."""
+    """Return a sink for each one that the settings name."""
     sinks: list[Sink] = []
     if settings.sentry_dsn:
         sinks.append(Sentry())
@@ -214,11 +214,11 @@ def _post(url: str, body: dict[str, Any]) -> None:
 
 def _post_once(url: str, body: dict[str, Any]) -> None:
     try:
-        # Redirects are not followed: the body of a webhook goes nowhere but where it was set to go.
-        # Nor is the answer's body read: its status says it all, and a sink that trickles holds nobody up.
+        # Redirects are not followed: the body goes to the configured address alone.
+        # The answer's body is not read: the status is enough, and a slow body would delay the run.
         with httpx.stream("POST", url, json=body, timeout=TIMEOUT_SECONDS) as answer:
             pass
-    except (httpx.HTTPError, httpx.InvalidURL) as error:  # their texts may quote the address
+    except (httpx.HTTPError, httpx.InvalidURL) as error:  # the error's text may quote the address
         raise NotDelivered(type(error).__name__, again=True) from None
     if answer.is_success:
         return

@@ -1,8 +1,8 @@
-"""Where archives lie: a folder, or a bucket of any S3-compatible store. Written and read as streams, never as a whole.
+"""Where archives lie: a folder, or a bucket of any S3-compatible store. Objects are streamed, never held as a whole.
 
-A name appears in a folder only when its object is complete and on the disk: the caller deletes rows on the strength of
-it. What a killed process leaves behind is a hidden file there; in a bucket it is at most the parts of an upload that
-was never completed, which the bucket's own lifecycle rule removes.
+In a folder an object has its name only when it is complete and on the disk, because the caller deletes rows once it is
+there. Its files are private (``private_files.py``). A killed process leaves a hidden file in a folder, and in a bucket
+at most the parts of an incomplete upload, which the bucket's own lifecycle rule removes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +20,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
+from scripts.utils import private_files
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.settings import Settings
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
     from obstore.store import S3Config
 
 READ_BYTES = 1024 * 1024
-# Below it an object is one call; above it goes up in parts of this size, so at most two lie in memory.
+# A smaller object is uploaded in one call, a larger one in parts of this size, of which two at most are in memory.
 PART_BYTES = 8 * 1024 * 1024
 _PATIENCE = timedelta(seconds=60)
 _HIDDEN = ".incomplete-"
+_NOT_IN_NAMES = frozenset(map(chr, (*range(32), 127))) | {"\\"}
 _NO_ROOM = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
@@ -39,7 +41,7 @@ _NO_ROOM = {
 
 
 class ArchiveStoreFailed(OpsError):
-    """The store did not do what it was asked for."""
+    """The store refused or failed; the message says what is wrong and what to do."""
 
     stop_reason = "archive_store_failed"
 
@@ -51,35 +53,35 @@ class ObjectMissing(ArchiveStoreFailed):
 
 
 class Writer(Protocol):
-    """Takes an object's bytes, one piece after the other."""
+    """What an object's bytes are written to."""
 
     def write(self, data: bytes, /) -> object:
-        """Append."""
+        """Append bytes."""
 
 
 class ArchiveStore(Protocol):
-    """A place for objects; every method raises ArchiveStoreFailed with what is wrong and what to do."""
+    """A place for objects. Every method raises ArchiveStoreFailed, also for a name that could lead out of the place."""
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Writer]:
-        """Write an object; it is complete and durable when the block ends, and not there if the block fails."""
+        """Write an object: complete and durable when the block ends, absent if the block fails."""
 
     def read(self, name: str) -> Iterator[bytes]:
         """Read an object in pieces.
 
         Raises:
-            ObjectMissing: There is none.
+            ObjectMissing: There is no object of that name.
         """
 
     def delete(self, name: str) -> None:
-        """Delete an object; one that is not there is no error."""
+        """Delete an object; a missing object is no error."""
 
     def names(self) -> Iterator[str]:
-        """List what is there."""
+        """List the objects' names."""
 
 
 def store_of(settings: Settings) -> ArchiveStore:
-    """Return the archives' store; nothing is asked of it yet.
+    """Return the store of the archives, without a call to it.
 
     Raises:
         Misconfigured: Names what is not set.
@@ -90,13 +92,13 @@ def store_of(settings: Settings) -> ArchiveStore:
 
 
 def store_at(url: str, settings: Settings, variable: str, *, patience: timedelta = _PATIENCE) -> ArchiveStore:
-    """Return the store at a place; nothing is asked of it yet.
+    """Return the store at a place, without a call to it.
 
     Args:
         url: ``file:///folder`` or ``s3://bucket/prefix``.
         settings: The bucket's login.
         variable: The setting that names the place, for messages.
-        patience: Longest time for one call and its repetitions; a folder knows none.
+        patience: Longest time for one call with its repetitions; a folder has no such limit.
 
     Raises:
         Misconfigured: Names what is not set.
@@ -134,7 +136,7 @@ class FolderStore:
     """A folder, such as a mounted disk.
 
     Args:
-        root: It must be there: a disk that is not mounted must not become a folder on another one.
+        root: The folder. It must exist: where a disk is not mounted, its folder must not be made on another disk.
         variable: The setting that names it, for messages.
     """
 
@@ -144,57 +146,47 @@ class FolderStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Writer]:
-        """Write to a hidden file, and give it its name once the disk has it."""
-        path = self._path(name)
-        hidden = path.with_name(_HIDDEN + path.name)
-        with self._explained("written"):
-            self._require_root()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with hidden.open("wb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                hidden.rename(path)
-                for folder in (path.parent, *path.parent.parents):
-                    _sync_folder(folder)  # a new folder's name is in the folder above
-                    if folder == self._root:
-                        break
-            except BaseException:
-                with suppress(OSError):
-                    hidden.unlink(missing_ok=True)
-                raise
+        """Write to a hidden file, and rename it once it is on the disk."""
+        *folders, last = checked_name(name)
+        with (
+            self._explained("written"),
+            self._folder(folders, make=True) as within,
+            private_files.replacing(within, last, hidden=_HIDDEN + last) as file,
+        ):
+            yield file
 
     def read(self, name: str) -> Iterator[bytes]:
         """Read a file in pieces."""
-        with self._explained("read"):
-            self._require_root()
+        *folders, last = checked_name(name)
+        with self._explained("read"), ExitStack() as stack:
             try:
-                file = self._path(name).open("rb")
+                file = stack.enter_context(private_files.reading(stack.enter_context(self._folder(folders)), last))
             except FileNotFoundError:
                 raise ObjectMissing(f"{name} is not in the folder that {self._variable} names") from None
-            with file:
-                while piece := file.read(READ_BYTES):
-                    yield piece
+            while piece := file.read(READ_BYTES):
+                yield piece
 
     def delete(self, name: str) -> None:
-        """Delete a file, and what an interrupted process left of it."""
-        with self._explained("deleted"):
-            self._require_root()
-            path = self._path(name)
-            for each in (path, path.with_name(_HIDDEN + path.name)):
-                each.unlink(missing_ok=True)
+        """Delete a file, and the hidden file of an interrupted process."""
+        *folders, last = checked_name(name)
+        with self._explained("deleted"), suppress(FileNotFoundError), self._folder(folders) as within:
+            for each in (last, _HIDDEN + last):
+                with suppress(FileNotFoundError):
+                    os.unlink(each, dir_fd=within)
 
     def names(self) -> Iterator[str]:
-        """List the files."""
+        """List the regular files; symbolic links are neither listed nor followed."""
         with self._explained("listed"):
             self._require_root()
             for path in sorted(self._root.rglob("*")):
-                if path.is_file():
+                if path.is_file() and not path.is_symlink():
                     yield path.relative_to(self._root).as_posix()
 
-    def _path(self, name: str) -> Path:
-        return self._root.joinpath(*name.split("/"))
+    @contextmanager
+    def _folder(self, folders: list[str], *, make: bool = False) -> Iterator[int]:
+        self._require_root()
+        with private_files.folder(self._root, folders, make=make) as within:
+            yield within
 
     def _require_root(self) -> None:
         if not self._root.is_dir():
@@ -209,16 +201,23 @@ class FolderStore:
             raise ArchiveStoreFailed(f"it could not be {what} in the folder of {self._variable}: {why}") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def checked_name(name: str) -> list[str]:
+    """Return the parts of an object's name.
+
+    The same rule stands as a CHECK in ops.archives (migration 0023): a name that was written into the database by
+    somebody else must lead nowhere but into the store.
+
+    Raises:
+        ArchiveStoreFailed: The name could lead out of the store, or names no object.
+    """
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or any(character in _NOT_IN_NAMES for character in name):
+        raise ArchiveStoreFailed("the name of an object is refused: it is empty, absolute, or holds '..', '\\' or NUL")
+    return parts
 
 
 class BucketStore:
-    """A bucket, or a prefix in one.
+    """A bucket, or a prefix in a bucket.
 
     Args:
         store: The client.
@@ -231,22 +230,25 @@ class BucketStore:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[Writer]:
-        """Upload; what is small enough in one call, which is there as a whole or not at all."""
+        """Upload an object; a small one in a single call, which makes it complete or not at all."""
+        checked_name(name)
         with _explained("written", name, self._variable):
             file = obstore.open_writer(self._store, name, buffer_size=PART_BYTES, max_concurrency=1)
-        # Not closed where the block fails: closing completes the upload.
+        # Left open if the block fails, because closing completes the upload.
         yield _BucketWriter(file, name, self._variable)
         with _explained("written", name, self._variable):
             file.close()
 
     def read(self, name: str) -> Iterator[bytes]:
         """Download in pieces."""
+        checked_name(name)
         with _explained("read", name, self._variable):
             for piece in obstore.get(self._store, name).stream(min_chunk_size=READ_BYTES):
                 yield bytes(piece)
 
     def delete(self, name: str) -> None:
         """Delete an object."""
+        checked_name(name)
         with suppress(ObjectMissing), _explained("deleted", name, self._variable):
             obstore.delete(self._store, name)
 
@@ -275,7 +277,7 @@ def _explained(what: str, name: str, variable: str) -> Iterator[None]:
     except FileNotFoundError:
         raise ObjectMissing(f"{name} is not in the bucket that {variable} names, or the bucket is not there") from None
     except (BaseError, OSError) as error:
-        # The library's text quotes addresses and requests; its type says enough.
+        # Only the error's type: its text quotes addresses and requests.
         raise ArchiveStoreFailed(
             f"{name} could not be {what}: the store of {variable} answered {type(error).__name__}; check that it is"
             " up, that the bucket exists and that the login may read, write and delete there"

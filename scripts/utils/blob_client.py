@@ -1,7 +1,8 @@
-"""Vercel Blob's HTTP API (version 12): delete many, list, head, read.
+"""A client of Vercel Blob's HTTP API, version 12: delete many, list, head, read.
 
-Called directly: the official Python client has no retry, no limit and fifteen distributions (docs/decisions/0008).
-Both official clients check, in tests/contracts/, the server that this one is tested against.
+It calls the API by httpx: the official Python client repeats no call, has no rate limit and brings fifteen
+distributions (docs/decisions/0008). In tests/contracts/ both official clients check the local server that this client
+is tested against.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 from httpx import codes
 
+from scripts.utils.blob_names import blob_name
 from scripts.utils.blob_token import secret_of, store_of
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.rate_limit import SharedRateLimit
@@ -27,18 +29,17 @@ PAGE = 1000
 ATTEMPTS = 4
 RETRY_SECONDS = 300.0
 LONGEST_RETRY_AFTER = 60.0
-_HOST_SUFFIXES = (".public.blob.vercel-storage.com", ".private.blob.vercel-storage.com")
-# The code decides, not the status: the same code comes with different ones.
+# Decide by the error code: the store sends one code with different HTTP statuses.
 _RETRYABLE = frozenset({"service_unavailable", "internal_server_error", "unknown_error", "rate_limited", "no_answer"})
 _FATAL = frozenset({"forbidden", "store_not_found", "store_suspended", "not_allowed"})
 
 
 class BlobCallFailed(Exception):
-    """The store refused a call, or gave no answer: whether it was carried out is then unknown.
+    """The store refused a call or gave no answer. After no answer the call may or may not have been carried out.
 
     Args:
         code: The store's error code, or ``no_answer``.
-        retry_after: Seconds that the store asked to wait.
+        retry_after: Seconds to wait, as the store asked; None: it did not ask.
     """
 
     def __init__(self, code: str, retry_after: float | None = None) -> None:
@@ -53,13 +54,13 @@ class BlobCallFailed(Exception):
 
     @property
     def fatal(self) -> bool:
-        """Whether every further call would fail alike: token or store."""
+        """Whether every further call would fail too, because token or store are wrong."""
         return self.code in _FATAL
 
 
 @dataclass(frozen=True)
 class ListedBlob:
-    """A blob in a listing."""
+    """A blob, as the listing has it."""
 
     pathname: str
     uploaded_at: datetime
@@ -67,7 +68,7 @@ class ListedBlob:
 
 @dataclass(frozen=True)
 class Page:
-    """A page of a listing; ``cursor`` is None on the last one."""
+    """A page of the listing; ``cursor`` is None on the last page."""
 
     blobs: list[ListedBlob]
     cursor: str | None
@@ -77,16 +78,20 @@ class BlobClient:
     """The store that the token belongs to.
 
     Args:
-        settings: Token, URL and limits.
-        breaker: Sees every attempt that ``delete``, ``page`` and ``exists`` make, unless they are told otherwise.
+        settings: Token, URLs and limits.
+        breaker: Counts every attempt of ``delete``, ``page`` and ``exists``, unless ``counted`` is false.
         limit: Counts the blobs of every delete.
-        pause: Waits for so many seconds; raises to give up.
+        pause: Waits so many seconds; raises an exception to give up.
+
+    Raises:
+        Misconfigured: There is no token.
     """
 
     def __init__(
         self, settings: Settings, *, breaker: CircuitBreaker, limit: SharedRateLimit, pause: Callable[[float], None]
     ) -> None:
-        self.store = store_of(settings)
+        self.store = store_of(settings).lower()
+        """The store's id, as the hosts of its URLs have it: in small letters."""
         self._breaker = breaker
         self._limit = limit
         self._pause = pause
@@ -106,30 +111,21 @@ class BlobClient:
         self._http.close()
 
     def pathname(self, name: str) -> str | None:
-        """Return the pathname that a URL or pathname names; None: it is not in this store, so it gets no call."""
-        if "://" not in name:
-            return name
-        try:
-            parts = urlsplit(name)
-            # Strictly: a name that was mended is another one, and the store would say that it is gone.
-            pathname = unquote(parts.path.removeprefix("/"), errors="strict")
-        except ValueError:
-            return None
-        # All of it, not the host alone: a URL with a user or a port is refused with its whole call, like a wrong token.
-        ours = parts.netloc.lower() in {self.store.lower() + suffix for suffix in _HOST_SUFFIXES}
-        return pathname if ours and parts.scheme == "https" else None
+        """Return the canonical pathname of a row's value; None: it is no name of a blob in this store."""
+        found = blob_name(name)
+        return found.pathname if found.store in ("", self.store) else None
 
     def delete(self, names: Sequence[str], *, attempts: int = ATTEMPTS, counted: bool = True) -> None:
-        """Delete blobs by URL or pathname; one that is gone already counts as deleted.
+        """Delete blobs by pathname; a blob that is gone already counts as deleted.
 
         Args:
-            names: At most as many as the limit lets through a minute.
-            attempts: Calls at most.
-            counted: Whether the breaker sees failures.
+            names: Pathnames, at most as many as the limit lets through a minute.
+            attempts: Most calls to make.
+            counted: Whether the circuit breaker counts failures.
 
         Raises:
-            BlobCallFailed: What became of the blobs is unknown.
-            CircuitOpen: Too many of the last calls failed.
+            BlobCallFailed: The blobs may or may not be gone.
+            CircuitOpen: Too many of the last calls failed; this one was not made.
         """
 
         def call() -> None:
@@ -142,7 +138,7 @@ class BlobClient:
         """List blobs, 1,000 a call.
 
         Raises:
-            BlobCallFailed: No page could be had.
+            BlobCallFailed: The store gave no page.
         """
         query = {"prefix": prefix, "limit": str(PAGE)} | ({"cursor": cursor} if cursor else {})
         body = self._repeat(lambda: self._breaker.call(lambda: self._request("GET", "", params=query)), ATTEMPTS)
@@ -161,21 +157,21 @@ class BlobClient:
         try:
             self._head(name)
         except BlobCallFailed as error:
-            # By its code: a proxy's 404, or that of a wrong address, says nothing about the blob.
+            # By the error code: a 404 from a proxy or a wrong address says nothing about the blob.
             if error.code == "not_found":
                 return False
             raise
         return True
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Read a blob in pieces, from where the store says that it is delivered.
+        """Read a blob in pieces, from the URL that the store gives for it.
 
         Raises:
-            BlobCallFailed: It is not there, or its content could not be had.
+            BlobCallFailed: The blob is not there, or its content could not be read.
         """
         where = self._head(name)
         url = where.get("url") if isinstance(where, dict) else None
-        # The token goes along: to nobody but the store.
+        # The request carries the token, so it goes to the store alone.
         if not isinstance(url, str) or self.pathname(url) is None:
             raise BlobCallFailed("foreign_store")
         if self._delivery:
@@ -211,7 +207,7 @@ class BlobClient:
             try:
                 answer = self._http.request(method, path, headers={"traceparent": trace} if trace else None, **content)
             except httpx.HTTPError:
-                raise BlobCallFailed("no_answer") from None  # its text may quote the URL
+                raise BlobCallFailed("no_answer") from None  # the error's text may quote the URL
             facts["http.response.status_code"] = answer.status_code
         try:
             body = answer.json()

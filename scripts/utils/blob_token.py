@@ -1,4 +1,4 @@
-"""The token of Vercel Blob, and the store that it names: all that many a job needs to know of a store."""
+"""The token of Vercel Blob, and the id of the store that it belongs to. Modules that need no more import only this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One mail through the SMTP server that the settings name; no secret, address or server text in any error."""
+"""Sends mail through the SMTP server of the settings. No error holds a secret, an address or the server's text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MailNotSent(OpsError):
 
 
 def require_mail_settings(settings: Settings) -> None:
-    """Refuse before any work what could not be sent after it.
+    """Check the mail settings before the work whose result is to be mailed.
 
     Raises:
         Misconfigured: Names every variable that is missing.
@@ -123,7 +123,7 @@ def _deliver(settings: Settings, message: EmailMessage, recipients: list[str]) -
     except BaseException:
         server.close()
         raise
-    # The server has taken the mail: whatever goes wrong now must not send it a second time.
+    # The server has taken the mail: an error from here on must not make the caller send it again.
     with suppress(OSError, smtplib.SMTPException):
         server.quit()
     return refused

@@ -1,13 +1,12 @@
-"""What every report stands on: its page's template, its figures as a person says them, its file."""
+"""What all reports share: how their templates are rendered, how durations are written, how their files are saved."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from scripts.utils import private_files
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.free_text import visible
 
@@ -16,13 +15,13 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 class ReportNotWritten(OpsError):
-    """The file could not be written; what was there before is untouched."""
+    """The report's file could not be written; an older file is unchanged."""
 
     stop_reason = "report_not_written"
 
 
 def environment(folder: Path) -> Environment:
-    """Return what renders the templates in a folder: escaped by default, and strict about names."""
+    """Return a renderer of the templates in a folder: it escapes by default and refuses unknown names."""
     made = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
@@ -37,7 +36,7 @@ def environment(folder: Path) -> Environment:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as a person says them: two units at most."""
+    """Return seconds as a person would write them, in two units at most; None: ``not known``."""
     if seconds is None:
         return NOT_KNOWN
     whole = round(seconds)
@@ -51,46 +50,39 @@ def duration(seconds: float | None) -> str:
 
 
 def write(path: Path, content: str | bytes, flag: str = "--output") -> None:
-    """Write a file as a whole or not at all.
+    """Write a file as a whole or not at all; only its owner may read it.
 
     Args:
-        path: Where.
-        content: What; a text in UTF-8.
-        flag: What named the path on the command line, for messages.
+        path: The file.
+        content: A text, written as UTF-8, or bytes.
+        flag: The flag that named the path, for messages.
 
     Raises:
-        Misconfigured: The path is a directory or a device, or its folder is not there.
+        Misconfigured: The path is a directory, a device or a symbolic link, or its folder is not there.
         ReportNotWritten: The file system refused.
     """
     check_path(path, flag)
-    target = Path(os.path.realpath(path))
-    fresh = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.new")
     try:
-        try:
-            with fresh.open("xb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
+        private_files.write(path, content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise ReportNotWritten(f"{flag} {path}: {error.strerror}; it was not written") from None
 
 
 def check_path(path: Path, flag: str = "--output") -> None:
-    """Refuse a place where no file can be put.
+    """Refuse a path at which no file can be written.
 
     Raises:
         Misconfigured: Says why.
     """
     try:
+        if path.is_symlink():
+            raise Misconfigured(f"{flag} {path} is a symbolic link: name the file itself")
         if path.is_dir():
             raise Misconfigured(f"{flag} {path} is a directory: name a file in it")
-        # Renaming a file over a device would take the device away from everybody.
+        # A rename would replace a device, such as /dev/null, by the file.
         if path.exists() and not path.is_file():
             raise Misconfigured(f"{flag} {path} is not a regular file")
-        if not Path(os.path.realpath(path)).parent.is_dir():
+        if not path.parent.is_dir():
             raise Misconfigured(f"{flag} {path}: its directory does not exist")
     except OSError as error:
         raise Misconfigured(f"{flag} {path}: {error.strerror}") from None

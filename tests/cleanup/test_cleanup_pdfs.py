@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.purge.purge import Purge
 
 DUE = range(250)
 
@@ -78,6 +79,165 @@ def test_a_blob_that_another_row_still_names_is_kept_until_that_row_is_due_too(r
     plans.balance()
 
 
+NAMES_OF_ONE = [
+    "https://{host}/meal-plans/a%20b.pdf",
+    "https://{host}/meal-plans/a%20b.pdf?download=1",
+    "https://{host}/meal-plans/%61%20b.pdf#page=2",
+    "HTTPS://{HOST}:443/meal-plans/a%20b.pdf",
+    "http://{private}/meal-plans/a%20b.pdf",
+    "/meal-plans/a b.pdf",
+    # What is no certain name of it protects it all the same.
+    " meal-plans/a b.pdf",
+    "\ufeffhttps://{host}/meal-plans/a%20b.pdf",
+    "meal-plans/a%20b.pdf",
+    "meal-plans/a b.pdf?download=1",
+    "//meal-plans/a b.pdf",
+    "https://someone@{host}:8443/meal-plans/a%20b.pdf",
+    "https://cdn.example.com/meal-plans/a%20b.pdf",
+]
+OTHER_BLOBS = [
+    "https://{host}/meal-plans/a%2520b.pdf",
+    "https://{host}/meal-plans/A%20b.pdf",
+    "meal-plans/a  b.pdf",
+    "https://otherstore.public.blob.vercel-storage.com/meal-plans/a%20b.pdf",
+]
+
+
+def spelled(name, blobs):
+    host = blobs.delivery_host
+    return name.format(host=host, HOST=host.upper(), private=host.replace(".public.", ".private."))
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ONE)
+@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "unindexed"])
+def test_a_blob_that_another_row_names_in_another_spelling_stays(run_pdfs, plans, blobs, name, indexed):
+    if not indexed:
+        plans.link.execute("DROP INDEX meal_plans_blob_key_idx")
+    blobs.put("meal-plans/a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
+    plans.add([3])
+
+    predicted, done = run_pdfs("--dry-run"), run_pdfs()
+
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (1, 1)
+    assert blobs.get("meal-plans/a b.pdf")
+    assert plans.intents() == {"confirmed": 1}
+
+
+@pytest.mark.parametrize("name", OTHER_BLOBS)
+def test_a_blob_that_no_other_row_names_goes(run_pdfs, plans, blobs, name):
+    blobs.put("meal-plans/a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
+    assert run_pdfs().closing["records_deleted"] == 1
+    assert blobs.get("meal-plans/a b.pdf") is None
+
+
+@pytest.mark.parametrize("change", ["created_at = now()", "created_at = NULL", "pdf_blob_path = '/meal-plans/a b.pdf'"])
+def test_a_row_that_needs_the_blob_since_its_intent_was_written_keeps_it(run_pdfs, plans, blobs, change):
+    blobs.put("meal-plans/a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    plans.add([2], name=lambda _: spelled(NAMES_OF_ONE[0], blobs), put=False)
+    plans.link.execute("ALTER TABLE meal_plans ALTER created_at DROP NOT NULL")
+    plans.link.execute(
+        "CREATE FUNCTION public.need_it() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
+        f" UPDATE public.meal_plans SET {change} WHERE id = '{plans.id(2)}'; RETURN NULL; END $$;"
+        " CREATE TRIGGER need_it AFTER INSERT ON ops.blob_deletions FOR EACH STATEMENT EXECUTE FUNCTION need_it()"
+    )
+    run_pdfs()
+    assert blobs.get("meal-plans/a b.pdf")
+    assert plans.id(2) in plans.named()
+
+
+def test_a_row_without_a_date_keeps_its_blob(run_pdfs, plans, blobs):
+    plans.link.execute("ALTER TABLE meal_plans ALTER created_at DROP NOT NULL")
+    plans.add([1])
+    plans.add([2], age=None, name=lambda _: blobs.url_of(plans.path(1)), put=False)
+    assert run_pdfs().closing["records_deleted"] == 0
+    assert plans.there([1]) == {1}
+
+
+def calls_of_a_dry_run(run_pdfs, plans, rows):
+    """How often a dry run reads a name, with so many rows and no index."""
+    plans.link.execute("TRUNCATE meal_plans CASCADE")
+    plans.link.execute("DROP INDEX IF EXISTS meal_plans_blob_key_idx")
+    plans.add(range(rows // 2), put=False)
+    plans.add(range(rows // 2, rows), age="1 day", name=lambda n: plans.path(n - rows // 2), put=False)
+    plans.link.execute("SELECT pg_stat_reset()")
+    assert run_pdfs("--dry-run").closing["records_to_delete"] == 0
+    plans.link.execute("SELECT pg_stat_force_next_flush()")
+    (calls,) = plans.link.execute(
+        "SELECT coalesce(sum(calls), 0) FROM pg_stat_user_functions WHERE funcname LIKE '%blob%'"
+    ).fetchone()
+    return int(calls)
+
+
+@pytest.mark.parametrize("analysed", [True, False])
+def test_without_an_index_the_survey_reads_each_name_so_many_times_and_no_more(run_pdfs, plans, analysed):
+    plans.link.execute("ALTER DATABASE " + plans.link.info.dbname + " SET track_functions = 'all'")
+    if not analysed:
+        plans.link.execute("ALTER TABLE meal_plans SET (autovacuum_enabled = off)")
+    few, many = (calls_of_a_dry_run(run_pdfs, plans, rows) for rows in (400, 1600))
+    assert few > 0
+    assert many <= 4 * few
+
+
+def test_a_count_ends_when_the_runs_time_is_used_up(run_pdfs, plans):
+    plans.add([1])
+    plans.link.execute(
+        "CREATE OR REPLACE FUNCTION ops.blob_trouble(p_of text, p_pathname text, p_store text, p_prefix text)"
+        " RETURNS text LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'"
+    )
+    for arguments in (["--dry-run"], []):
+        done = run_pdfs(*arguments, "--max-duration", "2")
+        assert (done.code, done.closing["stop_reason"]) == (3, "time_budget")
+    assert plans.there([1]) == {1}
+
+
+def test_what_a_restart_undid_is_said_and_the_next_run_puts_it_right(run_pdfs, plans, monkeypatch):
+    """As with ``synchronous_commit = off`` and a server that was stopped at once: the last commits are not there."""
+    plans.add(range(3))
+    finish = Purge._finish
+
+    def after_a_restart(purge, *arguments):
+        link = plans.link
+        link.execute("SET session_replication_role = replica")
+        link.execute("UPDATE meal_plans SET pdf_blob_path = 'meal-plans/' || id || '.pdf', pdf_deleted_at = NULL")
+        link.execute("DELETE FROM ops.blob_deletions; DELETE FROM ops.audit_batches")
+        link.execute("UPDATE ops.audit_head SET seq = 0, seal = '\\x'")
+        link.execute("SET session_replication_role = origin")
+        finish(purge, *arguments)
+
+    monkeypatch.setattr(Purge, "_finish", after_a_restart)
+    done = run_pdfs()
+    assert (done.code, done.closing["stop_reason"]) == (3, "changes_lost")
+    assert "3 changes that PostgreSQL had confirmed are not there any more" in done.closing["error"]
+    assert "trigger" not in done.out
+
+    monkeypatch.undo()
+    again = run_pdfs()
+    assert (again.code, again.closing["records_deleted"]) == (0, 3)
+    assert plans.finalised() == {plans.id(n) for n in range(3)}
+
+
+def test_names_that_are_not_ours_in_number_stop_the_run_before_anything_is_done(run_pdfs, plans):
+    plans.add(range(201), name=lambda n: f"elsewhere/{n}.pdf", put=False)
+    plans.add([300])
+    predicted, done = run_pdfs("--dry-run"), run_pdfs()
+    assert (predicted.code, done.code, done.closing["stop_reason"]) == (1, 1, "cap_exceeded")
+    assert "is it the right store and prefix?" in done.closing["error"]
+    assert plans.there([300]) == {300}
+
+
+def test_a_limit_is_not_used_up_by_what_is_for_a_person(run_pdfs, plans):
+    plans.add(range(5), age="92 days", name=lambda n: f"elsewhere/{n}.pdf", put=False)
+    plans.add(range(10, 14))
+    predicted, done = run_pdfs("--dry-run", "--limit", "3"), run_pdfs("--limit", "3")
+    assert [(each.closing["records_queued"]) for each in (predicted, done)] == [5, 5]
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (3, 3)
+
+
 def test_urls_pathnames_and_blobs_that_are_gone_already(run_pdfs, plans, blobs):
     plans.add([1], name=lambda n: blobs.url_of(plans.path(n)))
     plans.add([2], put=False)
@@ -104,7 +264,8 @@ def test_what_is_not_ours_gets_neither_call_nor_token(run_pdfs, plans, name, err
     assert done.code == 4
     assert plans.finalised() == {plans.id(2)}
     assert plans.items() == [(plans.id(1), "pending", 1)]
-    assert plans.reasons()[plans.id(1)] == error
+    assert plans.link.execute("SELECT context ->> 'error' FROM ops.manual_resolution_queue").fetchall() == [(error,)]
+    assert plans.intents() == {"confirmed": 1}
     assert [call.targets for call in plans.blobs.log] == [(plans.path(2),)]
     assert name not in done.out
 

@@ -104,7 +104,8 @@ def test_what_is_held_stays_as_it_is(reconcile, plans, blobs, orphan, scope):
         " VALUES (%s, 'public.meal_plans', %s, 'r', 'me')",
         (scope, plans.id(1) if scope == "row" else None),
     )
-    reconcile()
+    predicted, done = reconcile("--dry-run"), reconcile()
+    assert predicted.closing["records_to_delete"] == done.closing["records_deleted"]
     assert plans.finalised() == set()
     assert (blobs.get(kept) is not None) == (scope == "table")
 
@@ -118,11 +119,12 @@ def test_the_wrong_store_is_refused(reconcile, plans, tmp_path, blobs):
     assert plans.finalised() == set()
 
 
-def test_a_row_that_begins_to_name_an_orphan_keeps_it(reconcile, plans, blobs, orphan):
-    name = orphan("meal-plans/found-again.pdf")
+@pytest.mark.parametrize("spelling", ["meal-plans/found%20again.pdf?x", " meal-plans/found again.pdf"])
+def test_a_row_that_begins_to_name_an_orphan_keeps_it(reconcile, plans, blobs, orphan, spelling):
+    name = orphan("meal-plans/found again.pdf")
     plans.link.execute(
         "CREATE FUNCTION public.name_it() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
-        " UPDATE meal_plans SET pdf_blob_path = 'meal-plans/found-again.pdf'; RETURN NULL; END $$;"
+        f" UPDATE meal_plans SET pdf_blob_path = '{spelling}'; RETURN NULL; END $$;"
         " CREATE TRIGGER name_it AFTER INSERT ON ops.blob_deletions FOR EACH STATEMENT EXECUTE FUNCTION name_it()"
     )
     plans.add([1], age="10 days")
@@ -140,7 +142,8 @@ def test_a_store_that_fails_while_it_lists_changes_nothing(reconcile, plans, blo
     assert actions(plans) == []
 
 
-def test_an_unordered_listing_changes_nothing(reconcile, plans, orphan, monkeypatch, blobs):
+def test_no_order_is_asked_of_the_listing(reconcile, plans, orphan, monkeypatch, blobs):
+    plans.add(range(5), age="10 days")
     orphan("meal-plans/a.pdf")
     orphan("meal-plans/b.pdf")
     page = BlobStore.page
@@ -151,9 +154,88 @@ def test_an_unordered_listing_changes_nothing(reconcile, plans, orphan, monkeypa
         return found
 
     monkeypatch.setattr(BlobStore, "page", reversed_page)
-    done = reconcile()
-    assert (done.code, done.closing["stop_reason"]) == (1, "unordered_listing")
-    assert blobs.get("meal-plans/a.pdf")
+    assert reconcile().closing["records_deleted"] == 2
+    assert plans.there(range(5)) == set(range(5))
+
+
+@pytest.fixture
+def pages_of_seven(monkeypatch):
+    monkeypatch.setattr("scripts.utils.blob_client.PAGE", 7)
+
+
+def names_of_twenty(blobs):
+    return [f"meal-plans/plan {n:03}.pdf" for n in range(1, 21)], f"https://{blobs.delivery_host}/meal-plans/plan%20"
+
+
+ODD = [" {url}021.pdf", "\xa0{url}005.pdf", "meal-plans/%zz.pdf", "{url}%ff.pdf", "", "zzz", "~~~ä/x", "://"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_one_odd_value_neither_deletes_nor_blocks_anything_but_itself(
+    reconcile, plans, blobs, orphan, pages_of_seven, odd
+):
+    names, url = names_of_twenty(blobs)
+    plans.add(range(1, 21), age="10 days", name=lambda n: f"{url}{n:03}.pdf", put=False)
+    plans.add([99], age="10 days", name=lambda _: odd.format(url=url), put=False)
+    lost = [orphan(name) for name in ("meal-plans/lost.pdf", "meal-plans/plan%20001.pdf.bak", "meal-plans/ä.pdf")]
+    for name in names:
+        orphan(name)
+
+    predicted, done = reconcile("--dry-run"), reconcile()
+
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (3, 3)
+    assert [blobs.get(name) is not None for name in names] == [True] * 20
+    assert [blobs.get(name) for name in lost] == [None] * 3
+    assert plans.finalised() == set()
+
+
+def test_what_may_mean_a_blob_keeps_it_from_being_an_orphan(reconcile, plans, blobs, orphan):
+    values = {
+        "meal-plans/a b.pdf": "meal-plans/a%20b.pdf",
+        "meal-plans/c.pdf": " meal-plans/c.pdf",
+        "meal-plans/d.pdf": "https://cdn.example.com/meal-plans/d.pdf",
+        "meal-plans/e.pdf": "meal-plans/e.pdf?download=1",
+        "meal-plans/f.pdf": f"//{blobs.delivery_host}/meal-plans/f.pdf",
+    }
+    for number, (pathname, value) in enumerate(values.items()):
+        orphan(pathname)
+        plans.add([number], age="10 days", name=lambda _, value=value: value, put=False)
+    predicted, done = reconcile("--dry-run"), reconcile()
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (0, 0)
+    assert all(blobs.get(pathname) for pathname in values)
+    assert plans.finalised() == set()
+
+
+def test_rows_of_another_store_need_nothing_of_this_one(reconcile, plans, blobs, orphan):
+    name = orphan("meal-plans/a.pdf")
+    plans.add([1], age="10 days", name=lambda _: f"https://other.public.blob.vercel-storage.com/{name}", put=False)
+    assert reconcile("--dry-run").closing["records_to_delete"] == 1
+    assert reconcile().closing["records_deleted"] == 1
+    assert blobs.get(name) is None
+    assert plans.finalised() == set()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4])
+def test_a_limit_is_predicted_as_it_is_kept(reconcile, plans, blobs, orphan, limit):
+    plans.add(range(2), age="10 days", put=False)
+    for n in range(3):
+        orphan(f"meal-plans/lost-{n}.pdf")
+    predicted = reconcile("--dry-run", "--limit", str(limit))
+    assert predicted.closing["records_to_delete"] == limit
+    assert reconcile("--limit", str(limit)).closing["records_deleted"] == limit
+
+
+def test_what_a_killed_run_left_open_is_predicted_too(reconcile, plans, blobs, orphan):
+    name = orphan("meal-plans/lost.pdf")
+    plans.link.execute(
+        "INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, run_id) VALUES"
+        " ('meal_plan_pdfs', 'orphaned', 'public.meal_plans', 'k1:left', 'meal-plans/gone.pdf', gen_random_uuid())"
+    )
+    plans.add([1])
+    predicted, done = reconcile("--dry-run"), reconcile()
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (2, 2)
+    assert blobs.get(name) is None
+    assert plans.there([1]) == {1}, "what is due goes by its own run"
 
 
 def test_without_a_key_for_pseudonyms_it_is_misconfigured(run_pdfs):

@@ -148,7 +148,7 @@ def test_a_blob_is_retried_and_its_item_closed(call, process, link, plans, blobs
     key = str(link.execute("SELECT id FROM ops.manual_resolution_queue").fetchone()[0])
     seen = process("show", key).answer
     assert (seen["now"]["row"], seen["now"]["blob"]) == ("there", "could not be asked: service_unavailable")
-    assert list(seen["decisions"]) == ["retry", "gone", "defer", "escalate"]
+    assert list(seen["decisions"]) == ["retry", "gone", "not_ours", "defer", "escalate"]
     said = resolve(process, key, "retry")
     assert (said.code, "the store did not say what became of the blob (service_unavailable)" in said.error) == (1, True)
     blobs.faults.reset()
@@ -184,6 +184,51 @@ def test_a_blob_of_another_store_is_the_operators_word(process, link, plans, ite
     assert resolve(process, key, "gone").code == 0
     metadata = link.execute("SELECT metadata FROM ops.audit_log WHERE action = 'queue_item_resolved'").fetchone()[0]
     assert metadata["seen"] == "not_visible"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "https://elsewhere.public.blob.vercel-storage.com/meal-plans/x.pdf",
+        "https://example.com/meal-plans/x.pdf",
+        "invoices/x.pdf",
+        " meal-plans/x.pdf",
+    ],
+)
+def test_a_row_whose_blob_is_not_ours_is_settled_for_good(call, process, link, plans, blobs, name):
+    blobs.put("invoices/x.pdf", b"%PDF")
+    plans.add([1], name=lambda _: name, put=False)
+    plans.add([2])
+    cleanup = SCRIPTS / "cleanup" / "cleanup_pdfs.py"
+    predicted = call(cleanup, "--dry-run").lines[-1]
+    assert (predicted["records_to_delete"], predicted["records_queued"]) == (1, 1)
+    first = call(cleanup)
+    assert (first.code, first.lines[-1]["records_deleted"], first.lines[-1]["records_queued"]) == (4, 1, 1)
+    assert call(cleanup, "--dry-run").lines[-1]["records_queued"] == 0
+
+    key = str(link.execute("SELECT id FROM ops.manual_resolution_queue").fetchone()[0])
+    assert resolve(process, key, "not_ours").code == 0
+
+    assert item(link, key)[:2] == ("resolved", "not_ours")
+    assert link.execute(
+        "SELECT pdf_blob_path, pdf_deleted_at FROM meal_plans WHERE id = %s", (plans.id(1),)
+    ).fetchone() == (None, None)
+    assert audit(link, "public.meal_plans")[-1][1:3] == ("blob_left_alone", "decision:pdf_deletion_failed/not_ours")
+    assert blobs.get("invoices/x.pdf")
+    again = call(cleanup)
+    assert (
+        again.code,
+        again.lines[-1]["records_remaining"],
+        link.execute("SELECT count(*) FROM ops.manual_resolution_queue").fetchone(),
+    ) == (0, 0, (1,))
+
+
+def test_a_blob_of_ours_is_not_left_alone(process, link, plans, item_of):
+    plans.add([1])
+    key = item_of("pdf_deletion_failed", "public.meal_plans", plans.id(1))
+    said = resolve(process, key, "not_ours")
+    assert (said.code, "below the policy's prefix" in said.error, item(link, key)[0]) == (1, True, "pending")
+    assert plans.named() == {plans.id(1)}
 
 
 def test_a_blob_that_is_not_due_is_left_alone(process, link, plans, item_of):

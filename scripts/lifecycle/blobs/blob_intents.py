@@ -1,9 +1,9 @@
-"""The ledger of blobs that are to go: ops.blob_deletions.
+"""The outbox table of blob deletions, ``ops.blob_deletions``: one row, called an intent, for each blob to be deleted.
 
-Its states: ``pending`` (written in the batch that chose the row) becomes ``sending`` (about to be named to the store;
-hold, period and other rows were looked at again, under the gate) or ``cancelled`` (one of them keeps the blob);
-``sending`` becomes ``confirmed`` (the store said that it is gone) or ``failed`` (it would not; a person has it now).
-Whatever a crash left ``pending`` or ``sending`` is taken up by the next run: naming a blob twice does no harm.
+An intent is ``pending`` when the batch that chose the row has written it. A claim makes it ``sending`` (the store may
+now be asked) or ``cancelled`` (a legal hold, the row's period or another row keeps the blob). The store's answer makes
+it ``confirmed`` (the blob is gone) or ``failed`` (a person has it now). The next run takes up every intent that a crash
+left ``pending`` or ``sending``: deleting a blob twice does no harm.
 """
 
 from __future__ import annotations
@@ -22,32 +22,38 @@ from scripts.utils.db_utils import Database
 
 ORPHANED = "orphaned"
 
-# The name of an orphan's intent is no row's.
+# The resource_id of an orphan's intent is a pseudonym, not the key of a row.
 _OPEN_ROWS = sql.SQL("ARRAY(SELECT resource_id FROM open WHERE rule <> %(orphaned)s)")
 _ROW_OF = sql.SQL("(CASE WHEN {0}.rule <> %(orphaned)s THEN {0}.resource_id END)")
 
 _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
-    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+    SELECT d.id, d.blob, d.resource_id, d.rule, ops.blob_key(d.blob) AS key, ops.blob_pathname(d.blob) AS pathname
+      FROM ops.blob_deletions d
      WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
+       AND (%(rule)s::text IS NULL OR d.rule = %(rule)s)
        AND (%(only)s::text[] IS NULL OR d.resource_id = ANY(%(only)s)) AND (SELECT owned AND NOT stopped FROM may_run)
      ORDER BY d.id LIMIT %(rows)s FOR UPDATE
 ), free AS MATERIALIZED (
     SELECT {named} FROM {table} t
      WHERE {among_open}
        FOR UPDATE SKIP LOCKED
+), naming AS MATERIALIZED (
+    SELECT t.{blob} AS blob, {id} AS resource_id, ({due} AND NOT {held}) IS TRUE AS going FROM {table} t
+     WHERE {names_blob} AND ops.blob_key(t.{blob}) IN (SELECT key FROM open)
+), needed AS MATERIALIZED (
+    SELECT DISTINCT o.id FROM open o JOIN naming r ON ops.blob_key(r.blob) = o.key AND r.resource_id <> o.resource_id
+     WHERE ops.may_name_blob(r.blob, %(blob_store)s, o.pathname)
+       AND NOT (r.going AND EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
+                                       AND d.resource_id = r.resource_id AND d.blob = r.blob AND d.closed_at IS NULL))
 ), judged AS MATERIALIZED (
     SELECT o.id, o.blob, o.resource_id,
            {there} AND NOT EXISTS (SELECT FROM free f WHERE {is_free}) AS locked,
-           CASE WHEN EXISTS (SELECT FROM {table} r WHERE r.{blob} = ANY(ops.blob_names(o.blob, %(blob_store)s))
-                                AND {other_id} <> o.resource_id
-                                AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
-                                                   AND d.resource_id = {other_id} AND d.closed_at IS NULL))
-                     THEN 'named_by_a_row'
+           CASE WHEN EXISTS (SELECT FROM needed n WHERE n.id = o.id) THEN 'named_by_a_row'
                 WHEN o.rule = %(orphaned)s THEN NULL
                 WHEN NOT {there} THEN 'row_changed'
                 WHEN {held} THEN 'held'
-                WHEN NOT ({due}) THEN 'not_due' END AS kept
+                WHEN ({due}) IS NOT TRUE THEN 'not_due' END AS kept
       FROM open o LEFT JOIN {table} t
         ON t.{blob} = o.blob AND {is_opened}
 ), claimed AS (
@@ -62,8 +68,8 @@ SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
   FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
 """)
 
-# What the store has done is recorded whoever holds the lease by now, and whatever is stopped or held. A run that
-# repeats it, or another one, finds nothing 'sending' any more: nothing is audited twice.
+# Recorded even if another run has taken the lease over, or a stop or a hold has come meanwhile: the store has deleted
+# the blob already. A second confirmation finds no intent that is 'sending', so nothing is audited twice.
 _CONFIRM = sql.SQL("""
 WITH sent AS MATERIALIZED (
     SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
@@ -107,7 +113,7 @@ UPDATE ops.blob_deletions
 
 @dataclass(frozen=True)
 class Intent:
-    """A blob that is to go now."""
+    """An intent that was claimed: the store may be asked to delete its blob."""
 
     id: int
     blob: str
@@ -116,25 +122,25 @@ class Intent:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a claim found."""
+    """What one claim found."""
 
     intents: list[Intent]
     last_id: int | None
-    """None: nothing is open any more."""
+    """The id of the last intent that was looked at; None: no further intent is open."""
     locked: int = 0
-    """Rows that somebody else is writing to right now: left as they are."""
+    """Intents left as they are because another session has their row locked."""
     cancelled: tuple[str, ...] = ()
-    """Why each of those was kept that a hold, their period or another row keeps."""
+    """For each cancelled intent the reason, as a code: held, not due, changed, or named by another row."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """How the items of blobs that are gone are closed on the manual-resolution queue."""
+    """How the queue items of deleted blobs are closed."""
 
     decision: str
     justification: str
     note: dict[str, str] = field(default_factory=dict)
-    """What the audit keeps of it: no free text."""
+    """What the audit keeps: codes and digests, no free text."""
 
 
 GONE_MEANWHILE = Resolution("gone_meanwhile", "a later run deleted the blob")
@@ -144,10 +150,14 @@ class Intents:
     """One policy's open intents, in one run or in one decision of an operator.
 
     Args:
-        database: Where the ledger is.
+        database: The database.
         selection: What the policy selects.
-        context: Lease and run, or the operator.
-        only: Take up the intents of these rows alone.
+        context: The lease and the run, or the operator who decided.
+        only: Claim the intents of these rows alone, by key; None: of all rows.
+        rule: Claim the intents of this rule alone; None: of all rules.
+
+    Raises:
+        ValueError: The policy is not about blobs.
     """
 
     def __init__(
@@ -157,6 +167,7 @@ class Intents:
         context: Context,
         *,
         only: list[str] | None = None,
+        rule: str | None = None,
     ) -> None:
         policy = selection.policy
         if policy.blob is None:
@@ -173,6 +184,7 @@ class Intents:
             "reason_prefix": selection.reason_prefix,
             "facts": Jsonb(context.noted(selection.facts)),
             "only": only,
+            "rule": rule,
             "operator": context.operator,
         }
         names = {
@@ -188,7 +200,8 @@ class Intents:
             among_open=record.among("t", _OPEN_ROWS),
             there=sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(record.names[0])),
             is_free=record.same("t", "f"),
-            other_id=record.id("r"),
+            id=record.id("t"),
+            names_blob=selection.names_blob("t"),
             is_opened=record.is_("t", _ROW_OF.format(sql.SQL("o"))),
             **names,
         )
@@ -197,7 +210,12 @@ class Intents:
         )
 
     def claim(self, after: int, rows: int, heartbeat: Statement | None = None) -> Claim:
-        """Take up what is open beyond an id: what may go is ``sending`` from now on.
+        """Look at open intents again, behind the gate, and make those ``sending`` whose blob may be deleted.
+
+        Args:
+            after: Look at intents with a larger id alone.
+            rows: Most intents to look at.
+            heartbeat: A statement to send in the same transaction.
 
         Raises:
             StoppedEarly: The lock was lost, the stop switch is on, or the gate stays closed.
@@ -215,14 +233,14 @@ class Intents:
         )
 
     def confirm(self, ids: list[int], resolution: Resolution = GONE_MEANWHILE) -> int:
-        """Close intents whose blobs are gone: row, audit and queue in one transaction.
+        """Close intents whose blobs are gone: clear the row, write the audit, close the item, in one transaction.
 
         Args:
-            ids: The intents.
-            resolution: How their items on the manual-resolution queue are closed.
+            ids: The intents' ids.
+            resolution: How their queue items are closed.
 
         Returns:
-            How many were closed now.
+            How many intents this call closed.
         """
         entries = {rule: str(uuid4()) for rule in self._rules}
         parameters = self._parameters | {
@@ -236,11 +254,16 @@ class Intents:
         return int(self._send([(self._confirm, parameters)])[0][0])
 
     def fail(self, intent: Intent, reason: str) -> None:
-        """Close an intent that cannot be carried out; the next run writes a new one."""
+        """Close an intent whose blob could not be deleted; the next run writes a new one.
+
+        Args:
+            intent: The intent.
+            reason: Why, as a code.
+        """
         self._send([(_FAIL.format(), {"id": intent.id, "reason": reason})])
 
     def _send(self, statements: list[Statement]) -> list[tuple[Any, ...]]:
-        """Repeat through lost connections, locked rows and deadlocks: each statement is safe to repeat."""
+        """Send a transaction, again after a lost connection, a lock or a deadlock: each statement may be repeated."""
 
         def once() -> list[tuple[Any, ...]]:
             with self._database.connection() as connection:
@@ -251,7 +274,7 @@ class Intents:
 
 
 def changes(selection: Selection, blob: Blob) -> sql.Composed:
-    """Return what becomes of a row whose blob is gone."""
+    """Return the assignments that an UPDATE makes to a row whose blob is gone."""
     cleared = sql.SQL("{} = {}").format(sql.Identifier(blob.column), sql.Literal(blob.cleared))
     if blob.deleted_at is None:
         return cleared

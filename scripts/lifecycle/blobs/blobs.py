@@ -1,7 +1,7 @@
-"""Carries out what ops.blob_deletions holds: blobs leave the store, then their rows are finalised.
+"""Deletes the blobs of claimed intents: asks the store, then confirms what it has deleted.
 
-The store is asked between two transactions, never inside one. A call that keeps failing is halved down to the blob that
-the store will not delete; that one goes to a person, once, and is not asked for again in this run.
+No transaction is open while the store is asked. A call that keeps failing is halved until the blob is known that the
+store will not delete. That blob goes to a person, and this run does not ask for it again.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Blob
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_names import blob_name
 from scripts.utils.blob_token import store_of
 from scripts.utils.errors import PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.rate_limit import SharedRateLimit
 from scripts.utils.retry_utils import CircuitBreaker, CircuitOpen
 
-# Of the last 50 calls, so many may fail.
+# The share of the last 50 calls that may fail before the circuit breaker opens.
 _FAILURE_LIMIT = Fraction(27, 50)
 
-# What became of each name: None is gone, a text is the store's error code; a name that is not there is unknown.
+# For each name: None, the blob is gone; a text, the store's error code. A name that is missing: not known.
 Outcomes = dict[str, str | None]
 
 
 def client_for(run: Run) -> BlobClient:
-    """Return a client that stops waiting when the run must stop."""
+    """Return a client of the store; its waits end when the run must stop.
+
+    Raises:
+        Misconfigured: There is no token.
+    """
     return BlobClient(
         run.settings,
         breaker=CircuitBreaker(
@@ -54,7 +59,7 @@ def client_for(run: Run) -> BlobClient:
 
 
 def refused(error: BlobCallFailed) -> PolicyFailed:
-    """Return what a store's refusal of every call means to an operator."""
+    """Return the error that tells an operator that the store refuses every call: token or store is wrong."""
     return PolicyFailed(
         "blob_store_refused",
         f"Vercel Blob refuses every call ({error.code}): check BLOB_READ_WRITE_TOKEN and the store, then run again",
@@ -62,35 +67,24 @@ def refused(error: BlobCallFailed) -> PolicyFailed:
 
 
 def breaker_open() -> StoppedEarly:
-    """Return what an open breaker means to an operator."""
+    """Return the error that tells an operator that too many calls failed."""
     return StoppedEarly("breaker_open", "more than half of the last 50 calls to Vercel Blob failed: run again later")
 
 
-def why_not_ours(blob: Blob, pathname: str | None) -> str | None:
-    """Return why the store must not be asked to delete this, as a code; None: it may be.
-
-    Args:
-        blob: What the policy says of its blobs.
-        pathname: What the row names, as :meth:`BlobClient.pathname` returns it.
-    """
-    if pathname is None:
-        return "foreign_store"
-    # The store may take meal-plans/../x for x.
-    if not pathname.startswith(blob.prefix) or {"", ".", ".."} & set(pathname.split("/")):
-        return "outside_prefix"
-    return None
-
-
 class BlobRemoval:
-    """One policy's blobs in one run.
+    """Deletes one policy's blobs in one run.
 
     Args:
         run: The run; it holds the job's lock.
         selection: What the policy selects.
-        context: Lease and run record.
+        context: The lease and the run record.
+        rule: Carry out the intents of this rule alone; None: of all rules.
+
+    Raises:
+        ValueError: The policy is not about blobs.
     """
 
-    def __init__(self, run: Run, selection: Selection, context: Context) -> None:
+    def __init__(self, run: Run, selection: Selection, context: Context, *, rule: str | None = None) -> None:
         policy = selection.policy
         if policy.blob is None:
             raise ValueError(f"policy {policy.name} has no blobs")
@@ -99,7 +93,7 @@ class BlobRemoval:
         self._blob: Blob = policy.blob
         self._context = context
         self._log = get_logger().bind(policy=policy.name)
-        self._intents = Intents(run.writer, selection, context)
+        self._intents = Intents(run.writer, selection, context, rule=rule)
         self._client = client_for(run)
         self._call_size = min(run.settings.blob_batch_size, run.settings.blob_rate_limit_per_minute)
         self._progress_at = time.monotonic()
@@ -109,7 +103,7 @@ class BlobRemoval:
         self.failed: list[str] = []
         """Keys of the rows whose blob the store will not delete."""
         self.unknown = 0
-        """Blobs of which the store did not say what became."""
+        """Blobs that may or may not be gone: the store did not answer."""
         self.locked = 0
 
     def close(self) -> None:
@@ -117,11 +111,11 @@ class BlobRemoval:
         self._client.close()
 
     def drain(self) -> None:
-        """Remove every blob that has an open intent, those of earlier runs first.
+        """Delete every blob that has an open intent, those of earlier runs first.
 
         Raises:
             StoppedEarly: The run must stop, or too many calls fail.
-            PolicyFailed: Token or store is refused, or the store will not delete too many blobs.
+            PolicyFailed: The store refuses token or store, or refuses to delete more blobs than ``max_poison``.
         """
         after: int | None = 0
         with ThreadPoolExecutor(self._run.settings.blob_concurrency, thread_name_prefix="blob") as pool:
@@ -171,7 +165,7 @@ class BlobRemoval:
         pathnames = self._pathnames(intents, outcomes)
         names = list(dict.fromkeys(pathnames.values()))
         calls = [names[start : start + self._call_size] for start in range(0, len(names), self._call_size)]
-        # A copy of the context: a worker's log lines carry the correlation id too.
+        # Each worker gets a copy of the context, so that its log lines carry the correlation id.
         futures: list[Future[Outcomes]] = [
             pool.submit(contextvars.copy_context().run, self._remove, call) for call in calls
         ]
@@ -189,18 +183,18 @@ class BlobRemoval:
             raise breaker_open() if isinstance(why, CircuitOpen) else why
 
     def _pathnames(self, intents: list[Intent], outcomes: Outcomes) -> dict[str, str]:
-        """Return what to name to the store for each blob; what it must not be asked for is failed at once.
+        """Return the pathname of each blob that the store may be asked to delete; note the others as failed.
 
-        Never the URL that a row holds: one of the other kind, public or private, is refused with its whole call.
+        The store gets pathnames only. It refuses a whole call that holds a URL of the other kind, public or private.
         """
         pathnames: dict[str, str] = {}
         for intent in intents:
-            pathname = self._client.pathname(intent.blob)
-            refusal = why_not_ours(self._blob, pathname)
-            if pathname is None or refusal:
-                outcomes[intent.blob] = refusal
+            name = blob_name(intent.blob)
+            trouble = name.trouble(self._client.store, self._blob.prefix)
+            if name.pathname is None or trouble:
+                outcomes[intent.blob] = trouble
             else:
-                pathnames[intent.blob] = pathname
+                pathnames[intent.blob] = name.pathname
         return pathnames
 
     def _settle(self, intents: list[Intent], outcomes: Outcomes) -> None:
@@ -244,7 +238,7 @@ class BlobRemoval:
         return dict.fromkeys(names)
 
     def _isolate(self, names: Sequence[str], error: BlobCallFailed) -> Outcomes:
-        """Halve a call that failed until the blobs that it fails for are known."""
+        """Repeat the halves of a call that failed, down to the blobs for which it fails."""
         if not self._store_deletes():
             return {}
         if len(names) == 1:
@@ -253,7 +247,7 @@ class BlobRemoval:
         outcomes: Outcomes = {}
         for half in (names[:middle], names[middle:]):
             try:
-                # Not counted: that these calls fail is known to be about their blobs, named in vain at each level.
+                # Not counted by the circuit breaker: these calls fail because of a blob, and again at each level.
                 self._client.delete(half, attempts=2 if len(half) == 1 else 1, counted=False)
                 outcomes |= dict.fromkeys(half)
             except BlobCallFailed as failure:
@@ -263,7 +257,7 @@ class BlobRemoval:
         return outcomes
 
     def _store_deletes(self) -> bool:
-        """Ask it to delete what was never there: if that fails too, it is a bad day and not a bad blob."""
+        """Ask the store to delete a blob that never existed: if that fails too, the store is at fault and no blob."""
         try:
             self._client.delete([f"{self._blob.prefix}never-there-{uuid4()}"])
         except BlobCallFailed as error:

@@ -1,32 +1,32 @@
-"""The store compared with the rows: blobs that no row names, and rows whose blob is gone.
+"""Compares the store with the rows: finds orphans (blobs that no row names) and rows whose blob is gone.
 
-Both sides are streamed in the order of their pathnames, so memory does not grow with either. The rows are copied to a
-file first: no transaction stays open while a network is waited for. What the comparison finds are candidates only; each
-is looked at again, a blob in the claim that comes before every call, a row by asking the store for its blob.
+Both lists are copied into a private SQLite file and joined there by canonical name. So memory does not grow with
+either list, neither list needs an order, and no transaction is open while the store is asked.
+The comparison finds candidates only. Each one is looked at again before anything is done: an orphan in the claim, which
+asks the rows right before the call; a row by asking the store for its blob.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
-from datetime import datetime
-from itertools import groupby, islice
-from typing import IO, Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from scripts.lifecycle.blobs.blob_intents import ORPHANED, changes
 from scripts.lifecycle.blobs.blobs import BlobRemoval, breaker_open, client_for, refused
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction
-from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
+from scripts.lifecycle.engine.policy_run import Ending, PolicyRun, first_look, within_budget
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Blob, Policy
 from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient, ListedBlob
+from scripts.utils.blob_names import blob_name
+from scripts.utils.db_utils import Connection
 from scripts.utils.errors import ExitCode, PolicyFailed
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import CircuitOpen
@@ -34,13 +34,29 @@ from scripts.utils.retry_utils import CircuitOpen
 Answer = TypeVar("Answer")
 
 _PAGE = 1000
-# So many rows without their blob are an accident; more of them, and more than a share, are another store.
+# More rows without a blob than this number, and than this share of all, mean another store or prefix.
 _GONE_MINIMUM, _GONE_SHARE = 100, 0.05
 
 _ROWS = sql.SQL("""
-COPY (SELECT {id}, t.{blob} FROM {table} t WHERE {names}
-       ORDER BY ops.blob_pathname(t.{blob}) COLLATE "C", {key}) TO STDOUT
+COPY (SELECT {id}, t.{blob}, ({held} OR NOT {nameable})::int FROM {table} t WHERE {names}) TO STDOUT
 """)
+
+_OPEN_INTENTS = """
+SELECT blob FROM ops.blob_deletions WHERE policy = %s AND rule = %s AND closed_at IS NULL
+"""
+
+_TABLE_HELD = "SELECT EXISTS (SELECT FROM ops.holds_in_force WHERE scope = 'table' AND table_name = %s)"
+
+# A row whose value is no certain name keeps every blob that has the same key.
+_FILE = """
+CREATE TABLE rows (id TEXT, name TEXT, pathname TEXT, key BLOB, certain INTEGER, final INTEGER);
+CREATE TABLE blobs (pathname TEXT PRIMARY KEY, key BLOB, old INTEGER) WITHOUT ROWID;
+CREATE INDEX rows_key ON rows (key);
+CREATE VIEW orphans AS SELECT pathname, '' FROM blobs b WHERE old AND NOT EXISTS (
+    SELECT 1 FROM rows r WHERE r.key = b.key AND (NOT r.certain OR r.pathname = b.pathname)) ORDER BY pathname;
+CREATE VIEW gone AS SELECT id, name FROM rows r WHERE final AND NOT EXISTS (
+    SELECT 1 FROM blobs b WHERE b.pathname = r.pathname) ORDER BY id;
+"""
 
 _INTEND = sql.SQL("""
 WITH {may_run} INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, run_id)
@@ -48,6 +64,8 @@ SELECT %(policy)s, %(rule)s, %(table_name)s, o.id, o.blob, %(run_id)s
   FROM unnest(%(ids)s::text[], %(blobs)s::text[]) AS o (id, blob)
  WHERE (SELECT owned AND NOT stopped FROM may_run)
    AND NOT EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table_name)s)
+   AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.policy = %(policy)s AND d.rule = %(rule)s
+                      AND d.blob = o.blob AND d.closed_at IS NULL)
     ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
 """)
 
@@ -64,25 +82,37 @@ SELECT count(*), ops.note_audit(%(entry_id)s, %(actor)s, 'blob_gone', %(table_na
 """)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Comparison:
-    """What a comparison found; the candidates themselves are in files."""
+    """The counts of a comparison; the candidates are in its file."""
 
-    rows: int = 0
-    blobs: int = 0
-    orphans: int = 0
-    gone: int = 0
-    files: dict[str, IO[str]] = field(default_factory=dict)
+    file: sqlite3.Connection
+    rows: int
+    """Rows whose blob lies in the store and below the prefix."""
+    blobs: int
+    orphans: int
+    gone: int
 
-    def candidates(self, kind: str) -> Iterator[list[tuple[str, str]]]:
-        """Read candidates back, a page at a time."""
-        self.files[kind].seek(0)
-        while page := [tuple(json.loads(line)) for line in islice(self.files[kind], _PAGE)]:
+    def limited(self, limit: int | None) -> tuple[int, int]:
+        """Return how many rows and how many orphans a run under ``--limit`` puts right; the rows come first."""
+        if limit is None:
+            return self.gone, self.orphans
+        return min(self.gone, limit), min(self.orphans, max(0, limit - self.gone))
+
+    def candidates(self, kind: str, limit: int) -> Iterator[list[tuple[str, str]]]:
+        """Read candidates, a page at a time.
+
+        Args:
+            kind: ``gone``, for pairs of a row's key and value; ``orphans``, for pairs of a pathname and an empty text.
+            limit: How many at most.
+        """
+        found = self.file.execute(f"SELECT * FROM {kind} LIMIT ?", (limit,))  # noqa: S608 - one of two constants
+        while page := found.fetchmany(_PAGE):
             yield page
 
 
 def reconcile(run: Run, policy: str) -> None:
-    """Compare the store with the rows, and put right what differs; in a dry run only count.
+    """Compare the store with the rows: delete orphans and clear rows whose blob is gone; in a dry run only count.
 
     Raises:
         StoppedEarly: The run must stop.
@@ -103,29 +133,30 @@ def _predict(run: Run, policy: Policy) -> PolicyResult:
     with ExitStack() as stack:
         selection, found = _compare(run, policy, stack)
     why = _refusal(run, selection.policy, found)
+    gone, orphans = found.limited(run.options.limit)
     return PolicyResult(
         policy=f"{policy.name}/reconcile",
         status="failed" if why else "completed",
         stop_reason="would_be_refused" if why else "dry_run",
         exit_code=ExitCode.FAILED if why else ExitCode.DONE,
-        records_deleted=found.orphans + found.gone,
+        records_deleted=orphans + gone,
         records_held=0,
         records_remaining=0,
         oldest_overdue_seconds=0.0,
-        by_rule={ORPHANED: found.orphans, "gone": found.gone},
+        by_rule={ORPHANED: orphans, "gone": gone},
         error=why,
     )
 
 
 class _Reconciliation(PolicyRun):
-    """One comparison in one real run."""
+    """A comparison in a real run."""
 
     def __init__(self, run: Run, policy: Policy) -> None:
         super().__init__(run, policy)
         self._name = f"{policy.name}/reconcile"
 
     def work(self, run_id: UUID) -> Ending:
-        """Compare, then act on what is still true."""
+        """Compare, then look at each candidate again and put it right."""
         run = self._run
         token, policy_hash = run.lock.fencing_token, run.policies.hash
         context = Context(run.lock.name, token, run.script, run_id, policy_hash=policy_hash)
@@ -140,15 +171,16 @@ class _Reconciliation(PolicyRun):
             )
             if why := _refusal(run, self._policy, found):
                 raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} changed nothing: {why}")
-            run.expect(self._policy.name, found.orphans + found.gone)
+            gone, orphans = found.limited(run.options.limit)
+            run.expect(self._policy.name, orphans + gone)
             act = _Act(run, self._selection, context)
-            for page in found.candidates("gone"):
+            for page in found.candidates("gone", gone):
                 run.checkpoint()
                 self._deleted += act.finalise(self._really_gone(page))
-            for page in found.candidates("orphans"):
+            for page in found.candidates("orphans", orphans):
                 run.checkpoint()
                 act.intend(page)
-        with closing(BlobRemoval(run, self._selection, context)) as removal:
+        with closing(BlobRemoval(run, self._selection, context, rule=ORPHANED)) as removal:
             try:
                 removal.drain()
             finally:
@@ -161,16 +193,16 @@ class _Reconciliation(PolicyRun):
         return Ending("completed", "done", ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE)
 
     def _really_gone(self, page: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Ask the store once more: a listing may be older than a blob."""
+        """Ask the store for each blob: it may have been uploaded after the listing."""
         with closing(client_for(self._run)) as client:
-            # By pathname, like every call: a URL of the other kind, public or private, would be refused.
+            # By pathname: the store refuses a URL of the other kind, public or private.
             return _asking(
                 lambda: [(key, blob) for key, blob in page if not client.exists(client.pathname(blob) or blob)]
             )
 
 
 class _Act:
-    """Writes what a comparison found, under the gate."""
+    """Writes what a comparison found, in transactions behind the gate."""
 
     def __init__(self, run: Run, selection: Selection, context: Context) -> None:
         policy = selection.policy
@@ -196,12 +228,12 @@ class _Act:
         )
 
     def intend(self, page: list[tuple[str, str]]) -> None:
-        """Write intents for blobs that no row names."""
+        """Write intents for orphans."""
         named = [(pseudonym(self._run.settings, pathname), pathname) for pathname, _ in page]
         self._send(self._intend, named)
 
     def finalise(self, page: list[tuple[str, str]]) -> int:
-        """Let rows forget blobs that are gone; return how many did."""
+        """Clear rows whose blob is gone; return how many."""
         row = self._send(self._finalise, page) if page else None
         return int(row[0]) if row else 0
 
@@ -215,93 +247,80 @@ class _Act:
 def _compare(run: Run, policy: Policy, stack: ExitStack) -> tuple[Selection, Comparison]:
     blob = _blob_of(policy)
     client = stack.enter_context(closing(client_for(run)))
-    found = Comparison(files={kind: stack.enter_context(_file()) for kind in ("rows", "gone", "orphans")})
-    cleared, _ = run.database.read(
-        lambda connection: first_look(run, connection, policy), statement_timeout=SURVEY_SECONDS
-    )
-    _copy_rows(run, cleared.selection, client, blob, found)
-    listed = _listed(run, client, blob.prefix)
-    _merge(_rows_of(found), listed, found, blob.orphans.before(run.cutoff))
-    return cleared.selection, found
+    # SQLite unlinks this file as soon as it has made it, so a killed run leaves nothing behind.
+    file = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
+    file.executescript(f"PRAGMA synchronous = off; PRAGMA journal_mode = off; {_FILE}")
+
+    def look(connection: Connection) -> tuple[Selection, bool, list[str]]:
+        selection = first_look(run, connection, policy)[0].selection
+        held = connection.execute(_TABLE_HELD, (policy.table,)).fetchone()
+        intents = connection.execute(_OPEN_INTENTS, (policy.name, ORPHANED)).fetchall()
+        return selection, bool(held and held[0]), [name for (name,) in intents]
+
+    selection, held, intended = within_budget(run, look)
+    within_budget(run, lambda connection: _copy_rows(connection, selection, client.store, file))
+    file.execute("BEGIN")
+    uploaded_before = blob.orphans.before(run.cutoff)
+    for page in _listed(run, client, blob.prefix):
+        entries = [
+            (name.pathname, name.key, not held and uploaded_before is not None and each.uploaded_at < uploaded_before)
+            for each in page
+            if (name := blob_name(each.pathname)).pathname == each.pathname
+            and name.trouble(client.store, blob.prefix) is None
+        ]
+        file.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)", entries)
+    listed = _count(file, "blobs")
+    # The run carries out the intents too that a killed run has left open.
+    left = [(name.pathname, name.key) for name in map(blob_name, intended) if name.pathname]
+    file.executemany("INSERT OR IGNORE INTO blobs VALUES (?, ?, 1)", left)
+    file.execute("COMMIT")
+    found = Comparison(file, _count(file, "rows WHERE final"), listed, _count(file, "orphans"), _count(file, "gone"))
+    return selection, found
 
 
-def _file() -> IO[str]:
-    # Unlinked as soon as it is made: what a killed run leaves behind is nothing.
-    return tempfile.TemporaryFile("w+", encoding="utf-8", prefix="reconcile-")
+def _count(file: sqlite3.Connection, what: str) -> int:
+    return int(file.execute(f"SELECT count(*) FROM {what}").fetchone()[0])  # noqa: S608 - constants
 
 
-def _copy_rows(run: Run, selection: Selection, client: BlobClient, blob: Blob, found: Comparison) -> None:
+def _copy_rows(connection: Connection, selection: Selection, store: str, file: sqlite3.Connection) -> None:
+    """Copy every row that may name a blob of the store; ``final`` marks those that may be cleared."""
+    blob = _blob_of(selection.policy)
     statement = _ROWS.format(
         id=selection.record.id("t"),
-        key=selection.record.columns("t"),
         blob=sql.Identifier(blob.column),
+        held=selection.held,
+        nameable=selection.nameable,
         table=selection.table,
         names=selection.names_blob("t"),
     )
-    with (
-        run.database.snapshot(statement_timeout=SURVEY_SECONDS) as connection,
-        connection.cursor() as cursor,
-        cursor.copy(statement, sql.NO_PARAMETERS) as copy,
-    ):
-        for key, name in copy.rows():
-            pathname = client.pathname(name)
-            if pathname is not None and pathname.startswith(blob.prefix):
-                found.rows += 1
-                found.files["rows"].write(json.dumps([pathname, key, name]) + "\n")
+
+    def read(values: tuple[Any, ...]) -> tuple[str, str, str | None, bytes, bool, bool] | None:
+        key, value, kept = values
+        name = blob_name(value)
+        final = name.certain and kept == "0" and name.trouble(store, blob.prefix) is None
+        return (key, value, name.pathname, name.key, name.certain, final) if name.store in (None, "", store) else None
+
+    if not file.in_transaction:
+        file.execute("BEGIN")
+    file.execute("DELETE FROM rows")  # of an attempt that lost its connection
+    with connection.cursor() as cursor, cursor.copy(statement, selection.held.parameters) as copy:
+        file.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", filter(None, map(read, copy.rows())))
+    file.execute("COMMIT")
 
 
-def _rows_of(found: Comparison) -> Iterator[tuple[str, list[list[str]]]]:
-    found.files["rows"].seek(0)
-    lines = (json.loads(line) for line in found.files["rows"])
-    for pathname, group in groupby(lines, key=lambda line: str(line[0])):
-        yield pathname, list(group)
-
-
-def _listed(run: Run, client: BlobClient, prefix: str) -> Iterator[ListedBlob]:
+def _listed(run: Run, client: BlobClient, prefix: str) -> Iterator[list[ListedBlob]]:
     cursor: str | None = None
-    last = b""
     while True:
         run.checkpoint()
         page = _asking(lambda at=cursor: client.page(prefix, at))  # type: ignore[misc]
-        for blob in page.blobs:
-            name = blob.pathname.encode()
-            if name <= last:
-                raise PolicyFailed(
-                    "unordered_listing", "Vercel Blob does not list in the order of pathnames: nothing was changed"
-                )
-            last = name
-            yield blob
+        yield page.blobs
         cursor = page.cursor
         if cursor is None:
             return
 
 
-def _merge(
-    rows: Iterator[tuple[str, list[list[str]]]],
-    blobs: Iterator[ListedBlob],
-    found: Comparison,
-    uploaded_before: datetime | None,
-) -> None:
-    """Walk along both, in the order of their pathnames' bytes."""
-    row, blob = next(rows, None), next(blobs, None)
-    while row or blob:
-        if blob is None or (row and row[0].encode() < blob.pathname.encode()):
-            for _, key, name in row[1] if row else ():
-                found.gone += 1
-                found.files["gone"].write(json.dumps([key, name]) + "\n")
-            row = next(rows, None)
-            continue
-        found.blobs += 1
-        if row and row[0] == blob.pathname:
-            row = next(rows, None)
-        elif uploaded_before is not None and blob.uploaded_at < uploaded_before:
-            found.orphans += 1
-            found.files["orphans"].write(json.dumps([blob.pathname, ""]) + "\n")
-        blob = next(blobs, None)
-
-
 def _refusal(run: Run, policy: Policy, found: Comparison) -> str | None:
-    """Return why so much must not be put right without being asked for."""
+    """Return why the comparison found too much to act on it unasked; None: it did not."""
     rows = found.orphans + found.gone
     confirmed = run.options.confirm_cap
     if confirmed is not None:

@@ -7,7 +7,7 @@ is the failure that everybody else has.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from uuid import UUID, uuid4
@@ -25,7 +25,7 @@ from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused
 from scripts.lifecycle.jobs.run import Run, sla_status
 from scripts.lifecycle.policy.policies import Policy
 from scripts.utils import error_reporting
-from scripts.utils.db_utils import Connection, connection_lost, explained
+from scripts.utils.db_utils import Connection, Result, connection_lost, explained
 from scripts.utils.errors import DatabaseUnavailable, ExitCode, OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
@@ -34,6 +34,8 @@ from scripts.utils.tracing import span
 SURVEY_SECONDS = 1800.0
 # Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
 SIGNALLED_SURVEY_SECONDS = 5.0
+# A statement is cancelled after the budget's end and not before it, so that the budget is what stopped the run.
+_GRACE_SECONDS = 0.1
 # A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
 STOPPED_SURVEY_SECONDS = 60.0
 
@@ -95,6 +97,24 @@ def _measured(connection: Connection, cleared: Cleared) -> TableFacts:
         return facts
     seen = measured_rows_per_block(connection, cleared.selection.table, facts.blocks)
     return replace(facts, rows_per_block=seen, rows=max(seen * facts.blocks, 1.0))
+
+
+def within_budget(run: Run, look: Callable[[Connection], Result]) -> Result:
+    """Read in one snapshot, by statements that end at the latest when the run's time is used up.
+
+    Raises:
+        StoppedEarly: The time budget, or this policy's share of it, is used up; or the run must stop anyway.
+        PolicyFailed: A statement took longer than :data:`SURVEY_SECONDS`.
+    """
+    try:
+        return run.database.read(look, statement_timeout=min(SURVEY_SECONDS, run.seconds_left + _GRACE_SECONDS))
+    except psycopg.errors.QueryCanceled as error:
+        run.checkpoint()
+        raise PolicyFailed(
+            "count_timeout",
+            f"a count was not done within {SURVEY_SECONDS:.0f} s: see that the rules' columns are indexed and that the"
+            " table is analysed",
+        ) from error
 
 
 @contextmanager
@@ -193,6 +213,11 @@ class PolicyRun(ABC):
     def _survey(self, selection: Selection, seconds: float = SURVEY_SECONDS) -> Survey:
         with naming_what_is_locked(self._policy):
             return self._run.database.read(lambda connection: survey(connection, selection), statement_timeout=seconds)
+
+    def _counted(self, selection: Selection) -> Survey:
+        """Count while the run is at work, within its time budget."""
+        with naming_what_is_locked(self._policy):
+            return within_budget(self._run, lambda connection: survey(connection, selection))
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
         """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""

@@ -43,6 +43,12 @@ _TID_RANGES = 140_000  # the first version that reads blocks by range
 LARGE_TABLE_BYTES = 64 * 1024 * 1024
 
 
+_BLOB_KEY_INDEX = """
+SELECT 1 AS found FROM pg_index i WHERE i.indrelid = %(oid)s AND i.indisvalid
+   AND strpos(pg_get_indexdef(i.indexrelid, 1, true), 'ops.blob_key(' || quote_ident(%(column)s)) = 1
+"""
+
+
 @dataclass(frozen=True)
 class TableFacts:
     """What the catalogue says of a table's size."""
@@ -260,9 +266,11 @@ class _Preflight:
         blob = found[policy.blob.column]
         if blob["attnotnull"] and policy.blob.cleared is None:
             self.problems.append(f"{policy.table}.{policy.blob.column} may not be null: say blob.cleared, such as ''")
-        if not blob["indexed"]:
-            what = "whether another row names a blob is asked for each"
-            self._slow(table["bytes"], f"{policy.table}.{policy.blob.column} has no index, and {what}")
+        if not self._rows(_BLOB_KEY_INDEX, {"oid": table["oid"], "column": policy.blob.column}):
+            self.warnings.append(
+                f"{policy.table} has no index on ops.blob_key({policy.blob.column}): each claim of blobs reads the"
+                " whole table to see which rows name them"
+            )
 
     def _decided(self, found: dict[str, dict[str, Any]]) -> None:
         """Check what decisions set columns to; values of their types are read with all the others."""

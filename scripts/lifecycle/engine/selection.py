@@ -129,6 +129,8 @@ class Selection:
     """The values of the policy file, as PostgreSQL read them."""
     pseudonymous: bool = False
     """Whether some due rows, or their dependants, have keys that may be personal. The audit holds their pseudonyms."""
+    left_out: tuple[str, ...] | None = None
+    """Keys of the due rows that stay because of their blob, once a run has asked for them; None: each batch asks."""
     cause: Cause | None = None
     """Chooses the rows in place of the policy's rules; None: the rules choose."""
     place: str = ""
@@ -341,16 +343,21 @@ class Selection:
             for key in self.refusing
         ]
         if self.policy.blob:
-            needs.append(self._shared(self.policy.blob.column))
+            needs.append(self._shared(self.policy.blob))
         return fragment("({})", joined(" OR ", needs)) if needs else fragment("false")
 
-    def _shared(self, column: str) -> Fragment:
-        """Rows whose blob is also named by a row that is not due or that a legal hold keeps."""
+    def _shared(self, blob: Blob) -> Fragment:
+        """Rows whose blob is also named, in any spelling, by a row that is not due or that a legal hold keeps."""
+        if self.left_out is not None:
+            needed = {"left_out": list(self.left_out)}
+            return fragment("{} = ANY(%(left_out)s::text[])", self.record.id("t"), parameters=needed)
+        column = sql.Identifier("t", blob.column)
         return fragment(
-            "EXISTS (SELECT FROM (SELECT t.{column} AS blob FROM {table} t WHERE {names}"
-            " AND NOT ({due} AND NOT {held})) other"
-            " WHERE other.blob = ANY(ops.blob_names(t.{column}, %(blob_store)s)))",
-            column=sql.Identifier(column),
+            "EXISTS (SELECT FROM (SELECT {column} AS blob FROM {table} t WHERE {names}"
+            " AND (({due}) AND NOT {held}) IS NOT TRUE)"
+            " other WHERE ops.blob_key(other.blob) = ops.blob_key({column})"
+            " AND ops.may_name_blob(other.blob, %(blob_store)s, ops.blob_pathname({column})))",
+            column=column,
             table=self.table,
             names=self.names_blob("t"),
             due=self.due,

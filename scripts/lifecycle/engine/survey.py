@@ -6,9 +6,10 @@ The same query gives the dry run's prediction, the figure that caps are compared
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from scripts.lifecycle.engine.fragments import Fragment, fragment, joined
 from scripts.lifecycle.engine.selection import Selection
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
@@ -24,6 +25,8 @@ class Survey:
     referenced: int = 0
     unnameable: int = 0
     """Due rows whose key, or a dependant's, may be personal."""
+    unfit: int = 0
+    """Rows, not held, whose blob the store must not be asked to delete: a person has to decide."""
     by_rule: dict[str, int] = field(default_factory=dict)
     """Removable rows by the name of the rule."""
     dependants: int = 0
@@ -56,6 +59,7 @@ def survey(connection: Connection, selection: Selection) -> Survey:
         unnameable=sum(row[5] for row in rows),
         by_rule={rule: count for rule, count in sorted(by_rule.items()) if count},
         oldest_overdue_seconds=max((float(row[6] or 0) for row in rows), default=0.0),
+        unfit=sum(row[7] for row in rows),
     )
 
 
@@ -74,24 +78,84 @@ def detached_from(connection: Connection, table: str) -> list[str]:
 
 def _rules(connection: Connection, selection: Selection) -> list[tuple[Any, ...]]:
     """Return one row of counts for each rule, for one table."""
-    overdue = sql.SQL(" ").join(
-        sql.SQL("WHEN {} THEN {}").format(selection.rule(name), selection.overdue(name))
-        for name in selection.due_before
-    )
-    # OFFSET 0 keeps the planner from computing the holds again for every count that mentions them.
-    statement = sql.SQL(
-        "SELECT rule, count(*), count(*) FILTER (WHERE NOT held AND NOT referenced),"
+    statement = fragment(
+        "SELECT rule, count(*), count(*) FILTER (WHERE NOT held AND NOT referenced AND trouble IS NULL),"
         " count(*) FILTER (WHERE held), count(*) FILTER (WHERE referenced AND NOT held),"
-        " count(*) FILTER (WHERE NOT nameable), extract(epoch FROM max(overdue) FILTER (WHERE NOT held))"
-        " FROM (SELECT {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"
-        " CASE {overdue} END AS overdue FROM {table} t WHERE {due} OFFSET 0) rows GROUP BY rule ORDER BY rule"
-    ).format(
-        rule=selection.rule_name,
-        held=selection.held,
-        referenced=selection.referenced,
-        nameable=selection.nameable,
-        overdue=overdue,
-        table=selection.table,
-        due=selection.due,
+        " count(*) FILTER (WHERE NOT nameable), extract(epoch FROM max(overdue) FILTER (WHERE NOT held)),"
+        " count(*) FILTER (WHERE trouble IS NOT NULL AND NOT held) FROM {due} GROUP BY rule ORDER BY rule",
+        due=due_rows(selection),
     )
-    return connection.execute(statement, selection.parameters).fetchall()
+    return connection.execute(statement, statement.parameters).fetchall()
+
+
+def left_out(connection: Connection, selection: Selection) -> tuple[str, ...]:
+    """Return the keys of the due rows that stay because of their blob, by one pass over the table.
+
+    Another row needs it, or the store must not be asked to delete it.
+    """
+    statement = fragment(
+        "SELECT id FROM {} WHERE (referenced OR trouble IS NOT NULL) AND NOT held", due_rows(selection)
+    )
+    return tuple(key for (key,) in connection.execute(statement, statement.parameters))
+
+
+def unfit_rows(selection: Selection, trouble: str | None = None) -> Fragment:
+    """Return a sub-query with the keys, as ``resource_id``, of the due rows whose blob is not the policy's to delete.
+
+    Args:
+        selection: What the policy selects.
+        trouble: The code of :meth:`BlobName.trouble`; None: any.
+    """
+    return fragment(
+        "(SELECT id AS resource_id FROM {} WHERE NOT held AND CASE WHEN %(trouble)s::text IS NULL"
+        " THEN trouble IS NOT NULL ELSE trouble = %(trouble)s END)",
+        due_rows(selection),
+        parameters={"trouble": trouble},
+    )
+
+
+def due_rows(selection: Selection) -> Fragment:
+    """Return the sub-query ``due``: the due rows, and what is true of each.
+
+    A run takes those of which ``held`` and ``referenced`` are false and ``trouble`` is null.
+    """
+    rules = selection.due_before
+    cases = [fragment("WHEN {} THEN {}", selection.rule(name), selection.overdue(name)) for name in rules]
+    overdue = fragment("CASE {} END", joined(" ", cases)) if cases else fragment("NULL::interval")
+    blob = selection.policy.blob
+    parts: dict[str, sql.Composable] = {
+        "id": selection.record.id("t"),
+        "rule": selection.rule_name,
+        "held": selection.held,
+        "nameable": selection.nameable,
+        "overdue": overdue,
+        "due": selection.due,
+        "table": selection.table,
+        "referenced": replace(selection, left_out=()).referenced,
+    }
+    # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
+    if blob is None:
+        return fragment(
+            "(SELECT {id} AS id, {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"
+            " {overdue} AS overdue, NULL::text AS trouble FROM {table} t WHERE {due} OFFSET 0) due",
+            parameters=None,
+            **parts,
+        )
+    # Every row that names a blob, sorted by what it names: a join's cost would depend on an index and on what the
+    # planner believes. A row that is kept needs its blob; one of which it is not certain what it means, all of its key.
+    return fragment(
+        "(SELECT * FROM (SELECT each.*, trouble IS NULL AND ("
+        "  bool_or(keeps AND NOT certain) OVER (PARTITION BY key)"
+        "  OR bool_or(keeps AND certain) OVER (PARTITION BY key, pathname)) OR refers AS referenced FROM ("
+        "   SELECT mine.*, n.*, ops.blob_trouble(n.store, n.pathname, %(blob_store)s, %(blob_prefix)s) AS trouble,"
+        "          NOT (mine.due AND NOT mine.held)"
+        "          AND (%(blob_store)s = '' OR n.store IS NULL OR n.store IN ('', %(blob_store)s)) AS keeps"
+        "     FROM (SELECT {id} AS id, {rule} AS rule, {held} AS held, {referenced} AS refers, {nameable} AS nameable,"
+        "                  {overdue} AS overdue, ({due}) IS TRUE AS due, {column} AS blob"
+        "             FROM {table} t WHERE {names} OFFSET 0) mine"
+        "     CROSS JOIN LATERAL ops.blob_parts(mine.blob) n OFFSET 0) each) named WHERE due) due",
+        **parts,
+        column=sql.Identifier("t", blob.column),
+        names=selection.names_blob("t"),
+        parameters={"blob_store": selection.blob_store, "blob_prefix": blob.prefix},
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.lifecycle.blobs.blob_intents import Intent, Intents
-from scripts.lifecycle.blobs.blobs import client_for, refused, why_not_ours
+from scripts.lifecycle.blobs.blobs import client_for, refused
 from scripts.lifecycle.engine.batches import BatchWriter
 from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.gated import Context, GatedTransaction, repeated, require_may_run
@@ -17,6 +17,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_names import blob_name
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import CircuitOpen
@@ -108,13 +109,13 @@ class BlobsOfPeople:
             return False
         if self._client is None:
             self._client = client_for(self._run)
-        pathname = self._client.pathname(intent.blob)
-        reason = why_not_ours(policy.blob, pathname)
-        if pathname is None or reason:
-            intents.fail(intent, reason or "foreign_store")
+        name = blob_name(intent.blob)
+        trouble = name.trouble(self._client.store, policy.blob.prefix)
+        if name.pathname is None or trouble:
+            intents.fail(intent, trouble or "bad_name")
             return False
         try:
-            self._client.delete([pathname])
+            self._client.delete([name.pathname])
         except BlobCallFailed as error:
             if error.code == "not_found":
                 return True

@@ -120,6 +120,25 @@ def raise_rows(
     return sum(is_new for (is_new,) in raised)
 
 
+def count_new(
+    connection: Connection,
+    item_type: str,
+    resource_type: str,
+    rows: sql.Composable,
+    parameters: Mapping[str, Any],
+) -> int:
+    """Return how many items :func:`raise_rows` would add for the rows of a sub-query."""
+    found = connection.execute(
+        sql.SQL(
+            "SELECT count(*) FROM {} r WHERE NOT EXISTS (SELECT FROM ops.manual_resolution_queue q WHERE"
+            " q.status <> 'resolved' AND q.item_type = %(item_type)s AND q.resource_type = %(resource_type)s"
+            " AND q.resource_id = r.resource_id)"
+        ).format(rows),
+        {"item_type": item_type, "resource_type": resource_type, **parameters},
+    ).fetchone()
+    return int(found[0]) if found else 0
+
+
 def described(policies: PolicySet, facts: Any, *, raised_by: str) -> tuple[Item, str]:
     """Read an item and its resource's id from what a person or another program said of it.
 

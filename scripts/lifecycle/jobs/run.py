@@ -221,6 +221,12 @@ class Run:
         """Return the seconds since the run began."""
         return time.monotonic() - self.started
 
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the time budget, or this policy's share of it, is used up; 0: it is."""
+        until = self.budget_seconds if self._until is None else min(self.budget_seconds, self._until)
+        return max(0.0, until - self.duration())
+
     def heed(self, number: int, _frame: FrameType | None) -> None:
         """Note a signal: what only looks ends at once, a batch in hand is finished."""
         self._signal = signal.Signals(number)

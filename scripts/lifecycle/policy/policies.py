@@ -583,6 +583,16 @@ class _Document(_Model):
         return self
 
     @model_validator(mode="after")
+    def _each_blob_belongs_to_one_policy(self) -> _Document:
+        # What one table does not name, another one may: its blobs would be orphans.
+        prefixes = {name: policy.blob.prefix for name, policy in self.policies.items() if policy.blob}
+        for name, prefix in prefixes.items():
+            for other, shorter in prefixes.items():
+                if other != name and prefix.startswith(shorter):
+                    raise ValueError(f"policies.{name}.blob.prefix: {prefix} lies below that of {other}, {shorter}")
+        return self
+
+    @model_validator(mode="after")
     def _erasure_reaches_every_person(self) -> _Document:
         steps: dict[str, ErasureStep] = {}
         for name, step in self.erasure.items():

@@ -17,6 +17,11 @@ UNUSUAL_MINIMUM_ROWS = 10_000
 
 def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
     """Return why so many rows must not go without being asked for, or None; their dependants count as they do."""
+    if found.unfit > policy.max_poison:
+        return (
+            f"{found.unfit} due rows name no blob that the policy may delete, max_poison is {policy.max_poison}:"
+            " is it the right store and prefix?"
+        )
     rows = found.removable if run.options.limit is None else min(found.removable, run.options.limit)
     due = f"{rows} rows are due"
     if found.dependants:

@@ -9,7 +9,7 @@ from uuid import UUID
 import psycopg
 
 from scripts.lifecycle.engine.poison import statement_refused
-from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun
+from scripts.lifecycle.engine.policy_run import Ending, PolicyRun, within_budget
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs.results import PolicyResult
@@ -66,7 +66,7 @@ def look(run: Run, policy: Policy) -> PolicyResult:
         PolicyFailed: It could not be taken.
     """
     try:
-        found = run.database.read(lambda link: count(link, run, policy), statement_timeout=SURVEY_SECONDS)
+        found = within_budget(run, lambda link: count(link, run, policy))
     except psycopg.Error as error:
         raise statement_refused(policy, error) from error
     tell(policy, found)
@@ -86,9 +86,7 @@ class InventoryRun(PolicyRun):
 
     def work(self, run_id: UUID) -> Ending:  # noqa: ARG002 - nothing is written that would name the run
         """Count."""
-        found = self._run.database.read(
-            lambda link: count(link, self._run, self._policy), statement_timeout=SURVEY_SECONDS
-        )
+        found = within_budget(self._run, lambda link: count(link, self._run, self._policy))
         tell(self._policy, found)
         self._residue = Survey()
         return Ending("completed", "retained", ExitCode.DONE)

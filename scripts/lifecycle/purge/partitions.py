@@ -29,7 +29,7 @@ from scripts.lifecycle.engine.gated import (
     GatedTransaction,
     require_may_run,
 )
-from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
+from scripts.lifecycle.engine.policy_run import within_budget
 from scripts.lifecycle.engine.preflight import Cleared
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
@@ -242,9 +242,8 @@ class PartitionDrops:
                 self._attach(partition, "this run drops nothing")
 
     def _look(self, *, count: bool) -> Look:
-        return self._run.database.read(
-            lambda connection: look(connection, self._cleared, self._run.cutoff, count=count),
-            statement_timeout=SURVEY_SECONDS,
+        return within_budget(
+            self._run, lambda connection: look(connection, self._cleared, self._run.cutoff, count=count)
         )
 
     def _archived(self, partition: Partition) -> AbstractContextManager[list[Piece] | None]:

@@ -17,11 +17,12 @@ from typing import Any
 import psycopg
 from pydantic import TypeAdapter, ValidationError
 
+from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.poison import statement_refused
-from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS
+from scripts.lifecycle.engine.policy_run import within_budget
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.selection import Selection, store_for
-from scripts.lifecycle.engine.survey import detached_from
+from scripts.lifecycle.engine.survey import detached_from, due_rows
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Policy, table_identifier
@@ -110,11 +111,11 @@ def _planned(run: Run, policy: Policy) -> Planned:
             store_of(run.settings)
         if policy.action == "retain":
             run.results.append(inventory.look(run, policy))
-            kept = run.database.read(lambda link: inventory.count(link, run, policy), statement_timeout=SURVEY_SECONDS)
+            kept = within_budget(run, lambda link: inventory.count(link, run, policy))
             return Planned(**names, kept=kept.rows)
         result = predict(run, policy)
         run.results.append(result)
-        details = run.database.read(lambda link: _details(link, run, policy, result), statement_timeout=SURVEY_SECONDS)
+        details = within_budget(run, lambda link: _details(link, run, policy, result))
     except OpsError as error:
         run.fail(policy.name, error)
         return Planned(**names, error=str(error))
@@ -173,22 +174,14 @@ def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple
 
 
 def _keys_of(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
-    removable = selection.removable
-    row = connection.execute(
-        sql.SQL(
-            "SELECT count(*), coalesce(sum(hashtextextended({id}, 0)::numeric), 0)::text,"
-            " (SELECT coalesce(array_agg(s.key ORDER BY s.key), '{{}}') FROM"
-            " (SELECT {id} AS key FROM {table} t WHERE {removable} AND {nameable} LIMIT {sample}) s)"
-            " FROM {table} t WHERE {removable}"
-        ).format(
-            id=selection.record.id("t"),
-            table=selection.table,
-            removable=removable,
-            sample=sql.Literal(SAMPLE_KEYS),
-            nameable=selection.record.nameable("t"),
-        ),
-        selection.parameters,
-    ).fetchone()
+    statement = fragment(
+        "WITH going AS MATERIALIZED (SELECT id, nameable FROM {} WHERE NOT held AND NOT referenced AND trouble IS NULL)"
+        " SELECT count(*), coalesce(sum(hashtextextended(id, 0)::numeric), 0)::text,"
+        " ARRAY(SELECT id FROM going WHERE nameable ORDER BY id LIMIT {}) FROM going",
+        due_rows(selection),
+        sql.Literal(SAMPLE_KEYS),
+    )
+    row = connection.execute(statement, statement.parameters).fetchone()
     return (row[0], row[1], tuple(row[2])) if row else (0, "0", ())
 
 
@@ -277,7 +270,7 @@ def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
         return _keys(connection, selection)
 
     try:
-        records, fingerprint, _ = run.database.read(look, statement_timeout=SURVEY_SECONDS)
+        records, fingerprint, _ = within_budget(run, look)
     except PolicyFailed as error:
         return str(error)
     if abs(records - planned.records) > planned.records * tolerance / 100:

@@ -8,6 +8,7 @@ that everybody else has. A dry run is the same up to the first batch, in a trans
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -18,20 +19,21 @@ from scripts.lifecycle.engine.deleter import Deleter
 from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.obstacles import triggers_behind
 from scripts.lifecycle.engine.poison import statement_refused
-from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look
+from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look, within_budget
 from scripts.lifecycle.engine.preflight import Cleared, check_access_path
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.engine.survey import Survey
+from scripts.lifecycle.engine.survey import Survey, left_out, unfit_rows
 from scripts.lifecycle.engine.windows import IndexWalk, Path, Sweep
-from scripts.lifecycle.jobs import handover
+from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run, sla_status
-from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policies import Blob, Policy
 from scripts.lifecycle.purge import inventory, partitions
 from scripts.lifecycle.purge.caps import refusal
 from scripts.lifecycle.purge.partitions import PartitionDrops
 from scripts.lifecycle.purge.rollout import roll_out
 from scripts.utils import error_reporting
+from scripts.utils.blob_names import TROUBLES
 from scripts.utils.blob_token import store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import (
@@ -101,6 +103,9 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
             for name, exception in policy.exceptions.items()
             if exception.queue
         )
+        if policy.blob:
+            rows = unfit_rows(cleared.selection)
+            to_queue += handover.count_new(connection, policy.blob.item_type, policy.table, rows, rows.parameters)
         if found.referenced and not handover.is_open(connection, _referenced_type(policy), policy.table, policy.name):
             to_queue += 1
         dropped: tuple[str, ...] = ()
@@ -112,7 +117,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         return found, refused, to_queue, dropped
 
     try:
-        found, refused, to_queue, dropped = run.database.read(look, statement_timeout=SURVEY_SECONDS)
+        found, refused, to_queue, dropped = within_budget(run, look)
     except psycopg.Error as error:
         raise statement_refused(policy, error) from error
     limit = run.options.limit
@@ -144,7 +149,7 @@ class Purge(PolicyRun):
 
     def work(self, run_id: UUID) -> Ending:
         """Delete what has expired, along the cheaper path."""
-        cleared, found, refused = self._run.database.read(self._first_look, statement_timeout=SURVEY_SECONDS)
+        cleared, found, refused = within_budget(self._run, self._first_look)
         lock = self._run.lock
         context = Context(
             lock.name,
@@ -154,6 +159,7 @@ class Purge(PolicyRun):
             job=self._run.job,
             policy_hash=self._run.policies.hash,
         )
+        cleared = replace(cleared, selection=self._going(cleared.selection, found))
         with closing(self._worker(cleared.selection, context)) as deleter:
             drops = PartitionDrops(self._run, cleared, context, deleter)
             if refused:
@@ -162,6 +168,8 @@ class Purge(PolicyRun):
             self._run.expect(self._policy.name, found.removable)
             if found.referenced:
                 self._queued += self._queue_referenced(cleared.selection, found)
+            if found.unfit and self._policy.blob:
+                self._queued += self._queue_unfit(cleared.selection, self._policy.blob)
             try:
                 drops.carry_out(found)
                 self._delete(deleter, cleared, found)
@@ -175,7 +183,13 @@ class Purge(PolicyRun):
                 self._queued += deleter.queued + drops.queued
                 self._partitions += drops.dropped
         self._queued += self._queue_excepted(cleared)
-        return self._judge(deleter, drops.stuck)
+        return self._judge(deleter, drops.stuck, run_id)
+
+    def _going(self, selection: Selection, found: Survey) -> Selection:
+        """Return what the batches select: of blobs, the rows that stay because of theirs are asked for once a run."""
+        if not (self._policy.blob and (found.referenced or found.unfit)):
+            return replace(selection, left_out=())
+        return replace(selection, left_out=within_budget(self._run, lambda link: left_out(link, selection)))
 
     def _worker(self, selection: Selection, context: Context) -> Deleter | Archiver:
         if self._policy.archive is None:
@@ -193,10 +207,7 @@ class Purge(PolicyRun):
 
     def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
         paths = _paths(self._run, cleared, found, deleter.batch_rows)
-        self._run.database.read(
-            lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows),
-            statement_timeout=SURVEY_SECONDS,
-        )
+        within_budget(self._run, lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows))
         if self._politeness.not_visible:
             self._log.info(
                 "politeness_not_visible",
@@ -229,16 +240,16 @@ class Purge(PolicyRun):
                 deleter.locked |= removal.locked > 0
 
     def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
-        residue = self._survey(cleared.selection)
+        residue = self._counted(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
         left = residue.removable > len(deleter.poison) and not deleter.limit_reached
         if left and not self._policy.blob:
             for path in _walks(cleared.selection):
                 deleter.follow(path)
-            residue = self._survey(cleared.selection)
+            residue = self._counted(cleared.selection)
         self._residue = residue
 
-    def _judge(self, deleter: Deleter | Archiver, detached: list[str]) -> Ending:
+    def _judge(self, deleter: Deleter | Archiver, detached: list[str], run_id: UUID) -> Ending:
         code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
         left = self._residue.removable - len(deleter.poison) if self._residue else 0
         if left <= 0:
@@ -254,6 +265,15 @@ class Purge(PolicyRun):
         if self._unknown:
             message = f"the store did not say what became of {self._unknown} blobs: the next run asks for them again"
             return Ending("partial", "blobs_unknown", ExitCode.STOPPED_EARLY, message)
+        return self._unexplained(left, run_id)
+
+    def _unexplained(self, left: int, run_id: UUID) -> Ending:
+        if lost := self._lost(run_id):
+            message = (
+                f"{lost} changes that PostgreSQL had confirmed are not there any more: it was restarted without a clean"
+                " shutdown, and has synchronous_commit off; run again: the next run makes them anew"
+            )
+            return Ending("partial", "changes_lost", ExitCode.STOPPED_EARLY, message)
         return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, self._why_left(left))
 
     def _why_left(self, left: int) -> str:
@@ -264,6 +284,11 @@ class Purge(PolicyRun):
         if keepers:
             return f"{what}: {' or '.join(keepers)} may keep them"
         return f"{what}, and no trigger can keep them: they changed meanwhile, or what they need did; run again"
+
+    def _lost(self, run_id: UUID) -> int:
+        """Return how many rows were confirmed as done of which the audit knows nothing."""
+        audited = self._run.database.read(lambda connection: runs.audited_rows(connection, run_id, self._policy.table))
+        return max(0, self._deleted - audited)
 
     def _queue_referenced(self, selection: Selection, found: Survey) -> int:
         item = handover.Item(
@@ -280,6 +305,23 @@ class Purge(PolicyRun):
             },
         )
         return handover.raise_item(self._run.writer, self._run.settings, item, self._policy.name)
+
+    def _queue_unfit(self, selection: Selection, blob: Blob) -> int:
+        """Hand the rows to a person whose blob the store must not be asked to delete; nothing is tried with them."""
+        new = 0
+        for trouble in TROUBLES:
+            item = handover.Item(
+                item_type=blob.item_type,
+                resource_type=self._policy.table,
+                priority=blob.priority,
+                reason="the store must not be asked to delete this blob",
+                raised_by=f"system:{self._run.script}",
+                context={"policy": self._policy.name, "error": trouble},
+            )
+            rows = unfit_rows(selection, trouble)
+            with self._run.writer.transaction(statement_timeout=SURVEY_SECONDS) as connection:
+                new += handover.raise_rows(connection, self._run.settings, item, rows, rows.parameters)
+        return new
 
     def _queue_excepted(self, cleared: Cleared) -> int:
         new = 0
@@ -321,8 +363,10 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
 
 def _check_plans(connection: Connection, cleared: Cleared, paths: list[Path], batch_rows: int) -> None:
     if cleared.facts.large:
+        # As in a batch, which knows the rows that stay because of their blob.
+        selection = replace(cleared.selection, left_out=())
         for path in paths:
-            check_access_path(connection, cleared.selection, path, batch_rows)
+            check_access_path(connection, selection, path, batch_rows)
 
 
 def _sweep(cleared: Cleared) -> Sweep:

@@ -6,15 +6,19 @@ is killed before it leaves the item open, and an open intent that the next run o
 
 from __future__ import annotations
 
+from scripts.lifecycle.audit import audit
 from scripts.lifecycle.blobs.blob_intents import Intent, Intents, Resolution
-from scripts.lifecycle.blobs.blobs import refused, why_not_ours
+from scripts.lifecycle.blobs.blobs import refused
 from scripts.lifecycle.engine.batches import BatchWriter
 from scripts.lifecycle.engine.gated import require_may_run
 from scripts.lifecycle.engine.resources import blob_named_by, row_state
 from scripts.lifecycle.engine.windows import chosen_keys
 from scripts.lifecycle.queue.matter import ROW_GONE, DecisionFailed, Matter
+from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_names import blob_name
 from scripts.utils.db_utils import Connection
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import CircuitOpen
 
 
@@ -33,12 +37,12 @@ class BlobDecision:
         intent = self._claimed()
         if isinstance(intent, str):
             return intent
-        blob, pathname = self._matter.policy.blob, self._client.pathname(intent.blob)
-        why_not = why_not_ours(blob, pathname) if blob else None
-        if pathname is None or why_not:
-            self._intents.fail(intent, why_not or "foreign_store")
-            raise DecisionFailed(f"the blob was left alone: {why_not}")
-        self._ask(intent, pathname)
+        name = blob_name(intent.blob)
+        trouble = name.trouble(self._client.store, self._matter.policy.blob.prefix if self._matter.policy.blob else "")
+        if name.pathname is None or trouble:
+            self._intents.fail(intent, trouble or "bad_name")
+            raise DecisionFailed(f"the blob was left alone: {trouble}")
+        self._ask(intent, name.pathname)
         return self._confirmed(intent, seen=True)
 
     def mark_as_gone(self) -> str:
@@ -54,6 +58,56 @@ class BlobDecision:
         if intent.blob != name:
             raise DecisionFailed("the row names another blob now: look again")
         return self._confirmed(intent, seen=pathname is not None)
+
+    def leave_alone(self) -> str:
+        """Clear the row and leave the blob where it is: the policy must not delete it, and no run looks at it again.
+
+        The audit says ``blob_left_alone``, never that something was deleted, and no moment of deletion is set.
+
+        Raises:
+            DecisionFailed: The blob is one that the policy deletes, or something keeps the row.
+        """
+        return self._matter.behind_the_gate(self._cleared)
+
+    def _cleared(self, connection: Connection) -> str:
+        matter, blob = self._matter, self._matter.policy.blob
+        state = row_state(connection, self._selection, self._key)
+        name = blob_named_by(connection, self._selection, self._key)
+        if blob is None or state is None or name is None:
+            matter.close(connection)
+            return ROW_GONE if state is None else "the row names no blob any more"
+        trouble = blob_name(name).trouble(self._client.store, blob.prefix)
+        if trouble is None:
+            raise DecisionFailed(
+                "the blob lies in this store and below the policy's prefix: delete it, or mark it gone"
+            )
+        if state.held:
+            raise DecisionFailed(f"the row was left alone: {state.why_kept}")
+        column = sql.Identifier(blob.column)
+        cleared = connection.execute(
+            sql.SQL("UPDATE {} t SET {} = {} WHERE {} AND t.{} = %(name)s").format(
+                self._selection.table,
+                column,
+                sql.Literal(blob.cleared),
+                self._selection.record.is_("t", sql.Placeholder("row_key")),
+                column,
+            ),
+            {"row_key": self._key, "name": name},
+        )
+        if not cleared.rowcount:
+            raise DecisionFailed("the row names another blob now: look again")
+        audit.append(
+            connection,
+            actor=f"operator:{matter.run.operator}",
+            action="blob_left_alone",
+            resource_type=matter.policy.table,
+            resource_ids=[self._key if state.nameable else pseudonym(matter.run.settings, self._key)],
+            reason=f"decision:{matter.item.item_type}/{matter.decision.name}",
+            run_id=matter.item.id,
+            metadata={"error": trouble},
+        )
+        matter.close(connection)
+        return "the row names no blob any more, and the blob was left where it is"
 
     def _claimed(self) -> Intent | str:
         """Write an intent and claim it. A text instead says why nothing was left to do; the item is closed then."""

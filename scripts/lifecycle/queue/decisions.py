@@ -27,6 +27,7 @@ class Effect(Enum):
     COUNT_AGAIN = auto()
     DELETE_BLOB = auto()
     BLOB_GONE = auto()
+    BLOB_NOT_OURS = auto()
     HOLD = auto()
     RELEASE_HOLD = auto()
 
@@ -61,6 +62,7 @@ _PURGE = Decision("retry", "delete the row now", Effect.PURGE_ROW)
 _OF_BLOBS = (
     Decision("retry", "delete the blob now", Effect.DELETE_BLOB),
     Decision("gone", "it is gone: look, and mark it so", Effect.BLOB_GONE),
+    Decision("not_ours", "it is not this policy's to delete: leave it, and clear the row", Effect.BLOB_NOT_OURS),
 )
 _OF_ROWS = {
     "foreign_key_violation": (

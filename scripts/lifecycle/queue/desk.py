@@ -103,6 +103,7 @@ class Desk:
             Effect.RELEASE_HOLD: rows.release_hold,
             Effect.DELETE_BLOB: lambda: BlobDecision(matter, self.client).delete(),
             Effect.BLOB_GONE: lambda: BlobDecision(matter, self.client).mark_as_gone(),
+            Effect.BLOB_NOT_OURS: lambda: BlobDecision(matter, self.client).leave_alone(),
         }
         return effects[decision.effect]()
 

@@ -14,6 +14,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.queue.decisions import policy_of
 from scripts.lifecycle.queue.work import QueueItem
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
+from scripts.utils.blob_names import blob_name
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError, describe_database_error
 from scripts.utils.retry_utils import CircuitOpen
@@ -52,9 +53,12 @@ def look(run: Run, item: QueueItem, client: Callable[[], BlobClient]) -> dict[st
 def _blob_state(client: BlobClient, blob: str | None) -> str:
     if blob is None:
         return "the row names none"
-    pathname = client.pathname(blob)
-    if pathname is None:
+    name = blob_name(blob)
+    if name.store not in ("", client.store):
         return "in another store, which this token cannot see"
+    pathname = name.pathname
+    if pathname is None:
+        return "not to be told: the row holds no name that the store would take"
     try:
         return "still there" if client.exists(pathname) else "gone"
     except BlobCallFailed as error:
