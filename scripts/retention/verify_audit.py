@@ -48,7 +48,7 @@ def work(run: Run) -> None:
     heads = [*(audit.Head.parsed(head) for head in flags.head), *audit_heads.read(flags.heads)]
     anchor = audit_anchor.anchor_of(run.settings)
     if anchor:
-        heads += audit_anchor.heads(anchor)
+        heads += audit_anchor.heads(anchor, run.database.identity())
     span = audit.Span(flags.first) if flags.first else None
     period = (flags.since or END[0], flags.until or END[1]) if flags.since or flags.until else None
     result = audit.verify(run.database, *heads, span=span, period=period)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 from psycopg import IsolationLevel
@@ -325,6 +326,25 @@ class ReadOnlyDatabase:
                     " run again when the database is well, a rerun is safe"
                 ) from error
             raise
+
+    def identity(self) -> str:
+        """Return what tells this database from any other, without a blank: ``<system identifier>-<name>``.
+
+        The system identifier is the cluster's, made by initdb. A copy made by pg_dump, a staging database and a second
+        application differ from the original in it or in the name. A physical copy (base backup, snapshot, branch) that
+        keeps the name does not differ. Where the role may not read the identifier, ``unknown`` stands for it.
+        """
+
+        def look(connection: Connection) -> str:
+            may = "SELECT has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE'), current_database()"
+            allowed, name = connection.execute(may).fetchone() or (False, "")
+            system = "unknown"
+            if allowed:
+                row = connection.execute("SELECT system_identifier FROM pg_catalog.pg_control_system()").fetchone()
+                system = str(row[0]) if row else system
+            return f"{system}-{quote(name, safe='').replace('%', '~')}"
+
+        return self.read(look)
 
     def now(self) -> datetime:
         """Return the database's clock, time-zone aware (UTC)."""

@@ -1,6 +1,7 @@
-"""Keyed pseudonyms: what the audit must be able to recognise without saying it (GDPR Art. 4(5)).
+"""Keyed pseudonyms: the audit can recognise a person or a key by them without holding either (GDPR Art. 4(5)).
 
-Computed here and never in SQL, where the key would end up in server logs. Destroying a key makes its years anonymous.
+They are computed in Python and never in SQL, where the key would end up in the server's log. Destroying a key makes the
+entries of its years anonymous.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ def pseudonym(settings: Settings, text: str) -> str:
 
 
 def suppression(settings: Settings, address: str) -> str:
-    """Return what stands for an address on the suppression list, with the id of its key in front: ``s1:…``.
+    """Return the pseudonym of an address for the suppression list, with the id of its key in front: ``s1:…``.
 
-    The application works the same out to look an address up: HMAC-SHA256 of the normalized address.
+    The application computes the same to look an address up: HMAC-SHA256 of the normalized address.
 
     Raises:
         Misconfigured: SUPPRESSION_KEY is not set.

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextvars
 import os
+import re
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ class Holder:
     host: str
     pid: int
     since: str
+    database: str = ""
+    """:meth:`Database.identity` of the holder's database; empty: a version before this field wrote the lock."""
 
     @classmethod
     def this_process(cls, run: str) -> Holder:
@@ -54,13 +57,15 @@ class Holder:
     def parse(cls, token: str) -> Holder | None:
         """Read a holder back from the lock's value; None if someone else wrote it."""
         parts = token.split(" ")
-        if len(parts) != 4 or not parts[2].isdigit():  # noqa: PLR2004 - the four fields of this class
+        if len(parts) not in (4, 5) or not parts[2].isdigit():  # the fields of this class, with or without the last
             return None
-        return cls(parts[0], parts[1], int(parts[2]), parts[3])
+        if parts[4:] and not re.fullmatch(r"(\d+|unknown)-.+", parts[4]):
+            return None
+        return cls(parts[0], parts[1], int(parts[2]), *parts[3:])
 
     def __str__(self) -> str:
         """Return the lock's value."""
-        return f"{self.run} {self.host} {self.pid} {self.since}"
+        return f"{self.run} {self.host} {self.pid} {self.since} {self.database}".rstrip()
 
     def is_dead(self) -> bool:
         """Tell whether the process is known to be gone: only this host can say so."""
@@ -148,8 +153,6 @@ class JobLock:
         self._timeout = timeout
         self._holder = Holder.this_process(run)
         self._lock = Lock(client, name, timeout=timeout, blocking=False, thread_local=False)
-        # Known before it is won: should every answer to SET NX be lost, the key is still ours to renew and delete.
-        self._lock.local.token = str(self._holder).encode()
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
         self._last_answer = time.monotonic()
@@ -163,8 +166,12 @@ class JobLock:
 
         Raises:
             LockHeld: Another run has them; the message says who, and until when at most.
-            Misconfigured: Redis refuses the credentials, or does not show who it is.
+            Misconfigured: Redis refuses the credentials, does not show who it is, or holds the lock of a job of another
+                database.
         """
+        self._holder = replace(self._holder, database=self._database.identity())
+        # Known before it is won: should every answer to SET NX be lost, the key is still ours to renew and delete.
+        self._lock.local.token = str(self._holder).encode()
         self.degraded = not self._acquire_redis()
         try:
             self.fencing_token = self._take_lease()
@@ -205,6 +212,12 @@ class JobLock:
                 return True
             value = self._client.get(self.name)
             holder = Holder.parse(value.decode()) if isinstance(value, bytes) else None
+            if holder and holder.database not in ("", self._holder.database):
+                raise Misconfigured(
+                    f"{self.name} is held by a job of another database, {holder.database} ({holder.run} on"
+                    f" {holder.host}): two databases share this Redis. Give each a Redis database number of its own in"
+                    " REDIS_URL (redis://…/1)"
+                )
             if holder and holder.is_dead():
                 get_logger().warning("lock_owner_dead", lock=self.name, holder=str(holder))
                 self._release_as(str(holder))

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from scripts.lifecycle.audit import audit
+from scripts.utils.test_fixtures import TEMPLATE
 from tests.inside import run_inside
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ def call(database, redis_url, capsys, monkeypatch):
     """A function that runs a script here: exit code, last line, all lines."""
 
     def run(script, *arguments, stdin="", **settings):
-        env = {"DATABASE_URL": database.url, "REDIS_URL": redis_url, **settings}
+        env = {"DATABASE_URL": database.url, "REDIS_URL": redis_url} | settings
         done = run_inside(script, arguments, env=env, capsys=capsys, monkeypatch=monkeypatch, stdin=stdin)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
         return done.returncode, lines[-1] if lines else {}, lines
@@ -139,6 +140,27 @@ def test_an_anchor_that_is_lost_fails_no_job_but_the_verification_that_was_to_co
     assert code == 1
     assert "AUDIT_ANCHOR_URL" in line["error"]
     assert not [each for each in lines if each["event"] == "audit_intact"]
+
+
+def test_an_empty_anchor_is_no_comparison(call, clean, tmp_path):
+    clean()
+
+    code, line, lines = call(SCRIPT, AUDIT_ANCHOR_URL=tmp_path.as_uri())
+    assert (code, line["stop_reason"]) == (2, "misconfigured")
+    assert "nothing was compared" in line["error"]
+    assert not [each for each in lines if each["event"] == "audit_intact"]
+
+
+def test_another_database_in_the_same_place_is_no_attack_and_no_comparison(call, clean, new_database, tmp_path):
+    anchor = {"AUDIT_ANCHOR_URL": tmp_path.as_uri()}
+    for _ in range(2):
+        clean(**anchor)
+    other = new_database(TEMPLATE)
+
+    code, line, _ = call(SCRIPT, **anchor, DATABASE_URL=other.url)
+    assert code == 2
+    assert "there are heads of" in line["error"]
+    assert call(SCRIPT, **anchor)[0] == 0, "the first database's own heads are compared as before"
 
 
 def test_a_bucket_is_an_anchor_too(call, clean, bucket):

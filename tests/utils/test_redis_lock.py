@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from scripts.utils.db_utils import Database
-from scripts.utils.errors import LockHeld
+from scripts.utils.errors import LockHeld, Misconfigured
 from scripts.utils.redis_lock import Holder, JobLock, connect_redis
 from scripts.utils.test_helpers import Proxy
 
@@ -83,10 +83,11 @@ def ended_process():
 
 
 @pytest.mark.pooled
-def test_taken_seen_and_given_back(make, redis_client, database, other_process):
+def test_taken_seen_and_given_back(make, redis_client, database, leases, other_process):
     lock = make("one")
     lock.acquire()
-    assert Holder.parse(redis_client.get(NAME)) == Holder("one", HERE, other_process, redis_client.get(NAME)[-20:])
+    since = redis_client.get(NAME).split(" ")[3]
+    assert Holder.parse(redis_client.get(NAME)) == Holder("one", HERE, other_process, since, leases.identity())
     assert 55_000 < redis_client.pttl(NAME) <= 60_000
     assert (lock.fencing_token, lock.degraded, lock.lost.is_set()) == (1, False, False)
     assert lease(database) == (1, "one", True)
@@ -241,3 +242,22 @@ def test_a_holder_reads_back_what_it_wrote():
 def test_a_client_fails_within_seconds():
     with connect_redis(AWAY, "test") as client, pytest.raises(redis.ConnectionError):
         client.ping()
+
+
+def test_a_lock_of_another_database_is_refused_by_name(make, redis_client):
+    """Two databases on one Redis: waiting for each other would look like a job that still runs."""
+    theirs = Holder("abc", "elsewhere", 7, "2026-01-01T00:00:00Z", "42-staging")
+    redis_client.set(NAME, str(theirs))
+
+    with pytest.raises(Misconfigured, match=r"another database, 42-staging \(abc on elsewhere\)"):
+        make("mine").acquire()
+    assert redis_client.get(NAME) is not None
+
+
+def test_a_lock_names_its_database_and_one_of_an_older_version_is_read_all_the_same(make, redis_client, leases):
+    make("mine").acquire()
+
+    value = redis_client.get(NAME)
+    text = value if isinstance(value, str) else value.decode()
+    assert Holder.parse(text).database == leases.identity()
+    assert Holder.parse("abc elsewhere 7 2026-01-01T00:00:00Z").database == ""

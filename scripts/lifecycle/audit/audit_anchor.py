@@ -1,20 +1,24 @@
 """The audit's heads kept where the database's owner has no say: one small object a head, in a folder or a bucket.
 
-An object is named ``audit-heads/<batch, 18 digits>-<seal>.json``, so a listing alone tells every head, in the chain's
-order. It is written once and never replaced. Give the place versions or an object lock, and the jobs' login no right to
-delete there: whoever can rewrite the chain must not be able to rewrite these.
+An object is named ``audit-heads/<database>/<batch, 18 digits>-<seal>.json``, so a listing alone tells every head, in
+the chain's order, and whose it is (:meth:`Database.identity`): a copy, a staging database and a second application may
+share the place. An object is written once and never replaced. Heads of a version that did not name the database lie one
+level higher and are compared with every database. Give the place versions or an object lock, and the jobs' login no
+right to delete there: whoever can rewrite the chain must not be able to rewrite these.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import psycopg
+
 from scripts.lifecycle.audit.audit_chain import Head
-from scripts.utils.errors import OpsError
+from scripts.utils.db_utils import ReadOnlyDatabase
+from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.settings import Settings
 
@@ -22,16 +26,16 @@ if TYPE_CHECKING:
     from scripts.utils.archive_store import ArchiveStore
 
 KEEPER = "the anchor"
-_NAME = re.compile(r"audit-heads/(\d{18})-([0-9a-f]{64})\.json")
-# A run's end waits so long at most: whoever sent a signal sends SIGKILL next, Render after 30 seconds.
+_NAME = re.compile(r"audit-heads/(?:([^/]+)/)?(\d{18})-([0-9a-f]{64})\.json")
+# The longest that a run's end waits for the anchor. After a signal SIGKILL follows, on Render after 30 seconds.
 _PATIENCE = timedelta(seconds=5)
 
 
 def anchor_of(settings: Settings) -> ArchiveStore | None:
-    """Return the place of the heads; None: there is none. Nothing is asked of it yet.
+    """Return the store of the heads without a request to it; None: AUDIT_ANCHOR_URL is not set.
 
     Raises:
-        Misconfigured: A bucket's login is not set.
+        Misconfigured: The bucket's credentials are not set.
     """
     if settings.audit_anchor_url is None:
         return None
@@ -40,11 +44,12 @@ def anchor_of(settings: Settings) -> ArchiveStore | None:
     return store_at(settings.audit_anchor_url, settings, "AUDIT_ANCHOR_URL", patience=_PATIENCE)
 
 
-def keep(settings: Settings, head: str | None, *, script: str, correlation_id: str) -> None:
-    """Keep a run's head, where a place for it is set; whatever goes wrong is only said.
+def keep(settings: Settings, database: ReadOnlyDatabase, head: str | None, *, script: str, correlation_id: str) -> None:
+    """Keep a run's head, where a place for it is set; a failure is a warning and never changes the run's result.
 
     Args:
         settings: Name the place.
+        database: Whose head it is.
         head: As the closing line says it; None: it could not be read.
         script: Whose run it is.
         correlation_id: The run's, as its log has it.
@@ -53,26 +58,44 @@ def keep(settings: Settings, head: str | None, *, script: str, correlation_id: s
         store = anchor_of(settings)
         if store is None or head is None or head == "0:":
             return
-        _write(store, Head.parsed(head), {"script": script, "correlation_id": correlation_id})
-    except OpsError as error:
+        facts = {"database": database.identity(), "script": script, "correlation_id": correlation_id}
+        _write(store, Head.parsed(head), facts)
+    except (OpsError, psycopg.Error) as error:
+        told = str(error) if isinstance(error, OpsError) else type(error).__name__
         get_logger().warning(
-            "audit_head_not_kept", audit_head=head, error=str(error), effect="it stands in this run's log only"
+            "audit_head_not_kept", audit_head=head, error=told, effect="it stands in this run's log only"
         )
 
 
-def heads(store: ArchiveStore) -> Iterator[Head]:
-    """Return every head that is kept there, in the chain's order in a folder, as a bucket lists them otherwise.
+def heads(store: ArchiveStore, database: str) -> list[Head]:
+    """Return the heads of one database, in the chain's order in a folder, as a bucket lists them otherwise.
+
+    Args:
+        store: The anchor.
+        database: :meth:`Database.identity` of the database whose chain is compared.
 
     Raises:
         ArchiveStoreFailed: The place did not answer.
+        Misconfigured: There is no head of this database: a comparison with nothing proves nothing.
     """
+    found, others = [], set()
     for name in store.names():
         if match := _NAME.fullmatch(name):
-            yield Head(int(match[1]), bytes.fromhex(match[2]), KEEPER)
+            if match[1] in (None, database):
+                found.append(Head(int(match[2]), bytes.fromhex(match[3]), KEEPER))
+            else:
+                others.add(match[1])
+    if not found:
+        there = f"; there are heads of {', '.join(sorted(others))}" if others else ""
+        raise Misconfigured(
+            f"AUDIT_ANCHOR_URL holds no head of this database, {database}{there}: nothing was compared. Either no run"
+            " has kept one yet, or they were removed, or this is a copy: verify it without AUDIT_ANCHOR_URL"
+        )
+    return found
 
 
 def _write(store: ArchiveStore, head: Head, facts: dict[str, str]) -> None:
-    name = f"audit-heads/{head.seq:018d}-{head.seal.hex()}.json"
+    name = f"audit-heads/{facts['database']}/{head.seq:018d}-{head.seal.hex()}.json"
     if _is_there(store, name):
         return
     document = {"audit_head": str(head), "seq": head.seq, "seal": head.seal.hex(), **facts}

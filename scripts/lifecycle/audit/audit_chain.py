@@ -1,4 +1,4 @@
-"""Is the audit what was written? Every seal along the chain recomputed, and compared with heads that others kept.
+"""Verify the audit: recompute every seal along the chain, and compare it with heads that others kept.
 
 ``seal = sha256(previous seal ‖ content)``, the content being PostgreSQL's binary form of the entry's columns. It is
 recomputed here, not by a function in the database that whoever alters the log could alter as well. The rows come by one
@@ -40,26 +40,26 @@ _COPY_SIGNATURE = b"PGCOPY\n\xff\r\n\0"
 _COPY_HEADER = len(_COPY_SIGNATURE) + 8
 # An empty chain's head is 0 and no seal.
 _HEAD = re.compile(r"0:|[1-9]\d{0,17}:[0-9a-f]{64}")
-# One statement reads the whole chain; it is not the one that is to be cut short.
+# One statement reads the whole chain, which may take hours: the usual statement time-out would end it.
 _SECONDS = 86_400.0
 _LOOKED_UP = 1000
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head of the chain that somebody kept."""
+    """A head of the chain that a log store or an anchor kept."""
 
     seq: int
     seal: bytes
     keeper: str | None = None
-    """Who kept it, for messages."""
+    """Where the head was kept, for messages."""
 
     @classmethod
     def parsed(cls, text: str, keeper: str | None = None) -> Head:
         """Read ``seq:seal``.
 
         Raises:
-            Misconfigured: It is no head.
+            Misconfigured: The text is no head.
         """
         if not _HEAD.fullmatch(text):
             raise Misconfigured(
@@ -69,7 +69,7 @@ class Head:
         return cls(int(seq), bytes.fromhex(seal), keeper)
 
     def __str__(self) -> str:
-        """Return it as a closing line writes it."""
+        """Return ``seq:seal``, as a closing line writes a head."""
         return f"{self.seq}:{self.seal.hex()}"
 
 
@@ -93,10 +93,10 @@ class Finding:
     until: int | None = None
     """Last of a range of missing batches."""
     keeper: str | None = None
-    """Who knows it otherwise."""
+    """Where a head is kept that says otherwise."""
 
     def __str__(self) -> str:
-        """Say it to an operator."""
+        """Describe the finding to an operator."""
         if self.kind == "head":
             return f"the head does not match batch {self.seq}: batches at the end were replaced"
         if self.kind == "missing":
@@ -116,9 +116,9 @@ class Verification:
     entries: int = 0
     head: str = "0:"
     span: Span = field(default_factory=Span)
-    """What was walked."""
+    """The part of the chain that was verified."""
     heads: int = 0
-    """How many kept heads it was compared with."""
+    """Number of kept heads that were compared."""
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -170,8 +170,8 @@ def verify_within(connection: Connection, heads: Iterable[Head] = (), span: Span
 
     Args:
         connection: In a READ ONLY transaction of one snapshot.
-        heads: What others kept. Whoever can rewrite the whole chain cannot rewrite those. Each must be in the chain at
-            its place, also outside the span.
+        heads: Heads that others kept. Someone who can rewrite the whole chain cannot rewrite these. Each must be in the
+            chain at its place, also outside the span.
         span: The part to walk; None: all of it.
 
     Raises:
@@ -239,8 +239,8 @@ def _rows(connection: Connection, span: Span | None) -> Iterator[_Row]:
     where = sql.SQL("").format()
     if span:
         where = sql.SQL("WHERE seq BETWEEN {} AND {} ").format(sql.Literal(span.first), sql.Literal(span.last))
-    # In one statement, not by pages of numbers: whoever drops the constraints could hide a batch behind another of the
-    # same number.
+    # One statement, not pages by number: with the constraints dropped, a batch could be hidden behind another one of
+    # the same number.
     statement = sql.SQL(
         "COPY (SELECT {}, seal FROM ops.audit_batches {}ORDER BY seq) TO STDOUT (FORMAT binary)"
     ).format(sql.SQL(", ").join(map(sql.Identifier, _SEALED)), where)

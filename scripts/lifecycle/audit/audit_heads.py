@@ -1,4 +1,4 @@
-"""Heads of the audit from a log store: its closing lines as they are, or the bare heads."""
+"""Read heads of the audit from a log store: from closing lines of runs, or from bare heads, one a line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def read(place: str | None) -> list[Head]:
     """Read the heads from a file, or from standard input.
 
     Args:
-        place: A file's name, or ``-``; None: there are none.
+        place: A file's name, or ``-`` for standard input; None: no heads were given.
 
     Raises:
-        Misconfigured: It cannot be read, holds no head at all, or one that is none.
+        Misconfigured: The file cannot be read, holds no head, or holds an ``audit_head`` that is malformed.
     """
     if place is None:
         return []

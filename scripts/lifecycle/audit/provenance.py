@@ -1,7 +1,7 @@
-"""Under which rule was this deleted? An audit entry, its run, and the policy file as it was then.
+"""Find under which rule a record was deleted: the audit entry, its run, and the policy file as it was then.
 
-The entry itself names the policy file by its hash, under the seal. Where an older entry does not, its run's record
-does, as long as it is kept; after that only the time tells, and it is said that this is so.
+An entry names the policy file by its hash, under the seal. Where an older entry does not, its run's record names it, as
+long as that is kept. After that the file is inferred from the time of the entry, and the answer says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OF_RUN = _ENTRIES + (" WHERE run_id = ANY(%(runs)s) GROUP BY actor, action, res
 
 @dataclass(frozen=True)
 class Entry:
-    """What the audit says: one batch with the record, or all that a run did by one reason."""
+    """One batch that has the record, or all batches of a run with the same reason."""
 
     first_batch: int
     last_batch: int
@@ -83,7 +83,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the run's record says, as long as it is kept."""
+    """The run's record, which is deleted after its own retention period."""
 
     script: str
     policy: str
@@ -104,13 +104,13 @@ class PolicyFile:
     document: str = field(repr=False)
     first_used_at: datetime
     known_by: KnownBy = "audit"
-    """Who says that it was this one: the sealed entry, the run's record, or only the time."""
+    """What names this file: the sealed entry, the run's record, or only the time of the entry."""
 
     def require_unaltered(self) -> None:
-        """See that the text is the one that the hash was made of.
+        """Check that the text has the hash under which it is kept.
 
         Raises:
-            AuditBroken: It is not.
+            AuditBroken: The text has another hash.
         """
         if hashlib.sha256(self.document.encode()).hexdigest() != self.hash:
             raise AuditBroken(

@@ -17,10 +17,10 @@ def fill(scope: Scope, section: Section) -> None:
     anchored = "no anchor is set (AUDIT_ANCHOR_URL)"
     try:
         if anchor := audit_anchor.anchor_of(scope.run.settings):
-            heads = list(audit_anchor.heads(anchor))
+            heads = audit_anchor.heads(anchor, scope.run.database.identity())
             anchored = f"{len(heads):,} heads that the anchor kept"
     except OpsError as error:
-        anchored = "the anchor could not be read"
+        anchored = "the anchor could not be compared"
         section.uncounted.append(f"the audit's anchor was not compared: {error}")
     section.lead.append(
         "Each batch of the audit is sealed with SHA-256 over its content and the seal before it. Every seal was"

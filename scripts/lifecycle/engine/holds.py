@@ -1,8 +1,10 @@
 """Legal holds: what must not be deleted although its period has ended (GDPR Art. 17(3)(e)).
 
-Placing, changing or releasing one closes the gate (a trigger on ops.legal_holds): it waits for the batches under way,
-and every batch that begins afterwards sees it. Once :func:`place` has returned, nothing under the hold is deleted, but
-for blobs that the store had been asked for before: those are named.
+The view ``ops.holds_in_force`` says what a hold in force is: neither released nor past its expiry. Every statement that
+deletes asks it. Placing, changing or releasing a hold closes the gate (a trigger on ``ops.legal_holds``): the change
+waits for the batches under way, and every batch that begins afterwards sees it. Once :func:`place` has returned,
+nothing under the hold is deleted, except blobs whose deletion the store had been asked for before: their rows are
+logged. Another trigger writes the audit entry of each change, so this module writes none.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from scripts.utils.logging_utils import get_logger
 
 _BY_DECISION = "queue item %"
 WARNING = timedelta(days=14)
-"""So long before a hold ends by itself it is said that it will: enough for a lawyer to answer."""
+"""How long before its expiry a hold is reported: time enough for a lawyer to answer."""
 _COLUMNS = "h.id, h.scope, h.table_name, h.resource_id, h.reason, h.placed_by, h.placed_at, h.expires_at"
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A hold in force. Its person, if it has one, is not shown: a list ends up in terminals and logs."""
+    """A hold in force, without its person: a list of holds ends up in terminals and logs."""
 
     id: UUID
     scope: str
@@ -39,7 +41,7 @@ class Hold:
     expires_at: datetime | None
 
     def ends_soon(self, now: datetime) -> bool:
-        """Tell whether it ends by itself within :data:`WARNING`."""
+        """Tell whether the hold expires within :data:`WARNING`."""
         return self.expires_at is not None and self.expires_at <= now + WARNING
 
     @property
@@ -51,7 +53,7 @@ class Hold:
 
 
 class HeldByOthers(OpsError):
-    """A hold that a decision on the queue did not place, and cannot end."""
+    """The row is under a hold that no decision on the queue placed, so no decision on the queue may end it."""
 
     stop_reason = "held"
 
@@ -66,9 +68,9 @@ class What(TypedDict, total=False):
     person: str | None
     """A normalized e-mail address."""
     expires_at: datetime | None
-    """When the hold ends by itself."""
+    """When the hold expires; None: it lasts until it is released."""
     key: tuple[str, ...] | None
-    """The table's key columns, by which the row is looked for; None: not looked for."""
+    """The table's key columns, to check that the row exists; None: that is not checked."""
 
 
 def place(database: Database, *, operator: str, reason: str, **what: Unpack[What]) -> UUID:
@@ -76,7 +78,7 @@ def place(database: Database, *, operator: str, reason: str, **what: Unpack[What
 
     Args:
         database: Where the holds are.
-        operator: Who places it, a handle.
+        operator: The handle of the person who places it.
         reason: Free text, kept on the hold.
         what: What is held.
 
@@ -140,7 +142,7 @@ def check(connection: Connection, **what: Unpack[What]) -> str:
 
 
 def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:
-    """Cancel what was to be asked of the store, and return the rows for which it has been asked already."""
+    """Cancel the pending blob deletions under a hold; return the rows whose blobs are being deleted already."""
     rows = connection.execute(
         "WITH under AS ("
         " SELECT id, status, resource_id FROM ops.blob_deletions WHERE closed_at IS NULL AND (person = %(person)s"
@@ -163,9 +165,9 @@ def active(database: ReadOnlyDatabase) -> list[Hold]:
 
 
 def ending(database: ReadOnlyDatabase) -> list[Hold]:
-    """Return the holds that end by themselves within :data:`WARNING`, the next one first.
+    """Return the holds that expire within :data:`WARNING`, the next one first.
 
-    What another hold keeps for longer does not become free, so nobody need be told.
+    A hold is left out where another one on the same subject lasts longer: nothing becomes free at its expiry.
     """
     with database.snapshot() as connection, connection.cursor(row_factory=class_row(Hold)) as cursor:
         return cursor.execute(
@@ -196,7 +198,18 @@ def release(database: Database, hold_id: UUID, *, operator: str) -> None:
 
 
 def forget_expired(database: Database, person: str, *, actor: str) -> None:
-    """Forget whom holds named that ran out by themselves: she has asked to be erased."""
+    """Clear a person from the holds on that person that have expired: an erasure request has been made (GDPR Art. 17).
+
+    The trigger on ``ops.legal_holds`` writes ``hold_forgotten`` under the person's open request.
+
+    Args:
+        database: Where the holds are.
+        person: The normalized address.
+        actor: ``system:<script>``.
+
+    Raises:
+        GateBusy: The batches under way did not end in time; nothing was cleared.
+    """
     with database.closing_gate() as connection:
         connection.execute(
             "UPDATE ops.legal_holds SET released_at = expires_at, released_by = %s, person = NULL"

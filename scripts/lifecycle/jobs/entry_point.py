@@ -174,7 +174,7 @@ def _close(
         _emit(run, spec, code)
     head = _audit_head(run) if job.changes_data else None
     if job.changes_data and not run.options.dry_run and code is not ExitCode.NOT_RUN:
-        audit_anchor.keep(run.settings, head, script=run.script, correlation_id=run.correlation_id)
+        audit_anchor.keep(run.settings, run.database, head, script=run.script, correlation_id=run.correlation_id)
     early_signals.ignore()
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info

@@ -1,7 +1,8 @@
 """The stop switch: a row in ops.stop_switches that stops a job wherever it runs, and keeps it from starting.
 
-Turning it on closes the gate: it waits for the batches under way, and every batch that begins afterwards sees it. Once
-:func:`turn_on` has returned, no batch of the job commits any more. Dry runs and operators' commands are not stopped.
+Turning the switch on or off closes the gate (a trigger on the table): the change waits for the batches under way, and
+every batch that begins afterwards sees the row. Once :func:`turn_on` has returned, no batch of the job commits any
+more. Dry runs and operators' commands are not stopped.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, SwitchedOff
 
 ALL = "*"
-"""In the place of a job's name: every job."""
+"""Stands for a job's name and means every job."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Switch:
         return job == ALL or self.job in (ALL, job)
 
     def __str__(self) -> str:
-        """Say it to an operator."""
+        """Describe the switch to an operator."""
         which = "all jobs" if self.job == ALL else self.job
         since = f"{self.stopped_at:%Y-%m-%dT%H:%M:%SZ}"
         return f"the stop switch for {which} is on since {since} (by {self.stopped_by}: {self.reason})"
@@ -41,7 +42,10 @@ class Switch:
 
 @dataclass(frozen=True)
 class RunningRun:
-    """A run whose record is open. One that was killed stays so until its job's next run: it only falls silent."""
+    """A run whose record is open.
+
+    The record of a run that was killed stays open until the job's next run closes it; its heartbeat gets old meanwhile.
+    """
 
     script: str
     policy: str
@@ -50,12 +54,12 @@ class RunningRun:
     pid: int
     started_at: datetime
     silent_seconds: int
-    """Since its last heartbeat, by the database's clock."""
+    """Seconds since the last heartbeat, by the database's clock."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is on and what runs, at one moment."""
+    """The switches that are on and the runs whose records are open, in one snapshot."""
 
     switches: list[Switch]
     running: list[RunningRun]

@@ -261,9 +261,11 @@ def test_a_chain_cut_off_is_found_by_the_anchor(ask, month, tmp_path):
     assert asked.code == 1
     assert "the anchor has a head of them" in asked.report["statements"][0]["text"]
 
-    lost = ask(AUDIT_ANCHOR_URL=(tmp_path / "gone").as_uri())
-    assert lost.code == 0
-    assert any("the audit's anchor was not compared" in each for each in lost.report["uncounted"])
+    (tmp_path / "empty").mkdir()
+    for place in ("gone", "empty"):
+        lost = ask(AUDIT_ANCHOR_URL=(tmp_path / place).as_uri())
+        assert lost.code == 0
+        assert any("the audit's anchor was not compared" in each for each in lost.report["uncounted"])
 
 
 def test_data_beyond_critical_is_a_finding_and_exit_0(ask, admin):
