@@ -40,7 +40,7 @@ Connection = psycopg.Connection[Any]
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 ROLE = "lifecycle_jobs"
 READER = "lifecycle_reader"
-# A pooler is in the way of long locks and of many a DDL statement: where there is a direct host, it is taken.
+# The direct host comes before the pooled one: a transaction pooler does not suit long locks and much DDL.
 URLS = ("MIGRATION_DATABASE_URL", "DATABASE_URL_UNPOOLED", "DATABASE_URL")
 LOCK_KEY = 5_918_402_277_310_664_901
 LOCK_TIMEOUT = "30s"
@@ -147,7 +147,7 @@ def files(set_name: str, root: Path = MIGRATIONS) -> list[Migration]:
 
 
 def apply(conninfo: str, *, sample_app: bool = False, root: Path = MIGRATIONS) -> list[str]:
-    """Apply what is pending, all of it in one transaction; safe to repeat and to race.
+    """Apply the pending migrations in one transaction; safe to repeat, and safe when two deployments run at once.
 
     Args:
         conninfo: A role that may create schemas, tables and roles.
@@ -159,7 +159,7 @@ def apply(conninfo: str, *, sample_app: bool = False, root: Path = MIGRATIONS) -
 
     Raises:
         Misconfigured: The database cannot be used with this connection string.
-        OpsError: A file failed, changed after it was applied, or would create a table that exists.
+        OpsError: A file failed, was changed after it was applied, or would create a table that exists.
     """
     wanted = files("ops", root) + (files("sample_app", root) if sample_app else [])
     with _connect(conninfo) as connection:
@@ -179,7 +179,7 @@ def apply(conninfo: str, *, sample_app: bool = False, root: Path = MIGRATIONS) -
 
 
 def check(conninfo: str, *, root: Path = MIGRATIONS) -> list[str]:
-    """Name what is pending or was changed after it was applied; an empty list is a database up to date."""
+    """List the migrations that are pending or were changed after they were applied; an empty list means up to date."""
     return [f"{state}: {migration}" for migration, state in status(conninfo, root=root) if state != "applied"]
 
 
@@ -241,7 +241,7 @@ def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
 def partition_statements(connection: Connection, policy_set: PolicySet) -> list[sql.Composed]:
     """List what lets the jobs drop expired partitions: of the tables that are partitioned as their policy needs it.
 
-    A table of the file that no longer is loses the right: its rows go by batches.
+    A table of the file that is no longer partitioned that way loses the right: its rows are deleted in batches.
     """
     if connection.execute("SELECT to_regclass('ops.partition_rights')").fetchone() == (None,):
         return []
@@ -286,7 +286,7 @@ def partition_statements(connection: Connection, policy_set: PolicySet) -> list[
 
 def _rights_of_step(step: ErasureStep) -> list[tuple[str, str, str]]:
     suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
-    # Who is on the list by her pseudonym already needs no second entry.
+    # A person who is on the suppression list already needs no second row, so the row that names the address is deleted.
     actions = dict.fromkeys([step.action, *(["delete"] if suppressed else [])])
     columns = (*step.key, *step.columns)
     return [right for action in actions for column in columns for right in _rights(action, step.table, column)]

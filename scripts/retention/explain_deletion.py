@@ -43,7 +43,7 @@ Found = tuple[Entry, RunFacts | None, PolicyFile | None]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what is asked about."""
+    """Add the flags that name a record or a run."""
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--record", metavar="ID", help="the record's id; -: read it from standard input")
     asked.add_argument("--run", metavar="ID", help="a run: run_id of the audit, or correlation_id of a log line")
@@ -52,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Look, then say."""
+    """Find the entries, verify their seals, and show each with its policy."""
     folder: Path | None = run.options.flags.whole_file
     if folder and not folder.is_dir():
         raise Misconfigured(f"--whole-file {folder}: that is not a folder that is there")
@@ -72,7 +72,7 @@ def work(run: Run) -> None:
 
 
 def _ids(run: Run) -> list[str]:
-    """Return what the audit may know the record by.
+    """Return every name under which the audit may hold the record.
 
     Raises:
         Misconfigured: A key that may be personal is on the command line, or its pseudonym cannot be made.

@@ -30,7 +30,7 @@ from scripts.utils.logging_utils import get_logger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three verbs."""
+    """Add the verbs place, list and release."""
     verbs = parser.add_subparsers(dest="verb", required=True)
     place = verbs.add_parser("place", help="hold a table, a row or a person")
     place.add_argument("--table", metavar="SCHEMA.TABLE", help="as the policy file writes it")

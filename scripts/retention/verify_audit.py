@@ -28,7 +28,7 @@ SHOWN = 100
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the part to walk, and what to compare it with."""
+    """Add the flags for the part of the chain to verify, and for the heads to compare it with."""
     parser.add_argument("--since", type=day_or_moment, metavar="T", help="first day or moment, UTC; default: all")
     parser.add_argument("--until", type=day_or_moment, metavar="T", help="day or moment after the last; default: all")
     parser.add_argument("--from", type=positive, dest="first", metavar="BATCH", help="from this batch on")
@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Walk along the chain."""
+    """Verify the chain against the heads that were given, and the schema against its migrations."""
     flags = run.options.flags
     if flags.first and (flags.since or flags.until):
         raise Misconfigured("--from counts batches, --since and --until tell the time: give one or the other")

@@ -146,7 +146,7 @@ def test_an_empty_anchor_is_no_comparison(call, clean, tmp_path):
     clean()
 
     code, line, lines = call(SCRIPT, AUDIT_ANCHOR_URL=tmp_path.as_uri())
-    assert (code, line["stop_reason"]) == (2, "misconfigured")
+    assert (code, line["event"]) == (2, "verify_failed")
     assert "nothing was compared" in line["error"]
     assert not [each for each in lines if each["event"] == "audit_intact"]
 
