@@ -360,3 +360,17 @@ def test_the_sheet_is_one_table_of_the_same_numbers_and_no_formula(ask, month, t
     ]
     assert any("'=1+1" in line for line in lines)
     assert not any(cell.startswith("=") for line in lines for cell in line)
+
+
+def test_an_archive_of_odd_moments_is_listed_like_any_other(ask, month):
+    month.execute(
+        "INSERT INTO ops.archives (id, policy, table_name, object, status, row_count, bytes, sha256, manifest, oldest,"
+        " newest, sealed_at, run_id) VALUES (gen_random_uuid(), 'odd', 'public.odd', 'odd', 'sealed', 1, 1,"
+        " repeat('a', 64), '{}', '-infinity', '0001-01-01 BC', now(), gen_random_uuid())"
+    )
+
+    inventory = ask().report["sections"]["archives"]["tables"]["inventory"]
+
+    assert [(row["oldest"], row["newest"]) for row in inventory if row["policy"] == "odd"] == [
+        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00Z")
+    ]
