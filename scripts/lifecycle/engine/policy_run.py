@@ -69,7 +69,7 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
 
 
 def _require_pseudonyms(run: Run, policy: Policy, rows: int) -> None:
-    """See that keys that may be personal can stand in the audit as pseudonyms (docs/decisions and DESIGN, the audit).
+    """See that keys that may be personal can stand in the audit as pseudonyms (docs/decisions/0022).
 
     Raises:
         PolicyFailed: The action cannot, or AUDIT_PSEUDONYM_KEY is not set.
