@@ -181,6 +181,7 @@ class BatchWriter:
         self._constants: dict[str, Any] = {
             **selection.parameters,
             **context.parameters(),
+            **{name: Jsonb({}) for name in personal_keys.parameters(selection)},
             "policy": policy.name,
             "action": policy.action,
             "reason_prefix": selection.reason_prefix,
@@ -309,11 +310,11 @@ class BatchWriter:
 
     def _names(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
         """Read the keys that may be personal, and compute the pseudonyms by which the audit names them."""
+        if not self._selection.pseudonymous:
+            return {}
         kept = sql.SQL("{} <> ALL(%(excluded)s::text[])").format(self._selection.record.id("t"))
         rows = sql.SQL(" AND ").join([window.clause, self._selection.removable, kept])
         asked = personal_keys.questions(self._selection, rows)
-        if not self._selection.pseudonymous:
-            return {name: Jsonb({}) for name in asked}
         if self._pseudonym is None:
             raise ValueError("a policy with keys that may be personal is carried out by who has the pseudonyms' key")
         with self._gated.reading(connection):

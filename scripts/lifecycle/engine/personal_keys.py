@@ -21,6 +21,13 @@ def of_dependant(number: int) -> str:
     return f"names_{number}"
 
 
+def parameters(selection: Selection) -> list[str]:
+    """Return the parameters that want pseudonyms: of the policy's table and of each dependant with a text key."""
+    own = [] if selection.record.impersonal else [OWN]
+    reached = [of_dependant(number) for number, reach in enumerate(selection.reaches) if not reach.record.impersonal]
+    return own + reached
+
+
 def questions(selection: Selection, rows: sql.Composable) -> dict[str, sql.Composed]:
     """Return, by the parameter that wants their pseudonyms, the query for keys that may be personal.
 
