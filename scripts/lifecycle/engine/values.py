@@ -37,7 +37,8 @@ WITH RECURSIVE below (attname, stored_as, type, domain) AS (
      WHERE t.typtype = 'd'
 )
 SELECT b.attname AS name, b.stored_as, format_type(b.type, -1) AS read_as, b.domain,
-       (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder) FROM pg_enum e WHERE e.enumtypid = t.oid) AS labels
+       (SELECT array_agg(e.enumlabel::text ORDER BY e.enumsortorder)
+          FROM pg_enum e WHERE e.enumtypid IN (t.oid, t.typelem)) AS labels
   FROM below b JOIN pg_type t ON t.oid = b.type WHERE t.typtype <> 'd'
 """
 
@@ -73,7 +74,7 @@ class Kind:
     """The type below every domain, without length or scale."""
     domain: bool
     labels: tuple[str, ...] | None = None
-    """Of an enum, in its order."""
+    """The labels of an enum, or of an array of enums, in the enum's order."""
 
     @property
     def is_cast(self) -> bool:

@@ -116,6 +116,14 @@ def test_a_problem_names_the_labels_there_are(typed):
     ]
 
 
+def test_a_problem_with_an_array_of_an_enum_names_the_labels_too(typed):
+    number = [kind for kind, *_ in CASES].index("mood[]")
+
+    (problem,) = rows_met(typed, "public.typed", f"c{number}", "{Open}")
+
+    assert problem.endswith("which is mood[]; its labels are open, closed, Half way, ")
+
+
 def test_one_that_is_none_does_not_hide_another(typed):
     named = [
         Written("one", "c0", "a"),
