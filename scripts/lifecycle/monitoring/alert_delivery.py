@@ -1,7 +1,8 @@
-"""How a problem reaches the sinks: each is brought to the newest state, under a claim, outside any transaction.
+"""Tells each sink the newest state of an alert, under a claim and outside any transaction.
 
-What a sink did not take stays noted in ops.alerts, and the next run of any monitor sends the newest state. A process
-that is killed between telling and noting it tells the same twice; PagerDuty and Sentry see the same key.
+What a sink did not take stays in ``ops.alerts.waiting``, and the next run of any monitor sends the newest state. A
+process that is killed between telling a sink and noting it tells the sink twice; PagerDuty and Sentry join the two by
+their key.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scripts.utils.logging_utils import get_logger
 DELIVERY_SECONDS = 60.0
 # Longer than a sink may take with all its retries.
 _CLAIM_SECONDS = 120
-# News of a problem that is over, and that nobody could be told for so long, is no news.
+# A change that could not be delivered for so long is dropped: it describes the past.
 _STALE_DAYS = 7
 
 _SILENT = sql.SQL(
@@ -59,11 +60,11 @@ UPDATE ops.alerts
 
 
 class Delivery:
-    """Tells the sinks what they have yet to be told.
+    """Delivers to the sinks the changes that they have not been told of.
 
     Args:
-        database: Where the state is.
-        sinks: Those that are set.
+        database: Holds ``ops.alerts``.
+        sinks: The sinks that are configured.
         source: This installation's name.
     """
 
@@ -73,7 +74,7 @@ class Delivery:
         self._source = source
 
     def deliver(self) -> None:
-        """Tell each sink, the worst first; one that is down is not asked again in this run."""
+        """Tell each sink, the worst alert first; a sink that is down is not asked again in this run."""
         if not self._sinks:
             return
         until = time.monotonic() + DELIVERY_SECONDS
@@ -95,7 +96,7 @@ class Delivery:
 
         row = self._database.write(take)
         if row is None:
-            return True  # another process tells it, it was told, or it was silenced meanwhile
+            return True  # another process is telling the sink or has told it, or the alert was silenced meanwhile
         version = row.pop("version")
         state: dict[str, Any] = {"version": version, "severity": row["severity"]}
         taken = up = True

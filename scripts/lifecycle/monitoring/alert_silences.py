@@ -1,7 +1,7 @@
-"""Silences for maintenance: what begins with a scope is noted and not told, until a moment that is always there.
+"""Silences for maintenance: alerts whose key begins with a scope are noted and not told, until a fixed moment.
 
-What is still open when a silence ends is told then, by the next run of any monitor. That a problem is over is told
-also during a silence, to whoever was told of the problem.
+Every silence has an end. The next run of any monitor after it tells the alerts that are still open. That an alert has
+ended is told during a silence too, to the sinks that were told of the alert.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Silence:
 
 
 def check(scope: str, length: timedelta, reason: str) -> None:
-    """Refuse a silence that must not be.
+    """Check a silence before it is written.
 
     Raises:
-        Misconfigured: It is too long, or says no reason.
+        Misconfigured: It is longer than :data:`LONGEST`, gives no reason, or its scope is no prefix of a key.
     """
     if not reason.strip():
-        raise Misconfigured("--reason is empty: whoever misses an alert must be able to read why")
+        raise Misconfigured("--reason is empty: a person who misses an alert must be able to read why")
     if not timedelta() < length <= LONGEST:
         raise Misconfigured(
             f"--for must be at most {LONGEST.days} days: a silence that nobody ends hides the next problem"
@@ -49,10 +49,17 @@ def check(scope: str, length: timedelta, reason: str) -> None:
 
 
 def silence(database: Database, scope: str, *, length: timedelta, reason: str, operator: str) -> Silence:
-    """Silence what begins with a scope; empty: everything.
+    """Silence the alerts whose key begins with a scope.
+
+    Args:
+        database: Holds ``ops.alert_silences``.
+        scope: The prefix; empty: every alert.
+        length: For how long.
+        reason: Why, for a person who misses an alert.
+        operator: The handle of the person who silences.
 
     Raises:
-        Misconfigured: As :func:`check`.
+        Misconfigured: As :func:`check` raises it.
     """
     check(scope, length, reason)
     with database.transaction() as connection:
@@ -95,7 +102,7 @@ def in_force(connection: Connection) -> list[Silence]:
 
 
 def open_alerts(connection: Connection) -> list[dict[str, Any]]:
-    """Return what is open, the worst first, with the sinks that have yet to be told and whether it is silenced."""
+    """Return the open alerts, the worst first, with the sinks still to be told and whether a silence covers each."""
     with connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(
             "SELECT key, severity, what, how_bad, what_to_do, runbook, raised_by, since, raised_at, last_seen_at,"

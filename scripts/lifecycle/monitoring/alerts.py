@@ -1,7 +1,7 @@
-"""One alert a problem: raised once, reminded of with pauses, told to be over when it is.
+"""Alerts: a problem is raised once, repeated after a pause, and reported as recovered when it has ended.
 
-The state is in ops.alerts, so that monitors in processes of their own, also two at once, tell a problem once. Each
-change is a compare-and-set; telling the sinks comes afterwards (alert_delivery.py), outside any transaction.
+The state is in ``ops.alerts``, so several monitor processes at once still raise one problem once. ``alert_delivery``
+tells the sinks after the transaction that changed the state.
 
 INFO goes to the log; WARNING to the log, Sentry and Slack; CRITICAL to the log, Sentry, Slack and PagerDuty.
 """
@@ -49,7 +49,7 @@ UPDATE ops.alerts a
        news = coalesce(s.news, a.news),
        news_at = CASE WHEN s.news IS NULL THEN a.news_at ELSE clock_timestamp() END,
        reminded_at = CASE WHEN s.news = 'reminder' THEN clock_timestamp() ELSE a.reminded_at END,
-       -- Whoever saw it first may have had fewer sinks: a monitor run by hand must swallow nobody's page.
+       -- The monitor that raised it may have had fewer sinks, such as one run by hand: the others are added.
        waiting = CASE WHEN s.news IS NULL
                            THEN ARRAY(SELECT unnest(a.waiting)
                                        UNION SELECT sink FROM unnest(%(sinks)s::text[]) AS n (sink)
@@ -61,7 +61,7 @@ UPDATE ops.alerts a
 RETURNING a.id, s.news
 """
 
-# Whoever was told of it, or may have been, is told that it is over.
+# Every sink that was told of the problem, or may have been, is told that it has ended.
 _RECOVER = """
 UPDATE ops.alerts
    SET resolved_at = clock_timestamp(), version = version + 1, news = 'recovered', news_at = clock_timestamp(),
@@ -76,10 +76,10 @@ RETURNING key, severity, what, how_bad, what_to_do, runbook, since
 
 @dataclass(frozen=True)
 class Alert:
-    """A problem, for whoever is woken up by it; no personal data in any of it.
+    """A problem, as the person on call reads it; no field holds personal data.
 
     Args:
-        key: The same problem always has the same key, such as ``sla:cleanup_pdfs:missed``.
+        key: Identifies the problem: the same problem always has the same key, such as ``sla:cleanup_pdfs:missed``.
         severity: ``info``, ``warning`` or ``critical``.
         what: What is wrong, in one line.
         how_bad: Figures: how much, how long, against which threshold.
@@ -97,7 +97,7 @@ class Alert:
     since: datetime | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what could not be told.
+        """Refuse an alert that no sink could be told of.
 
         Raises:
             ValueError: The key is empty or could hold an address, or the severity is none of the three.
@@ -108,22 +108,22 @@ class Alert:
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of a monitor's view: keys that are new, and keys that are over."""
+    """What changed when a monitor's view was written: the keys of new alerts, and of alerts that ended."""
 
     raised: list[str] = field(default_factory=list)
     recovered: list[str] = field(default_factory=list)
 
 
 class Alerts:
-    """The problems of this installation, as one process sees and changes them.
+    """Reads and changes the alerts of this installation.
 
-    No method may be called inside a transaction: it opens its own, and talks HTTP after it. In a dry run
-    what would be raised or recovered is logged, and nothing is written or sent.
+    No method may be called inside a transaction: each opens its own, and makes HTTP calls after it. In a dry run each
+    method logs what it would raise or end, and writes and sends nothing.
 
     Args:
-        database: Where the state is; one that cannot write makes this a dry run.
-        settings: The sinks, the pause between reminders, the addresses.
-        script: Who looks.
+        database: Holds ``ops.alerts``; one that cannot write makes this a dry run.
+        settings: The sinks, the pause between reminders (hours) and the addresses.
+        script: The script that looks, for ``raised_by``.
     """
 
     def __init__(self, database: ReadOnlyDatabase, settings: Settings, script: str) -> None:
@@ -134,10 +134,10 @@ class Alerts:
         self._delivery = Delivery(self._writer, self._sinks, settings.alert_source) if self._writer else None
 
     def raise_(self, alert: Alert) -> bool:
-        """Say that there is a problem, as often as it is seen.
+        """Raise a problem; called each time that a monitor sees it.
 
         Returns:
-            Whether it is new. One that is open is updated, and told again if it got better or worse, or if the pause
+            Whether the alert is new. An open one is updated. It is told again if its severity changed, or if the pause
             between reminders is over.
         """
         new = self._note(alert)
@@ -145,7 +145,7 @@ class Alerts:
         return new
 
     def recover(self, key: str) -> bool:
-        """Say that a problem is over.
+        """End a problem's alert.
 
         Returns:
             Whether it was open.
@@ -163,15 +163,15 @@ class Alerts:
         measured_at: datetime | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> Settled:
-        """Take a monitor's whole view: these problems there are, and no others.
+        """Write a monitor's whole view: the given problems exist, and no others within the scope.
 
         Args:
-            scope: The beginning of the keys that the view covers; what is open under it and not among ``alerts`` is
-                over.
-            alerts: All that is wrong.
-            unknown: Beginnings of keys that could not be looked at: nothing under them is over.
-            measured_at: When the view was taken, by the database's clock; what another monitor has seen since then is
-                not over.
+            scope: The prefix of the keys that the view covers. An open alert under it that is not among ``alerts``
+                has ended.
+            alerts: Every problem that the monitor found.
+            unknown: Prefixes of keys that could not be looked at; no alert under them ends.
+            measured_at: When the view was taken, by the database's clock. An alert that another monitor has seen since
+                then does not end.
             between: Called before each alert; may raise to stop.
 
         Raises:
@@ -188,7 +188,7 @@ class Alerts:
         return Settled(raised, over)
 
     def deliver(self) -> None:
-        """Tell each sink what it has yet to be told; the next run asks one that is down again."""
+        """Tell each sink of the changes that it has not been told of; a sink that is down is asked by the next run."""
         if self._delivery:
             self._delivery.deliver()
 
@@ -217,7 +217,7 @@ class Alerts:
                 opened = connection.execute(_OPEN, facts).fetchone()
                 if opened:
                     return mine, "raised"
-                # Gone again: somebody else saw it recover between the two statements.
+                # Neither new nor open: another monitor ended it between the two statements, so try again.
                 if again := connection.execute(_SEEN_AGAIN, facts).fetchone():
                     return again[0], again[1]
 

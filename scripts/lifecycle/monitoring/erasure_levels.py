@@ -1,6 +1,6 @@
-"""The service level of erasures: is every request honoured within its deadline (GDPR Art. 12(3))?
+"""The service level of erasures: every request is fulfilled within its deadline (GDPR Art. 12(3)).
 
-Every open request counts, whatever it waits for: an identity, a person's decision, or the next run.
+Every open request counts, whether it waits for an identity, for a person's decision, or for the next run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ErasureView:
     open: int
     late: int
     near: int
-    """Whose deadline is near or past."""
+    """Requests whose deadline is near or past."""
     blocked: int
     without_identity: int
     first_deadline: datetime | None
@@ -61,7 +61,7 @@ def look(connection: Connection, settings: Settings) -> ErasureView:
 
 
 def erasure_alerts(view: ErasureView) -> Iterator[Alert]:
-    """Return what is wrong with them: past the deadline, or near it."""
+    """Return an alert if a request is past its deadline or near it."""
     why = f"{view.blocked} of {view.open} open requests are blocked, {view.without_identity} wait for an identity"
     first = f"the first is {view.first}, due {view.first_deadline:%Y-%m-%d %H:%M} UTC" if view.first_deadline else ""
     if view.late:

@@ -1,4 +1,4 @@
-"""Legal holds that end by themselves: said before, because afterwards what they kept is deleted."""
+"""Warns of legal holds that are about to expire: once a hold has ended, the next run deletes what it kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RUNBOOK = "scripts/sla-monitoring/README.md#hold-ends"
 
 
 def hold_alerts(ending: list[holds.Hold], now: datetime) -> list[Alert]:
-    """Return a warning for each hold that ends soon; neither reason nor person nor row stands in it.
+    """Return a warning for each hold that ends soon; it names neither the reason, the person nor the row.
 
     Args:
         ending: What :func:`holds.ending` found.
@@ -34,7 +34,7 @@ def hold_alerts(ending: list[holds.Hold], now: datetime) -> list[Alert]:
 
 
 def days(hold: holds.Hold, now: datetime) -> str:
-    """Say how long a hold still lasts, in whole days."""
+    """Return how long a hold still lasts, in whole days, as text."""
     if hold.expires_at is None:
         return "no end"
     left = (hold.expires_at - now).days

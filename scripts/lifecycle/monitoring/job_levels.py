@@ -1,7 +1,7 @@
-"""The service level of a job's runs: did they start, end, succeed, keep to their budget and to their own speed?
+"""The service level of a job's runs: whether they start, end, succeed, and keep to their budget and their own speed.
 
-Every rule looks at what is so now, so an alert ends when its rule is met no more; nothing is remembered here. Times are
-the database's. The thresholds are those of the product (README of scripts/sla-monitoring).
+Each rule is one function and looks at the present state only, so an alert ends when its rule is met no more. Times are
+by the database's clock. The thresholds are in scripts/sla-monitoring/README.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RUNBOOK = "scripts/sla-monitoring/README.md"
 SUCCESS_PERCENT = 95.0
 FAILURES_IN_A_ROW = 3
 LOCK_CONFLICTS = 3
-# Below so many runs a day one failure is already below the rate, and would stay so although the next run was well.
+# With fewer runs a day a single failure is below the rate, and would stay below it although the next run succeeded.
 RATE_RUNS = 20
 _DAY = timedelta(days=1)
 # The scheduler's clock may be ahead of the database's.
@@ -44,21 +44,21 @@ class JobView:
     switch: Switch | None
     """The stop switch that keeps it from starting."""
     lock_value: str | None
-    """What the lock in Redis holds; empty: nobody holds it; None: Redis could not be asked."""
+    """The value of the lock in Redis; empty: the lock is free; None: Redis could not be asked."""
 
     @property
     def attempts(self) -> list[RunFacts]:
-        """The runs that did something, or tried."""
+        """The runs that were not skipped."""
         return [run for run in self.runs if run.outcome != "skipped"]
 
     def silent(self, run: RunFacts) -> float:
-        """Return the seconds since a run last gave a sign of life."""
+        """Return the seconds since a run's last heartbeat."""
         return (self.now - run.heartbeat_at).total_seconds()
 
     def is_dead(self, run: RunFacts, settings: Settings) -> bool:
-        """Tell whether a running run's process is gone.
+        """Tell whether the process of a run that is recorded as running is gone.
 
-        A live one renews its lock in Redis, also while it counts a large table and writes no heartbeat.
+        A live process renews its lock in Redis, also while it counts a large table and writes no heartbeat.
         """
         silent_for_long = self.silent(run) > settings.redis_lock_timeout
         holder = (self.lock_value or "").partition(" ")[0]
@@ -77,7 +77,7 @@ def job_alerts(view: JobView, settings: Settings) -> list[Alert]:
 
 
 def key_of(kind: str, *names: str) -> str:
-    """Return an alert's key: whose it is, and what kind."""
+    """Return an alert's key: the job, perhaps the policy, and the kind."""
     return f"{SCOPE}{':'.join((*names, kind))}"
 
 
@@ -96,9 +96,9 @@ def _alert(
 def _missed(view: JobView, settings: Settings) -> Iterator[Alert]:
     grace = timedelta(minutes=settings.sla_start_grace_minutes)
     due = last_due(view.spec.schedule, view.now - grace)
-    # A job that nobody watched at the time was not there yet, as far as can be known.
+    # A job that was not watched at the time may not have existed yet.
     watched = view.watched_since is not None and view.watched_since <= due
-    # One that still works at its next tick delays the next one: the scheduler starts no second one beside it.
+    # A run that still works at the next tick delays it: the scheduler starts no second run beside it.
     started = any(
         run.started_at >= due - _EARLY or (run.outcome == "running" and not view.is_dead(run, settings))
         for run in view.runs
@@ -209,7 +209,7 @@ def _rate(view: JobView, _settings: Settings) -> Iterator[Alert]:
 def budget_percent(view: JobView, run: RunFacts, settings: Settings) -> float:
     """Return the share of its time budget that a run used, or has used until now."""
     budget = settings.cleanup_max_duration_seconds or view.spec.budget.total_seconds()
-    # Whoever gave a run more time by hand meant it.
+    # A run that was given more time by hand is measured by that time.
     return 100 * run.seconds(view.now) / max(budget, run.budget_seconds or 0.0)
 
 

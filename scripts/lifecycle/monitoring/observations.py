@@ -1,4 +1,4 @@
-"""What the monitors saw, one row a subject and slot of their schedule, so that trends survive; and a forecast."""
+"""Observations: one row for each subject and slot of the monitor's schedule, so that trends and a forecast exist."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Status = Literal["within_sla", "warning", "breached", "unknown"]
 
 DAY = timedelta(days=1)
 LONGEST_DAYS = 7
-# A slot may have been missed: the one before or after it will do.
+# A slot may have been missed: the slot before or after it is taken instead.
 _TOLERANCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one look at a subject found; ``items`` is None where it could not be counted."""
+    """What one look found of a subject; ``items`` is None where they could not be counted."""
 
     subject: str
     slot: datetime
@@ -33,24 +33,24 @@ class Observation:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Two numbers a day, and what follows from them."""
+    """How many rows arrive and go in a day, and when the backlog ends at that rate."""
 
     arrivals_per_day: float
     deletions_per_day: float
     days: int
-    """How long was looked back."""
+    """How many days the two rates are averaged over."""
     backlog: int
 
     @property
     def days_left(self) -> float | None:
-        """In how many days the backlog ends; None: never."""
+        """Days until the backlog is worked off; None: it does not shrink."""
         gain = self.deletions_per_day - self.arrivals_per_day
         if self.backlog == 0:
             return 0.0
         return self.backlog / gain if gain > 0 else None
 
     def __str__(self) -> str:
-        """Say it to a person."""
+        """Return the forecast as one sentence."""
         rates = f"{self.arrivals_per_day:,.0f} arrive and {self.deletions_per_day:,.0f} go a day (over {self.days} d)"
         if self.backlog == 0:
             return f"{rates}: no backlog"
@@ -61,10 +61,10 @@ class Forecast:
 
 
 def note(connection: Connection, script: str, observation: Observation) -> bool:
-    """Write an observation; in one slot the first one stands.
+    """Write an observation; the first one of a slot is kept.
 
     Returns:
-        Whether it was the first.
+        Whether this one was the first.
     """
     return (
         connection.execute(
@@ -95,7 +95,7 @@ def since(connection: Connection, script: str, subject: str, moment: datetime) -
 
 
 def first_slot(connection: Connection, script: str, subject: str) -> datetime | None:
-    """Return since when a subject is watched; None: it is not yet."""
+    """Return the first slot in which a subject was observed; None: it never was."""
     row = connection.execute(
         "SELECT min(slot) FROM ops.sla_observations WHERE script = %s AND subject = %s", (script, subject)
     ).fetchone()
@@ -105,9 +105,18 @@ def first_slot(connection: Connection, script: str, subject: str) -> datetime | 
 def forecast(
     connection: Connection, history: list[Observation], *, policy: str, now: datetime, remaining: int, backlog: int
 ) -> Forecast | None:
-    """Compare with the same hour so many days ago: between two runs of a daily job what is due grows and falls.
+    """Forecast the backlog by comparing with the same hour some days ago.
 
-    What arrived is what is there now, less what was there then, plus what was deleted meanwhile.
+    The same hour, because the number of due rows grows and falls between two runs of a daily job. The rows that arrived
+    are those there now, less those there then, plus those deleted meanwhile.
+
+    Args:
+        connection: Holds the run records.
+        history: The policy's observations, oldest first.
+        policy: The policy's name.
+        now: The database's now.
+        remaining: Rows past their date now.
+        backlog: Rows of these past the policy's warning threshold.
 
     Returns:
         The forecast; None: nothing was observed a whole day ago.

@@ -1,4 +1,4 @@
-"""The service level of a policy's data: how far past its date, does it get less, and can it be counted at all?"""
+"""The service level of a policy's data: how far past their date rows are, and whether they become fewer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.lifecycle.policy.policies import Policy
 from scripts.utils.odd_moments import before
 from scripts.utils.pages import duration
 
-# What cannot be judged without having counted; where it could not be counted, none of it is over.
+# These kinds are judged from the count. Where the count failed, none of their alerts ends.
 COUNTED_KINDS = ("overdue", "deletes_nothing", "backlog")
 
 
@@ -26,12 +26,12 @@ class PolicyView:
     policy: Policy
     now: datetime
     residue: Residue | None
-    """None: it could not be counted."""
+    """None: the rows could not be counted."""
     because: str | None
-    """Why not."""
+    """Why they could not be counted."""
     history: list[Observation]
     completed: tuple[datetime, datetime, int] | None
-    """Cut-off, start and deleted rows of the last run that says that it completed."""
+    """Cut-off, start and deleted rows of the last run whose record says ``completed``."""
     forecast: Forecast | None
 
     @property
@@ -46,7 +46,7 @@ class PolicyView:
 
     @property
     def unknown(self) -> list[str]:
-        """Keys that nothing can be said about."""
+        """Keys of the alerts that this view cannot judge."""
         if self.residue:
             return []
         return [key_of(kind, self.job, self.policy.name) for kind in COUNTED_KINDS]
@@ -74,7 +74,7 @@ def _uncounted(view: PolicyView) -> Alert:
         "critical" if for_too_long else "warning",
         f"what is past its date in {view.policy.table} cannot be counted",
         f"{view.because}; {last}",
-        "nobody knows whether the promise is kept: mend what the reason names; the job itself will fail on it too",
+        "whether the period is kept is unknown: mend what the reason names; the job itself will fail on it too",
         runbook,
         since,
     )
@@ -100,15 +100,16 @@ def _overdue(view: PolicyView, residue: Residue) -> Iterator[Alert]:
 
 
 def _deletes_nothing(view: PolicyView, residue: Residue) -> Iterator[Alert]:
-    """A job that is green while what it had to delete stays: the one that nobody sees for months."""
+    """Find a job that reports success while the rows that it had to delete stay."""
     if view.completed is None or not residue.left_behind:
         return
     _, started, deleted = view.completed
     before = [seen for seen in view.history if seen.items is not None and seen.slot < started]
-    # Seen before the run, and still there after it. A row that came later with an old date proves nothing.
+    # Only rows that were counted before the run count: a row that came later with an old date proves nothing.
     if not before or not before[-1].items:
         return
-    # A run that deleted something has to leave less behind; one that deleted nothing is not excused by others' deletes.
+    # A run that deleted something must leave fewer rows. For a run that deleted nothing, fewer rows are no excuse:
+    # somebody else may have deleted them.
     if deleted and (residue.left_behind < before[-1].items or deleted >= residue.left_behind):
         return
     key, runbook = _key(view, "deletes_nothing")

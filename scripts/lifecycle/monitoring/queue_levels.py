@@ -1,6 +1,6 @@
-"""The service level of the manual-resolution queue: how deep, how old, and does it get done?
+"""The service level of the manual-resolution queue: how many items are open, how old they are, how many get resolved.
 
-Deferred items are left out: somebody has looked at them and said when they come back.
+Deferred items are left out: a person has looked at them and set the date on which they come back.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class QueueView:
     oldest_seconds: float
     past_deadline: int
     resolved_today: int
-    """In the last 24 hours."""
+    """Items resolved in the last 24 hours."""
     resolved_a_day: float
-    """On average, in the four weeks before."""
+    """Items resolved a day, on average of the four weeks before."""
 
 
 def look(connection: Connection) -> QueueView:
@@ -70,7 +70,7 @@ def queue_alerts(view: QueueView, settings: Settings) -> list[Alert]:
 
 
 def observation(view: QueueView, alerts: list[Alert], at: datetime) -> Observation:
-    """Return what is to be kept of a look."""
+    """Return the observation to be written for a look at the queue."""
     severities = {alert.severity for alert in alerts}
     status: Status = "breached" if "critical" in severities else "warning" if severities else "within_sla"
     figures = {

@@ -1,7 +1,7 @@
-"""The service level that the user was promised: what lies past its date, counted on the data itself.
+"""The residue: the rows of a policy that are past their date, counted from the data by the purge's own selection.
 
-By the purge's own selection, in a READ ONLY transaction with short time-outs: whoever watches must not hold up those
-that work. What cannot be counted is said to be unknown; it is never 0.
+The count runs in a READ ONLY transaction with short time-outs, so that the monitor does not hold up a job. A count that
+failed raises; it is never 0.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ LOCK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Residue:
-    """What lies past its date at one moment."""
+    """The rows of a policy that are past their date at one moment."""
 
     remaining: int
     """Rows past their date that no hold keeps."""
     held: int
     oldest_overdue_seconds: float
     late: int
-    """Of these, rows further past their date than the policy's warning threshold: the backlog."""
+    """The backlog: rows of these that are further past their date than the policy's warning threshold."""
     left_behind: int | None
-    """Rows that the last completed run had to delete, and that are still there unexplained; None: no such run."""
+    """Rows that the last completed run had to delete, that are still there, and that are on no queue; None: there was
+    no such run."""
 
 
 def measure(
@@ -47,20 +48,21 @@ def measure(
     completed: datetime | None,
     seconds: float,
 ) -> Residue:
-    """Count what lies past its date.
+    """Count a policy's rows that are past their date.
 
-    One pass over what is due; a second and a third only where something is late, or older than the last run.
+    One query counts what is due. A second and a third follow only where a row is late, or older than the last run.
 
     Args:
-        database: As the jobs' role.
-        settings: Names the Blob store, where there is one.
+        database: Connected as the jobs' role.
+        settings: Name the Blob store, where there is one.
         policy: The policy.
         now: The database's clock.
         completed: Cut-off of the last run that says that it completed; None: there was none.
         seconds: Longest run time of one statement.
 
     Raises:
-        PolicyFailed: It could not be counted; says why and what to do.
+        PolicyFailed: The rows could not be counted; the message says why and what to do.
+        psycopg.Error: The connection broke.
     """
 
     def at(connection: Connection, moment: datetime) -> Survey:
@@ -96,7 +98,7 @@ def measure(
 
 
 def _explained(connection: Connection, policy: Policy) -> int:
-    """Return how many rows of the table a run could not delete and handed to a person."""
+    """Return how many rows of the table are on the queue because a run could not delete them."""
     other = [exception.queue.item_type for exception in policy.exceptions.values() if exception.queue]
     row = connection.execute(
         "SELECT count(DISTINCT resource_id) FROM ops.manual_resolution_queue"

@@ -1,4 +1,4 @@
-"""What the runs of a job came to, a run with all its policies in one, newest first."""
+"""The run records of a job, newest first; the records of all policies of one run are joined to one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Outcome = Literal["running", "done", "failed", "early", "stopped", "abandoned", 
 
 HISTORY = timedelta(days=35)
 SHOWN_RUNS = 30
-# Fewer rows are gone in a moment, and say nothing about speed.
+# A run with fewer rows ends within a moment, so its rate says nothing about speed.
 THROUGHPUT_ROWS = 1000
 _BASELINE_RUNS = 5
 
@@ -55,29 +55,29 @@ class RunFacts:
     outcome: Outcome
 
     def seconds(self, now: datetime) -> float:
-        """How long it took, or has taken until now."""
+        """Return the seconds that the run took, or has taken until now."""
         return ((self.finished_at or now) - self.started_at).total_seconds()
 
     @property
     def who(self) -> str:
-        """Enough to find the process."""
+        """Correlation id, host and pid: enough to find the process."""
         return f"run {self.correlation_id} (host {self.host}, pid {self.pid})"
 
 
 def history(connection: Connection, script: str, now: datetime) -> list[RunFacts]:
-    """Return the runs of the last weeks."""
+    """Return the runs of a script within :data:`HISTORY`, newest first."""
     with connection.cursor(row_factory=class_row(RunFacts)) as cursor:
         return cursor.execute(_RUNS, {"script": script, "since": now - HISTORY}).fetchall()
 
 
 def first_run(connection: Connection, script: str) -> datetime | None:
-    """Return when the first run on record began, however long ago."""
+    """Return when the first run on record began; None: there is none."""
     row = connection.execute("SELECT min(started_at) FROM ops.job_runs WHERE script = %s", (script,)).fetchone()
     return row[0] if row else None
 
 
 def last_completed(connection: Connection, script: str, policy: str) -> tuple[datetime, datetime, int] | None:
-    """Return cut-off, start and deleted rows of a policy's last run that says that nothing was left."""
+    """Return cut-off, start and deleted rows of a policy's last completed run; None: there is none."""
     return connection.execute(
         "SELECT cutoff_at, started_at, records_processed FROM ops.job_runs WHERE script = %s AND policy = %s"
         " AND status = 'completed' ORDER BY started_at DESC LIMIT 1",
@@ -86,7 +86,7 @@ def last_completed(connection: Connection, script: str, policy: str) -> tuple[da
 
 
 def throughput(runs: list[RunFacts], now: datetime) -> tuple[float, float] | None:
-    """Return rows a second of the newest run that says something, and the median of those before it."""
+    """Return the rows a second of the newest large run, and the median of the runs before it; None: too few runs."""
     rates = [
         run.deleted / max(run.seconds(now), 0.001)
         for run in runs

@@ -1,4 +1,4 @@
-"""The status page: every job's last runs, budget, residue over time, next start, and what is open."""
+"""The status page: each job's last runs, budget, residue over time and next start, and the open alerts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _POINTS = 200
 
 @dataclass(frozen=True)
 class Chart:
-    """A line over time; where nothing could be counted there is a gap."""
+    """The residue over time as lines; where it could not be counted there is a gap."""
 
     lines: list[str]
     top: int
@@ -31,7 +31,7 @@ class Chart:
 
 
 def page(run: Run, picture: Picture) -> str:
-    """Return one self-contained HTML page: no script, nothing fetched."""
+    """Return one self-contained HTML page; it has no script and loads nothing."""
     made = environment(Path(__file__).parent)
     made.filters["utc"] = lambda moment: f"{moment:%Y-%m-%d %H:%M}"
     alerts, silences = run.database.read(
@@ -104,7 +104,7 @@ def chart(seen: list[Observation]) -> Chart:
             continue
         x = _WIDTH * (each.slot - begin).total_seconds() / length
         lines[-1].append(f"{x:.1f},{_HEIGHT - _HEIGHT * each.items / max(top, 1):.1f}")
-    # A single point would not be seen: a short level line is.
+    # A single point would be invisible, so it is drawn as a short level line.
     drawn = [line if len(line) > 1 else [line[0], _beside(line[0])] for line in lines if line]
     return Chart([" ".join(line) for line in drawn], top, begin)
 

@@ -1,6 +1,6 @@
-"""One look at every job and policy of the policy file: what is there, what is wrong, what could not be seen.
+"""One look at every job and policy of the policy file: what is wrong, and what could not be judged.
 
-It reads; what follows from it (observations, alerts, runs marked as abandoned) is the monitor's to write.
+This module only reads. The monitor script writes what follows: observations, alerts, and runs marked as abandoned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.logging_utils import get_logger
 
 NO_JOB = "no_job"
-# So much of its own time budget the monitor may count: what it found must still be written and told.
+# The share of its own time budget in which the monitor counts; the rest is for writing and telling what it found.
 _COUNTING_SHARE = 0.7
 _LEAST_SECONDS = 1.0
 
@@ -43,17 +43,17 @@ class Picture:
     policies: list[PolicyView] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
-    """Beginnings of the keys that nothing can be said about."""
+    """Prefixes of the keys of alerts that this look cannot judge."""
     dead: list[RunFacts] = field(default_factory=list)
-    """Runs that are on record as running and whose process is gone."""
+    """Runs that are recorded as running and whose process is gone."""
 
     def observations(self) -> list[Observation]:
-        """Return what is to be kept of it."""
+        """Return the observations to be written, one for each policy."""
         return [_observation(view, self.slot) for view in self.policies]
 
 
 def look(run: Run) -> Picture:
-    """Look at all jobs that clean, and at all policies.
+    """Look at every policy's data, and at every job that leaves run records.
 
     Raises:
         StoppedEarly: A signal came.
@@ -83,7 +83,7 @@ def _heed_signals(run: Run) -> None:
     try:
         run.checkpoint()
     except StoppedEarly as stop:
-        # Out of time, it still tells what it has found, and of the rest that it was not counted.
+        # Out of time, the monitor still tells what it has found, and reports the rest as not counted.
         if stop.stop_reason != "time_budget":
             raise
 
@@ -143,7 +143,7 @@ def _count(run: Run, policy: Policy, now: datetime, completed: datetime | None) 
 
 
 def _job_view(run: Run, name: str, now: datetime) -> JobView | None:
-    """Return what is known of a job; None: it leaves no record of its runs, so there is nothing to look at."""
+    """Return what is known of a job; None: it leaves no run records, so there is nothing to look at."""
     spec = run.policies.jobs[name]
     if spec.lock is None and not spec.policies:
         return None
@@ -154,7 +154,7 @@ def _job_view(run: Run, name: str, now: datetime) -> JobView | None:
 
     runs, watched = run.database.read(read)
     if not spec.policies:
-        # It has no policy to observe, and is known since its first run on record, however long ago that was.
+        # No policy of it is observed, so the job counts as watched since its first run on record.
         first = run.database.read(lambda connection: run_history.first_run(connection, name))
         if first is None:
             return None
