@@ -1,7 +1,8 @@
-"""What must be true of the database before a policy deletes its first row.
+"""Checks a policy against the database before its first row is deleted (DESIGN, section 7, point 1).
 
-A failed preflight stops its policy, never the others. "Could not look" is a failure too: a table that is hidden, has
-been renamed or has lost a column must not read as "nothing to do".
+A failed preflight stops its policy and no other. A table that cannot be looked at fails too: a table that is hidden, was
+renamed or has lost a column must not be reported as "nothing to do". ``catalogue`` asks about the tables, ``obstacles``
+about triggers, rules and replication; both ask of a table's whole tree.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
 
-# These find the row that they change by its key alone: two rows with one key would both be changed.
+# These actions find the row that they change by its key alone, so of two rows with one key both would change.
 _CHANGES_BY_KEY = frozenset({"soft_delete", "delete_blob", "anonymize"})
 
 _TID_RANGES = 140_000  # the first version that reads blocks by range
 
-# Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
+# Bytes. Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
 LARGE_TABLE_BYTES = 64 * 1024 * 1024
 
 
@@ -80,7 +81,7 @@ class TableFacts:
 
 @dataclass(frozen=True)
 class Cleared:
-    """A policy that may run, and what it runs on."""
+    """What a passed preflight gives: the selection, and the facts of its table."""
 
     selection: Selection
     facts: TableFacts
@@ -96,7 +97,7 @@ def preflight(connection: Connection, policy: Policy, cutoff: datetime, *, blob_
         blob_store: The id of the store that the policy's blobs are in.
 
     Raises:
-        PolicyFailed: Names everything that is wrong and what to do.
+        PolicyFailed: A check failed; the message names every problem and its cure.
     """
     check = _Preflight(connection, policy)
     try:
@@ -107,7 +108,7 @@ def preflight(connection: Connection, policy: Policy, cutoff: datetime, *, blob_
 
 
 def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[list[str], list[str]]:
-    """Return what would stop a policy, and what would only be warned of."""
+    """Return the problems that would stop a policy, and the warnings that would not."""
     check = _Preflight(connection, policy)
     with contextlib.suppress(PolicyFailed):
         check.problems += obstacles.try_out(connection, check.run(cutoff).selection)
@@ -135,7 +136,7 @@ class _Preflight:
         types = self._columns(table)
         readings, unreadable = values.read(self._connection, self._policy.table, values.of_policy(self._policy))
         self.problems += unreadable
-        # A row that stays keeps whatever refers to it.
+        # Only a row that is removed changes, or is kept by, the rows that refer to it.
         reaches, refusing = self._foreign_keys(table["oid"]) if self._policy.removes_rows else ([], [])
         if self._policy.removes_rows:
             self._sets_off(table["oid"], "DELETE")
@@ -148,7 +149,7 @@ class _Preflight:
         return Cleared(Selection(self._policy, cutoff, types, *parts), TableFacts.of(table))
 
     def referring(self) -> list[tuple[ForeignKey, tuple[str, ...]]]:
-        """As the function of this name."""
+        """Do what the function :func:`referring` says."""
         table = self._table(self._policy.table)
         found = self._rows(FOREIGN_KEYS, {"oid": table["oid"]})
         return [(key, self._primary_key(key.table)) for key in map(foreign_key, found)]
@@ -229,7 +230,7 @@ class _Preflight:
         *,
         accepted: bool = False,
     ) -> None:
-        """Check that a key names one row, and has one text; ``oid`` None: whether it is unique is not asked."""
+        """Check that a key identifies one row and has one text form; ``oid`` None: its uniqueness is not checked."""
         name = key[0] if len(key) == 1 else f"({', '.join(key)})"
         problem = problem_of(key, {column: row["type"] for column, row in found.items()})
         if problem:
@@ -241,7 +242,7 @@ class _Preflight:
             self.problems.append(f"{table}.{name} is not a unique, non-null key")
 
     def _written(self, table: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
-        """Check the columns that the action changes."""
+        """Check rights and types of the columns that the action changes."""
         policy = self._policy
         for column in sorted(set(policy.written) & set(table["may_not_update"])):
             self.problems.append(
@@ -380,7 +381,7 @@ class _Preflight:
         self.warnings += dict.fromkeys(obstacles.lacking_rights(self._connection, oid, event, named))
 
     def _nulled(self, key: ForeignKey, columns: dict[str, dict[str, Any]]) -> tuple[str, ...]:
-        """Return the columns that are set to null: one is enough to cut a row off, and some may not be null."""
+        """Return the columns that are set to null: those of the foreign key that may be; one null ends a reference."""
         nulled = tuple(name for name in key.set_columns or key.columns if not columns[name]["attnotnull"])
         if not nulled:
             self.problems.append(

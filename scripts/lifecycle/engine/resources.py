@@ -1,4 +1,4 @@
-"""Rows that people name: is the table there, which column is its key, is the row there?"""
+"""Looks up the tables and rows that a person names: whether they exist, and what is true of a row right now."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _CANNOT_LOOK = (
 )
 
 
-# A table of the policy file that this one is a part of, or that is a part of this one; and tables there whose rows this
-# one's rows refer to.
+# The table of the policy file that has the asked table as a part; the one that is a part of the asked table; whether the
+# asked table refers to any of them; and the asked table's primary key.
 _RELATED = f"""
 WITH asked AS (
     SELECT c.oid, t.relid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -109,7 +109,19 @@ def require_resource(connection: Connection, policies: PolicySet, table: str, re
 
 
 def require_row(connection: Connection, table: str, key: tuple[str, ...], resource_id: str) -> None:
-    """Refuse a row that is not there; where nobody can look, say so: a hold too many does no harm."""
+    """Check that a row exists, under the key as it is written.
+
+    Where the row cannot be looked for, a warning says so and the row is accepted: a hold too many does no harm.
+
+    Args:
+        connection: In the transaction that will hold the row.
+        table: The table's name with its schema.
+        key: Its key columns.
+        resource_id: The row's key, as the audit would write it.
+
+    Raises:
+        Misconfigured: There is no such row, or its key is written otherwise.
+    """
     types = column_types(connection, table)
     if not types.keys() >= set(key):
         get_logger().warning("row_not_checked", table=table, error=f"the table has no column {' and '.join(key)}")
@@ -118,9 +130,9 @@ def require_row(connection: Connection, table: str, key: tuple[str, ...], resour
     row = None
     try:
         with connection.transaction():
-            # The gate is closed meanwhile: no job's batch goes on until this has an answer.
+            # The gate is closed meanwhile, so every job's batch waits for this answer.
             connection.execute(*local_settings(lock_timeout=_LOOK_SECONDS, statement_timeout=_LOOK_SECONDS))
-            # A row of a partition that a job has detached is still there, and can still be kept.
+            # A job may have detached the row's partition. The row still exists and can still be kept.
             for place in (table, *detached_from(connection, table)):
                 statement = sql.SQL("SELECT {id} FROM {table} t WHERE {is_it}").format(
                     id=record.id("t"), table=table_identifier(place), is_it=record.is_("t", sql.Placeholder("row_key"))
@@ -134,7 +146,7 @@ def require_row(connection: Connection, table: str, key: tuple[str, ...], resour
     if row is None:
         names = key[0] if len(key) == 1 else f"({', '.join(key)})"
         raise Misconfigured(f"there is no row in {table} whose {names} is the given id")
-    # The engine compares text: a UUID in capital letters is the same key, and its hold would keep nothing.
+    # The engine compares keys as text, so a hold on a UUID in capital letters would keep nothing.
     if row[0] != resource_id:
         raise Misconfigured(f"the id is not written as {table} has it: write it exactly so: {row[0]}")
 
@@ -153,7 +165,7 @@ class RowState:
 
     @property
     def why_kept(self) -> str:
-        """Say what keeps it; empty: nothing does."""
+        """The reasons that keep the row, as text; empty: there is none."""
         reasons = {
             "a legal hold keeps it (legal_holds.py list)": self.held,
             "something else still needs it": self.referenced,
@@ -197,7 +209,7 @@ def row_state(connection: Connection, selection: Selection, key: str) -> RowStat
 
 
 def blob_named_by(connection: Connection, selection: Selection, key: str) -> str | None:
-    """Return what a row names as its blob; None: nothing, or there is no such row."""
+    """Return the value that names a row's blob; None: it names none, or there is no such row."""
     if selection.policy.blob is None:
         return None
     row = connection.execute(

@@ -3,7 +3,7 @@
 It watches four things: the runs of the jobs, the data that should be gone, the manual-resolution queue, and the open
 erasure requests. It may import from ``engine`` and the rooms below it, never from ``queue`` or ``erasure``, whose
 tables it reads by SQL. The scripts in ``scripts/sla-monitoring`` call it. Begin with ``sla_watch.look`` (one look at
-everything) and ``alerts.Alerts`` (what becomes of what it found). Each ``…_levels`` module holds the rules of one
+everything) and ``alerts.py`` (what becomes of what it found). Each ``…_levels`` module holds the rules of one
 subject.
 
 The principle: a service level is counted from the data, never from what a job says of itself. A job can report
