@@ -1,7 +1,7 @@
-"""render.yaml as Render takes it: the part of the Blueprint that this project uses, as strict frozen objects.
+"""The part of Render's Blueprint (render.yaml) that this project uses, as strict frozen objects.
 
-Render has an online check only, behind a login (``render blueprints validate``), and its JSON schema ignores what it
-does not know. This model refuses it. Source of the rules: Render's Blueprint reference; decision 0015.
+Render can check a file only online and behind a login (``render blueprints validate``), and its JSON schema ignores
+unknown keys. This model refuses them. Source of the rules: Render's Blueprint reference; decision 0015.
 """
 
 from __future__ import annotations
@@ -53,21 +53,21 @@ class Value(_Model):
 
 
 class Generated(_Model):
-    """A variable that Render makes up once."""
+    """A variable whose value Render generates once."""
 
     key: str
     generate_value: Literal[True]
 
 
 class Secret(_Model):
-    """A variable that Render asks a person for, once, when the Blueprint is first applied."""
+    """A variable that Render asks a person for when the Blueprint is first applied."""
 
     key: str
     sync: Literal[False]
 
 
 class Source(_Model):
-    """Another service of the file, and what of it."""
+    """Another service of the file, and the property or variable that is taken from it."""
 
     type: Literal["cron", "keyvalue"]
     name: str
@@ -82,14 +82,14 @@ class Source(_Model):
 
 
 class Reference(_Model):
-    """A variable that another service gives."""
+    """A variable whose value comes from another service."""
 
     key: str
     from_service: Source
 
 
 class FromGroup(_Model):
-    """All variables of a group."""
+    """Stands for all variables of a group."""
 
     from_group: str
 
@@ -130,7 +130,7 @@ class Group(_Model):
 
 
 class BuildFilter(_Model):
-    """Which changed files begin a build."""
+    """The files whose change starts a build."""
 
     paths: list[str] = []
     ignored_paths: list[str] = []
@@ -166,21 +166,21 @@ class Cron(_Model):
 
 
 class Allowed(_Model):
-    """An address block that may connect from outside."""
+    """A block of addresses that may connect from outside Render."""
 
     source: str
     description: str = ""
 
 
 class KeyValue(_Model):
-    """Valkey, run by Render."""
+    """Valkey, hosted by Render."""
 
     type: Literal["keyvalue"]
     name: str
     plan: Literal["free", "starter", "standard", "pro", "pro plus", "pro max", "pro ultra"]
     region: Region
     maxmemory_policy: Literal["noeviction"] = Field(alias="maxmemoryPolicy")
-    """Render's default, allkeys-lru, evicts locks; the jobs refuse nothing less."""
+    """Render's default, allkeys-lru, could evict a job's lock, so only noeviction is accepted."""
     ip_allow_list: list[Allowed]
 
 
@@ -197,7 +197,7 @@ Service = Annotated[
 
 
 class Previews(_Model):
-    """Whether pull requests get services of their own."""
+    """Whether a pull request gets services of its own."""
 
     generation: Literal["off", "manual", "automatic"]
 
@@ -215,7 +215,7 @@ class Blueprint(_Model):
         return [service for service in self.services if isinstance(service, Cron)]
 
     def variables(self, service: Cron) -> dict[str, Value | Generated | Secret | Reference]:
-        """Return what a service's process sees, by name; its own beat its groups'."""
+        """Return the variables that a service's process sees, by name; its own come before those of its groups."""
         groups = {group.name: group for group in self.env_var_groups}
         found: dict[str, Value | Generated | Secret | Reference] = {}
         for variable in service.env_vars:
@@ -283,7 +283,7 @@ def load_blueprint(path: Path) -> Blueprint:
 
 
 def _problem(detail: Any, content: Any) -> str:
-    """Say what is wrong where, a service by its name."""
+    """Return a problem with its place in the file; a service is named, not numbered."""
     place, node = [], content
     for step in detail["loc"]:
         inside = node.get(step) if isinstance(node, dict) else None

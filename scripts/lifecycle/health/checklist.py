@@ -1,6 +1,6 @@
-"""The two checklists that people ticked by hand, each box ticked by evidence: what was tried, what is there.
+"""The two checklists that people used to tick by hand: each box is ticked by evidence.
 
-A box is ticked when all of its evidence is well. What cannot be seen from here is said so, and leaves it open.
+A box is ticked when all of its evidence is PASS. Evidence that is not visible from here leaves the box open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ORDER: tuple[Mark, ...] = ("ok", "warning", "not visible", "not")
 
 @dataclass(frozen=True)
 class Box:
-    """One box: whose list it is on, what it says, and what is looked at to tick it."""
+    """One box: the list it is on, its text, and the checks that tick it."""
 
     checklist: Literal["before running any script", "before deploying"]
     text: str
@@ -34,7 +34,7 @@ class Judged:
 
     @property
     def mark(self) -> Mark:
-        """The worst of its evidence."""
+        """The worst mark of its evidence."""
         return max((mark_of(finding) for finding in self.findings), key=_ORDER.index, default="not visible")
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Judged:
 
 
 def mark_of(finding: Finding) -> Mark:
-    """Say of one piece of evidence what it is worth."""
+    """Return the mark of one piece of evidence."""
     if finding.status == "WARN":
         return "not visible" if evidence.NOT_VISIBLE.strip(": ") in finding.message else "warning"
     return "ok" if finding.status == "PASS" else "not"
@@ -116,12 +116,12 @@ BOXES = (
 
 
 def judge(context: Context) -> Iterator[Judged]:
-    """Look at each box's evidence, at the same evidence once.
+    """Judge each box; a check that several boxes share is carried out once.
 
     Raises:
         StoppedEarly: A signal came, or the time budget is used up.
     """
-    # What the others stand on comes first: without a connection they say so instead of failing one by one.
+    # The connection first: without one, the other checks say so instead of failing one by one.
     found: dict[str, tuple[Finding, ...]] = {CONNECTION: tuple(examine(context, [_CONNECTION]))}
     for box in BOXES:
         for check in box.checks:

@@ -1,4 +1,4 @@
-"""The checks in their order: what the others stand on comes first."""
+"""The list of checks, in the order in which they run: what other checks need comes first."""
 
 from __future__ import annotations
 

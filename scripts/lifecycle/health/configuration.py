@@ -1,4 +1,4 @@
-"""What the settings and the policy file say, beyond each being valid by itself."""
+"""Checks settings and policy file for values that are valid and most likely not meant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from scripts.utils import tls
 
 
 def settings(context: Context) -> Iterator[Finding]:
-    """Look for settings that are valid and most likely not meant."""
+    """Look for settings that are valid and most likely not meant, such as a dry run that was left on."""
     found = [*_quiet_switches(context), *_in_the_open(context), *_long_budgets(context)]
     yield from found
     if not found:
@@ -63,9 +63,9 @@ def _long_budgets(context: Context) -> Iterator[Finding]:
 
 
 def is_private(host: str) -> bool:
-    """Tell whether a host is on this machine or in a private network, as far as its name says."""
+    """Tell whether a host's name or address is of this machine or of a private network."""
     try:
         return not ip_address(host).is_global
     except ValueError:
-        # A socket's folder, a name without a domain, or one that only an internal resolver knows.
+        # A socket's folder, a name without a domain, or a name that only an internal resolver knows.
         return host.startswith("/") or "." not in host or host.endswith((".internal", ".local", ".localhost"))

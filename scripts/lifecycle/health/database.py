@@ -1,4 +1,4 @@
-"""Whether the database can be worked with: connection, role, schema, rights, indexes."""
+"""Checks the database: connection, clock, role, schema, rights, policies and indexes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import psycopg
 
 from backend import migrate
 from scripts.lifecycle.engine import preflight
+from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import describe_database_error
@@ -21,13 +22,29 @@ SLOW_SECONDS = 0.25
 SKEW_WARNS_SECONDS, SKEW_FAILS_SECONDS = 5.0, 60.0
 OLDEST_VERSION = 140_000
 _LOOKS = 3
+# The named tables with their partitions and children.
+_PARTS = f"""
+    SELECT t.relid FROM pg_class p JOIN pg_namespace s ON s.oid = p.relnamespace
+     CROSS JOIN LATERAL {tree_of("p.oid")} t WHERE s.nspname || '.' || p.relname = ANY (%s)
+"""  # noqa: S608 - constants
+_ROLE = f"""
+SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),
+       (SELECT coalesce(array_agg(n.nspname || '.' || c.relname ORDER BY 1), '{{}}')
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid IN ({_PARTS}) AND pg_has_role(c.relowner, 'USAGE'))
+"""  # noqa: S608 - constants
+_INDEXES = f"""
+SELECT i.indexrelid::regclass::text, n.nspname || '.' || c.relname, i.indisvalid
+  FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.oid IN ({_PARTS}) OR n.nspname = 'ops' ORDER BY 1
+"""  # noqa: S608 - constants
 _GRANT = re.compile(r"\b(GRANT|REVOKE)\s+([A-Z, ]+?)\s+ON\s+(ops\.[\w.,\s]+?)\s+(?:TO|FROM)\s+lifecycle_jobs")
 _INDEX = re.compile(r"\bCREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s+ON\s+ops\.")
 _DROPPED_INDEX = re.compile(r"\bDROP\s+INDEX\s+(?:IF\s+EXISTS\s+)?(?:ops\.)?(\w+)")
 
 
 def connection(context: Context) -> Iterator[Finding]:
-    """Connect; how long does an answer take, and is the server new enough?"""
+    """Connect, measure the latency, and check the server's version."""
     database = context.run.database
     database.open()
     with database.snapshot() as link:
@@ -83,15 +100,12 @@ def session(context: Context) -> Iterator[Finding]:
 
 
 def role(context: Context) -> Iterator[Finding]:
-    """Look for rights that a job must not have."""
+    """Check that the role is no superuser and owns no table, or part of a table, that a policy names."""
     tables = [policy.table for policy in context.run.policies.policies.values()]
     name, superuser, owned = context.run.database.read(
         lambda link: (
             link.execute(
-                "SELECT current_user::text, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user),"
-                " (SELECT coalesce(array_agg(n.nspname || '.' || c.relname ORDER BY 1), '{}')"
-                "    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-                "   WHERE n.nspname || '.' || c.relname = ANY (%s) AND pg_has_role(c.relowner, 'USAGE'))",
+                _ROLE,
                 (tables,),
             ).fetchone()
             or ("", False, [])
@@ -137,7 +151,7 @@ def _ledger(link: Connection) -> dict[str, str] | None:
 
 
 def suite(context: Context) -> Iterator[Finding]:
-    """Are the suite's own rights and indexes as the migrations made them?"""
+    """Check that the suite's own rights and indexes are as the migrations made them."""
 
     def look(link: Connection) -> tuple[list[str], list[str]]:
         applied = _ledger(link) or {}
@@ -186,7 +200,7 @@ def _indexes(texts: list[str]) -> list[str]:
 
 
 def policies(context: Context) -> Iterator[Finding]:
-    """Would each policy start? Tables, columns, rights, foreign keys, indexes: the purge's own preflight."""
+    """Run the purge's own preflight for each policy: tables, columns, rights, foreign keys, indexes, triggers."""
     now = context.run.database.now()
     for name, policy in context.run.policies.policies.items():
         try:
@@ -220,13 +234,11 @@ def _cure(problem: str) -> str:
 
 
 def indexes(context: Context) -> Iterator[Finding]:
-    """Look for indexes that are there and not valid, on the policies' tables and the suite's own."""
+    """Look for invalid indexes on the policies' tables, on their partitions and children, and on the suite's own."""
     tables = _tables(context)
     rows = context.run.database.read(
         lambda link: link.execute(
-            "SELECT i.indexrelid::regclass::text, n.nspname || '.' || c.relname, i.indisvalid"
-            "  FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace"
-            " WHERE n.nspname || '.' || c.relname = ANY (%s) OR n.nspname = 'ops' ORDER BY 1",
+            _INDEXES,
             (tables,),
         ).fetchall()
     )

@@ -1,4 +1,4 @@
-"""Whether a request to be erased could be honoured today."""
+"""Checks whether a request to be erased could be fulfilled today."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scripts.utils.errors import PolicyFailed
 
 
 def erasure(context: Context) -> Iterator[Finding]:
-    """Check the file's steps against the database, and that they reach every table that is kept for its people."""
+    """Check the file's erasure steps against the database, and that a step reaches every table under ``kept``."""
     policies = context.run.policies
     if not policies.erasure:
         yield warned("erasure", "the policy file says nothing about it", "add erasure: with a step for each table")

@@ -1,6 +1,6 @@
-"""What a checklist asks and no check of the running system answers: was it tried, and can it be seen from here?
+"""Evidence for the checklists: was a job tried, was an alert received, can what was deleted come back?
 
-What cannot be seen is said so, and ticks nothing.
+What cannot be seen from here is reported as not visible, and ticks nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _TRIED = """
 SELECT DISTINCT policy FROM ops.job_runs
  WHERE policy_hash = %s AND status IN ('completed', 'partial') AND stop_reason IN ('limit_reached', 'done')
 """
-# Within the retention of run records; a run that deleted and left no entry was not audited.
+# Only as far back as run records are kept. A run that deleted rows and has no entry was not audited.
 _UNAUDITED = """
 SELECT r.correlation_id FROM ops.job_runs r
  WHERE r.records_processed > 0 AND NOT EXISTS (SELECT FROM ops.audit_batches b WHERE b.run_id = r.id)
@@ -52,12 +52,12 @@ SELECT max(occurred_at) FROM ops.audit_batches
 
 
 def unseen(subject: str, message: str, cure: str) -> Finding:
-    """Return a line that says that something cannot be judged from here."""
+    """Return a finding that says that something cannot be judged from here."""
     return warned(subject, f"{NOT_VISIBLE}{message}", cure)
 
 
 def limit(context: Context) -> Iterator[Finding]:
-    """Has every policy had a run under this very policy file, a small one first?"""
+    """Check that every policy has had a run under this very policy file."""
     policies = context.run.policies
     tried = {name for (name,) in _rows(context, _TRIED, (policies.hash,))}
     for job, spec in policies.jobs.items():
@@ -73,7 +73,7 @@ def limit(context: Context) -> Iterator[Finding]:
 
 
 def prediction(context: Context) -> Iterator[Finding]:
-    """Dry-run every policy now, in a transaction that cannot write; on a table without rows that says nothing."""
+    """Dry-run every policy now, in a transaction that cannot write; an empty table proves nothing, so it fails."""
     run = context.run
     run.set_cutoff(run.database.now())
     for name, policy in run.policies.policies.items():
@@ -94,7 +94,7 @@ def prediction(context: Context) -> Iterator[Finding]:
 
 
 def audit_chain(context: Context) -> Iterator[Finding]:
-    """Verify the chain, and look for runs that deleted and left no entry."""
+    """Verify the audit's chain, and look for runs that deleted rows and left no entry."""
     found = audit.verify(context.run.database)
     if found.intact:
         yield passed("audit", f"{found.entries} entries intact, head {found.head.partition(':')[0]}")
@@ -143,7 +143,7 @@ def _refused(second: JobLock) -> Finding:
 
 
 def variables(context: Context) -> Iterator[Finding]:
-    """Are the variables that render.yaml names for its services set here? Of other machines nothing can be seen."""
+    """Check that the variables that render.yaml names are set on this machine; other machines cannot be seen."""
     settings = context.run.settings
     if settings.log_level == "DEBUG":
         yield warned("LOG_LEVEL", "is DEBUG: a line a batch, for good", "INFO")
@@ -167,13 +167,13 @@ def variables(context: Context) -> Iterator[Finding]:
 
 
 def blueprint(context: Context) -> Iterator[Finding]:
-    """Is render.yaml in the form that Render takes?"""
+    """Check that render.yaml has the form that Render accepts."""
     crons = _crons(context)
     yield crons if isinstance(crons, Finding) else passed(context.blueprint.name, f"{len(crons)} cron services")
 
 
 def alerts(context: Context) -> Iterator[Finding]:
-    """Is somebody told, and was it tried?"""
+    """Check that an alert sink is configured, and that it took a test alert."""
     sinks = {sink.name for sink in sinks_of(context.run.settings)}
     if not sinks:
         yield failed("alerts", "no sink is set: what is wrong stands in the log alone", "set MRQ_ALERT_SLACK_WEBHOOK …")
@@ -187,7 +187,7 @@ def alerts(context: Context) -> Iterator[Finding]:
 
 
 def watched(context: Context) -> Iterator[Finding]:
-    """Does the monitor look?"""
+    """Check that the SLA monitor has run lately."""
     query = (
         "SELECT round(extract(epoch FROM now() - max(observed_at)) / 60) FROM ops.sla_observations WHERE script = %s"
     )
@@ -201,7 +201,7 @@ def watched(context: Context) -> Iterator[Finding]:
 
 
 def runbooks(context: Context) -> Iterator[Finding]:
-    """Has every job a section in its folder's runbook that says how to undo?"""
+    """Check that every job has a section in its folder's runbook, and that the runbook says how to undo."""
     lacking = []
     for name in context.run.policies.jobs:
         folder = next((each for each in FOLDERS if (ROOT / "scripts" / each / f"{name}.py").exists()), None)
@@ -216,7 +216,7 @@ def runbooks(context: Context) -> Iterator[Finding]:
 
 
 def rollback(context: Context) -> Iterator[Finding]:
-    """Can what was deleted come back: from archives, from backups?"""
+    """Check that deleted rows can come back, from archives and from backups."""
     if any(policy.archive for policy in context.run.policies.policies.values()):
         ((restored,),) = _rows(context, _RESTORED, (RESTORE_DAYS,))
         cure = "archive_before_delete.py restore into a table beside: scripts/retention/README.md, rollback plan"

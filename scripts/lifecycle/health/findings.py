@@ -1,4 +1,4 @@
-"""A check, what it finds, and how it is carried out: one that raises fails by itself, the rest goes on."""
+"""What a check and a finding are, and how checks are carried out: one that raises fails by itself, the rest go on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scripts.utils.tracing import span
 
 Status = Literal["PASS", "WARN", "FAIL"]
 CONNECTION = "database"
-"""The check that connects; without it no other one looks at the database."""
+"""The name of the check that connects; if it fails, no other check looks at the database."""
 _REPORT = "report it; the other checks are not affected"
 
 
@@ -39,23 +39,23 @@ class Finding:
 
 
 def passed(subject: str, message: str) -> Finding:
-    """Return a line that says that something is well."""
+    """Return a finding that says that something is well."""
     return Finding("PASS", subject, message)
 
 
 def warned(subject: str, message: str, cure: str) -> Finding:
-    """Return a line that asks for attention, with what to do."""
+    """Return a finding that asks for attention, with its cure."""
     return Finding("WARN", subject, message, cure)
 
 
 def failed(subject: str, message: str, cure: str) -> Finding:
-    """Return a line that says what does not work, with what to do."""
+    """Return a finding that says what does not work, with its cure."""
     return Finding("FAIL", subject, message, cure)
 
 
 @dataclass
 class Context:
-    """What the checks look at, and by which clock."""
+    """What every check is given: the run, the files to look at, and this machine's clock."""
 
     run: Run
     blueprint: Path
@@ -68,7 +68,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: its name, what it does, and whether it needs a connection to the database."""
+    """One check: its name, its function, and whether it needs a connection to the database."""
 
     name: str
     look: Callable[[Context], Iterable[Finding]]
@@ -93,12 +93,12 @@ def _findings_of(context: Context, check: Check) -> list[Finding]:
         return [failed(check.name, "not looked at: there is no connection to PostgreSQL", f"see the line {CONNECTION}")]
     found: list[Finding] = []
     try:
-        found.extend(check.look(context))  # what was found before it raised is kept
+        found.extend(check.look(context))  # findings from before an error are kept
     except StoppedEarly:
         raise
     except Exception as error:  # noqa: BLE001 - a bug in one check must not hide what the others find
         found.append(_failure_of(context, check, error))
-    # A check that found nothing to look at says so itself: silence is not health.
+    # A check that has nothing to look at yields a PASS that says so. No finding at all is a fault of the check.
     return found or [failed(check.name, "looked at nothing", _REPORT)]
 
 
@@ -121,7 +121,7 @@ def verdict(findings: Iterable[Finding]) -> Status:
 
 
 def require_well(findings: list[Finding]) -> None:
-    """Turn findings into the script's exit code.
+    """Raise if a finding is not PASS, with the script's exit code.
 
     Raises:
         Unwell: Something failed (exit 1) or asks for attention (exit 4).

@@ -1,4 +1,4 @@
-"""Legal holds that end by themselves soon."""
+"""Checks for legal holds that are about to expire."""
 
 from __future__ import annotations
 

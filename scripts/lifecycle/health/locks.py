@@ -1,4 +1,4 @@
-"""Redis: does it answer, can a lock be had and given back, and are there locks that nobody holds any more?"""
+"""Checks Redis: whether it answers, whether a lock can be taken and released, and whether stale locks are left."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from scripts.utils.redis_lock import Holder
 
 SLOW_SECONDS = 0.1
 TRIAL_SECONDS = 10.0
-# A run has its lock in Redis a moment before anything else shows it.
+# A run takes its lock in Redis a moment before any table shows the run, so a suspect is looked at twice.
 SECOND_LOOK_SECONDS = 1.0
 
-# A session shows its run's id in its name: also of a run that has not spoken for long, in the middle of a survey.
+# The session's application_name holds the run's id, also while a long survey keeps the run from its heartbeat.
 _LIVE_RUNS = """
 SELECT owner_run FROM ops.leases WHERE heartbeat_at > clock_timestamp() - make_interval(secs => %(timeout)s)
  UNION SELECT correlation_id FROM ops.job_runs
@@ -33,7 +33,7 @@ class _HeldLock:
     name: str
     value: str
     seconds: float | None
-    """Until it ends by itself; None: never."""
+    """Seconds until the lock expires; None: it never does."""
 
     @property
     def holder(self) -> Holder | None:
@@ -41,7 +41,7 @@ class _HeldLock:
 
 
 def redis_answers(context: Context) -> Iterator[Finding]:
-    """Ask Redis, and take and give back a lock of the check's own."""
+    """Ask Redis for its latency and policy, and take and release a lock of the check's own."""
     run = context.run
     with run.redis() as client:
         try:
@@ -98,7 +98,7 @@ def _trial(context: Context, client: redis.Redis) -> Finding:
 
 
 def zombie_locks(context: Context) -> Iterator[Finding]:
-    """Look for locks of the jobs that never end, or whose owner no live run knows."""
+    """Look for locks of the jobs that never expire, or that no live run claims."""
     run = context.run
     names = sorted({job.lock for job in run.policies.jobs.values() if job.lock})
     if not names:
@@ -163,7 +163,7 @@ def _judge(context: Context, client: redis.Redis, lock: _HeldLock) -> Finding:
 
 def _release(client: redis.Redis, lock: _HeldLock, what: str) -> Finding:
     zombie = Lock(client, lock.name, timeout=TRIAL_SECONDS, thread_local=False)
-    zombie.local.token = lock.value.encode()  # compared by the server: a lock that was won meanwhile stays
+    zombie.local.token = lock.value.encode()  # Redis compares it: a lock that another run won meanwhile stays
     try:
         zombie.release()
     except LockError:

@@ -1,4 +1,4 @@
-"""Tables that look as if they held personal data, and no policy says what becomes of it."""
+"""Finds tables that seem to hold personal data and that no policy covers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 
-# Deleting a row takes all of it along; an action that only changes columns leaves the rest of the row where it is.
+# These actions cover the whole row. Any other action changes single columns and leaves the rest of the row.
 _COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete", "retain"})
 
 _WORDS = frozenset(
@@ -22,7 +22,7 @@ _WHOSE = frozenset(
     {"first", "last", "full", "middle", "given", "family", "maiden", "nick", "user", "customer", "person", "contact"}
     | {"billing", "shipping", "holder", "owner", "recipient", "patient", "member"}
 )
-# Written as one word: generationip is not found, emailaddress is.
+# Words that are also found inside a longer one, as in emailaddress; "ip" is not among them, for the sake of zip.
 _INSIDE = re.compile(r"e-?mail|phone|birth|ipaddr|passport|surname|firstname|lastname|fullname")
 _ABOUT = ("boolean", "timestamp", "date", "time", "interval")
 _BIRTH = re.compile(r"birth|(?<![a-z])dob(?![a-z])")
@@ -42,7 +42,7 @@ SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnu
 def looks_personal(column: str, kind: str = "text") -> bool:
     """Tell whether a column reads like personal data, by its name and its type."""
     parts = [part.lower() for part in _PARTS.findall(column)]
-    # email_sent_at and email_confirmed are about an e-mail; a date of birth is personal all the same.
+    # email_sent_at and email_confirmed are facts about an e-mail, not addresses. A date of birth is personal.
     if kind.startswith(_ABOUT) and not _BIRTH.search(column.lower()):
         return False
     if _WORDS.intersection(parts) or _INSIDE.search(column.lower()):
@@ -51,7 +51,7 @@ def looks_personal(column: str, kind: str = "text") -> bool:
 
 
 def personal_data(context: Context) -> Iterator[Finding]:
-    """Compare every table that this database has, visible rows or not, with the policy file."""
+    """Compare every table of the database, readable or not, with the policy file."""
     policies = context.run.policies
     covered = {policy.table for policy in policies.policies.values() if policy.action in _COVERING}
     covered |= {d.table for policy in policies.policies.values() for d in policy.dependants if d.action == "delete"}

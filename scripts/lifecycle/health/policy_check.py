@@ -1,7 +1,7 @@
-"""The gate in front of a change: would every policy start, and has every table with personal data one?
+"""``--check``: whether every policy would start, and whether every table with personal data has a policy.
 
-For a developer's CI, whose tables are empty: what is only warned of there is refused in production once the table is
-large, so a warning fails here too.
+It is meant for a developer's CI, where the tables are empty. What is only a warning there is refused in production once
+the table is large, so a warning fails here too.
 """
 
 from __future__ import annotations

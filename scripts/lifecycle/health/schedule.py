@@ -1,4 +1,4 @@
-"""Whether render.yaml starts each job when the policy file says."""
+"""Checks that render.yaml starts each job at the time that the policy file says."""
 
 from __future__ import annotations
 

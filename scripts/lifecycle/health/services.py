@@ -1,4 +1,4 @@
-"""Whether Vercel Blob takes the token, and Sentry the key."""
+"""Checks that Vercel Blob accepts the token and Sentry the key, and that the archives' keys open."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REFUSED = (401, 403, 404)
 
 
 def blob(context: Context) -> Iterator[Finding]:
-    """List one page of each policy's part of the store."""
+    """List one page of the blobs under each policy's prefix."""
     prefixes = {name: policy.blob.prefix for name, policy in context.run.policies.policies.items() if policy.blob}
     if not prefixes:
         yield passed("Vercel Blob", "no policy needs it")
@@ -58,7 +58,7 @@ def _blob_failed(error: BlobCallFailed) -> Finding:
 
 
 def sentry(context: Context) -> Iterator[Finding]:
-    """Send an envelope with nothing in it."""
+    """Send Sentry an empty envelope."""
     dsn = context.run.settings.sentry_dsn
     if dsn is None:
         yield passed("SENTRY_DSN", "is not set: errors, traces and check-ins go nowhere but the log")
@@ -89,9 +89,9 @@ def sentry(context: Context) -> Iterator[Finding]:
 
 
 def archives(context: Context) -> Iterator[Finding]:
-    """Look whether the archives' keys can be opened, and whether none is left unfinished."""
+    """Check that the archives' keys can be opened and that no archive is unfinished."""
     from scripts.lifecycle.archives import (
-        health as archive_health,  # a tenth of a second, of which a run without archives has no need
+        health as archive_health,  # imported late: it takes a tenth of a second
     )
 
     found = archive_health.warnings(context.run.database, context.run.settings)

@@ -1,4 +1,4 @@
-"""What the health check found, as alerts: one a check and subject, over when it is well again."""
+"""Raises an alert for each check and subject that is not well, and ends it when the subject is well again."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _RUNBOOK = "scripts/sla-monitoring/README.md#check_cleanup_health"
 
 
 def tell(alerts: Alerts, checks: Iterable[Check], findings: list[Finding]) -> Settled:
-    """Raise what is unwell, and say what is well again; of what was not looked at, nothing is said.
+    """Raise alerts for what is not well, and end those that are; a check that did not run changes none.
 
     Args:
         alerts: The installation's alerts.
-        checks: All that there are.
-        findings: What those found that were carried out.
+        checks: Every check that exists.
+        findings: What the checks found that were carried out.
     """
     looked = {finding.check for finding in findings}
-    # A check speaks of itself when it could not look: what it found the last time may still be so.
+    # A failure whose subject is the check itself means that it could not look. Its earlier findings may still hold.
     blind = {finding.check for finding in findings if finding.subject == finding.check and finding.status == "FAIL"}
     unknown = [f"{SCOPE}{check.name}:" for check in checks if check.name not in looked or check.name in blind]
     return alerts.settle(SCOPE, alerts_of(findings), unknown=unknown)
 
 
 def alerts_of(findings: Iterable[Finding]) -> list[Alert]:
-    """Return one alert for everything that is wrong with one subject, the worst of it deciding how bad it is."""
+    """Return one alert for each subject that is not well; its severity is that of the subject's worst finding."""
     unwell: dict[str, list[Finding]] = {}
     for finding in findings:
         if finding.status != "PASS":

@@ -1,22 +1,26 @@
-"""Whether PostgreSQL can clean up behind the deletions: autovacuum, dead rows, and who holds an old snapshot."""
+"""Checks that PostgreSQL can clean up after the deletions: autovacuum, dead rows, and sessions with old snapshots."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 
 DEAD_SHARE, DEAD_ROWS = 0.2, 10_000
 LONG_SECONDS = 900.0
 
-_TABLES = """
+# Autovacuum works on the tables that store rows: of a partitioned table on its partitions.
+_TABLES = f"""
 SELECT n.nspname || '.' || c.relname,
        coalesce(c.reloptions::text ~ 'autovacuum_enabled=(false|off|0|no)', false),
        coalesce(s.n_dead_tup, 0), coalesce(s.n_live_tup, 0)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   LEFT JOIN pg_stat_all_tables s ON s.relid = c.oid
- WHERE n.nspname || '.' || c.relname = ANY (%s) OR (n.nspname = 'ops' AND c.relkind = 'r') ORDER BY 1
-"""
+ WHERE c.relkind <> 'p' AND (n.nspname = 'ops' AND c.relkind = 'r' OR c.oid IN (
+       SELECT t.relid FROM pg_class p JOIN pg_namespace s ON s.oid = p.relnamespace
+        CROSS JOIN LATERAL {tree_of("p.oid")} t WHERE s.nspname || '.' || p.relname = ANY (%s))) ORDER BY 1
+"""  # noqa: S608 - constants
 _SESSIONS = """
 SELECT pid, usename::text, state, extract(epoch FROM clock_timestamp() - xact_start)::float, backend_xmin IS NOT NULL
   FROM pg_stat_activity
@@ -33,7 +37,7 @@ _SLOTS = (
 
 
 def autovacuum(context: Context) -> Iterator[Finding]:
-    """Look for tables that nobody cleans."""
+    """Look for tables, and parts of tables, that autovacuum does not keep up with."""
     names = sorted({policy.table for policy in context.run.policies.policies.values()})
     running, rows = context.run.database.read(
         lambda link: (
@@ -58,7 +62,7 @@ def autovacuum(context: Context) -> Iterator[Finding]:
 
 
 def snapshots(context: Context) -> Iterator[Finding]:
-    """Look for transactions so old that nothing deleted since can be cleaned up."""
+    """Look for old transactions: rows deleted since one began cannot be cleaned up."""
     visible, sessions, prepared, slots = context.run.database.read(
         lambda link: (
             (link.execute("SELECT pg_has_role('pg_read_all_stats', 'USAGE')").fetchone() or (False,))[0],
