@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show what is open, silence it for a maintenance, end that, close a leftover, and test the way to whoever is on call.
+"""List open alerts, silence them for a maintenance, end a silence, close a leftover alert, and send a test alert.
 
 Runbook: scripts/sla-monitoring/README.md
 """
@@ -141,7 +141,7 @@ def _test(run: Run) -> None:
 
 
 class SinkDown(OpsError):
-    """A sink that is set did not take the test alert."""
+    """A configured sink did not take the test alert."""
 
     stop_reason = "alert_not_delivered"
 

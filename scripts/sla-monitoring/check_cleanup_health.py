@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Check everything that the jobs stand on, and say what is wrong and how to cure it.
+"""Check everything that the jobs need, and report what is wrong and how to cure it.
 
-Changes nothing but for --fix-zombies, and alerts of what is wrong. Exit 0: all is well, 4: warnings, 1: failures.
+Changes nothing except with --fix-zombies; raises alerts for findings. Exit 0: no finding, 4: warnings, 1: failures.
 With --pre-deploy: the checklists before a first run and before a deployment, each box ticked by evidence; no alerts.
 Schedule and budget: retention_policies.yaml, jobs. Runbook: scripts/sla-monitoring/README.md
 """
@@ -37,7 +37,7 @@ MARKS = {"ok": "[x]", "warning": "[!]", "not visible": "[?]", "not": "[ ]"}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the form, and what may be set right."""
+    """Add the output format, the checklists and --fix-zombies."""
     parser.add_argument("--format", choices=["console", "json"], help="default: console on a terminal, or json")
     parser.add_argument("--fix-zombies", action="store_true", help="release locks that no live run claims")
     parser.add_argument(
@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Examine, show, judge."""
+    """Carry out the checks, show and alert the findings, and set the exit code."""
     flags = run.options.flags
     context = Context(run, flags.render_yaml, flags.policy_file, flags.fix_zombies)
     form = flags.format or ("console" if run.display.enabled else "json")
@@ -107,7 +107,7 @@ def _add_box(table: Table, judged: Judged) -> None:
 
 def _tell(run: Run, context: Context, findings: list[Finding]) -> None:
     if context.database_is_away:
-        # Who was told of what stands there: exit code, log and check-in are what is left to say it.
+        # The alerts cannot be written. Exit code, log and check-in still report what was found.
         get_logger().error("health_not_told", effect="no alert is sent while PostgreSQL is away")
         return
     settled = tell(Alerts(run.database, run.settings, run.script), CHECKS, findings)

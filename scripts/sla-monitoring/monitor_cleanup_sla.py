@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Watch whether what should be gone is gone, and whether the jobs run as they should.
+"""Watch the service level: whether rows past their date are deleted in time, and whether the jobs run as scheduled.
 
 Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/sla-monitoring/README.md
 """
@@ -28,12 +28,12 @@ from scripts.utils.logging_utils import get_logger
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add where the page goes."""
+    """Add --output, the file of the status page."""
     parser.add_argument("--output", type=Path, metavar="FILE", help="write a status page there, whole or not at all")
 
 
 def work(run: Run) -> None:
-    """Look, keep what was seen, tell what is wrong and what is over, write the page."""
+    """Look once, write the observations, raise and end alerts, and write the page."""
     output = run.options.flags.output
     if output:
         pages.check_path(output)

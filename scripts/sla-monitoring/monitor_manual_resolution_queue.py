@@ -25,7 +25,7 @@ _HOURLY = "5 * * * *"
 
 
 def work(run: Run) -> None:
-    """Look, keep what was seen, tell what is wrong and what is over."""
+    """Look once, write the observation, raise and end alerts, and emit the queue's figures."""
     view = run.database.read(look, statement_timeout=run.budget_seconds)
     alerts = queue_alerts(view, run.settings)
     spec = run.policies.jobs.get(run.script)

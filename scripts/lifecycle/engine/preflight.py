@@ -1,8 +1,8 @@
 """Checks a policy against the database before its first row is deleted (DESIGN, section 7, point 1).
 
-A failed preflight stops its policy and no other. A table that cannot be looked at fails too: a table that is hidden, was
-renamed or has lost a column must not be reported as "nothing to do". ``catalogue`` asks about the tables, ``obstacles``
-about triggers, rules and replication; both ask of a table's whole tree.
+A failed preflight stops its policy and no other. A table that cannot be looked at fails too: a table that is hidden,
+was renamed or has lost a column must not be reported as "nothing to do". ``catalogue`` asks about the tables,
+``obstacles`` about triggers, rules and replication; both ask of a table's whole tree.
 """
 
 from __future__ import annotations

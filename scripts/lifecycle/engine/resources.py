@@ -31,8 +31,8 @@ _CANNOT_LOOK = (
 )
 
 
-# The table of the policy file that has the asked table as a part; the one that is a part of the asked table; whether the
-# asked table refers to any of them; and the asked table's primary key.
+# The table of the policy file that has the asked table as a part; the one that is a part of the asked table; whether
+# the asked table refers to any of them; and the asked table's primary key.
 _RELATED = f"""
 WITH asked AS (
     SELECT c.oid, t.relid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
