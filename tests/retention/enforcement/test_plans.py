@@ -67,7 +67,11 @@ def test_a_run_of_the_plan_does_what_the_plan_says(family, write, plan, enforce,
     done = {line["policy"]: line["records_deleted"] for line in run.events("policy_done")}
     assert done == {name: entry["records"] for name, entry in entries.items()}
     assert (count(admin, "parents"), count(admin, "notes"), count(admin, "others")) == (1, 2, 0)
-    audited = dict(admin.execute("SELECT resource_type, count(*) FROM ops.audit_log GROUP BY 1").fetchall())
+    audited = dict(
+        admin.execute(
+            "SELECT resource_type, count(*) FROM ops.audit_log WHERE resource_type <> 'ops.legal_holds' GROUP BY 1"
+        ).fetchall()
+    )
     assert audited == {"public.parents": 9, "public.notes": 18, "public.others": 4}
     cutoffs = {row[0] for row in admin.execute("SELECT cutoff_at FROM ops.job_runs")}
     assert cutoffs == {AS_OF}, "the plan's cut-off, not today's"
