@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Escalate what is past its deadline on the manual-resolution queue, once, with one alert an item.
 
-Claims that have gone stale return to pending before, and deferrals whose day has come.
+Before that, expired claims return to pending, and deferrals end whose time has come.
 Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/manual-resolution/README.md
 """
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Archive what is past its date, prove the archive, and only then delete; list, verify and restore archives.
+"""Archive rows that are past their date, verify the archive, and only then delete them; list, verify, restore archives.
 
-Without a verb, or with run: every policy whose action is archive_then_delete.
+Without a verb, or with `run`, it carries out every policy with the action archive_then_delete.
 
 Policy: payment_transactions · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/retention/README.md
 """
@@ -40,17 +40,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for verb in (verify, restore):
         verb.add_argument("--archive", type=UUID, action="append", metavar="ID", help="only this one; may be repeated")
     restore.add_argument("--id", action="append", metavar="KEY", help="only this row; may be repeated")
-    restore.add_argument("--into", metavar="SCHEMA.TABLE", help="a table beside the policy's own")
-    restore.add_argument("--map", action="append", metavar="OLD=NEW", help="a column that has another name by now")
-    restore.add_argument("--drop", action="append", metavar="COLUMN", help="a column that is to be left out")
-    restore.add_argument("--include-erased", action="store_true", help="erased people's rows too, without who they are")
+    restore.add_argument("--into", metavar="SCHEMA.TABLE", help="another table than the policy's own")
+    restore.add_argument("--map", action="append", metavar="OLD=NEW", help="a column that was renamed since")
+    restore.add_argument("--drop", action="append", metavar="COLUMN", help="a column to leave out")
+    restore.add_argument(
+        "--include-erased", action="store_true", help="rows of erased people too, without their personal columns"
+    )
     restore.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
     for verb in (restore, rotate):
         verb.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS, help="write nothing")
 
 
 def work(run: Run) -> None:
-    """Carry out one verb."""
+    """Carry out the verb; without one, archive what is due."""
     verbs = {
         "list": list_archives,
         "verify": verify_archives,

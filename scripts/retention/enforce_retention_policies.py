@@ -34,7 +34,7 @@ TOLERANCE_PERCENT = 5.0
 
 
 class _ReadOnly(argparse.Action):
-    """A flag after which nothing is written to the database."""
+    """A flag that makes the run a dry run: nothing is written to the database."""
 
     def __call__(
         self,
@@ -48,30 +48,43 @@ class _ReadOnly(argparse.Action):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add which policies, and what to do with them."""
+    """Add the flags: which policies, and what to do with them."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="every policy of the file, each under its own job's lock")
     which.add_argument("--only", action="append", metavar="POLICY", help="only this one; may be repeated")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", type=Path, action=_ReadOnly, metavar="OUT", help="write what would go, change nothing")
-    what.add_argument("--apply", type=Path, metavar="PLAN", help="do what a plan says, if that is still so")
     what.add_argument(
-        "--compare", type=Path, nargs=2, action=_ReadOnly, metavar=("A", "B"), help="what plan B frees or keeps"
+        "--plan",
+        type=Path,
+        action=_ReadOnly,
+        metavar="OUT",
+        help="write a plan of what would go to this file, change nothing",
     )
     what.add_argument(
-        "--check", nargs=0, default=False, action=_ReadOnly, help="the file against this database; for CI"
+        "--apply", type=Path, metavar="PLAN", help="carry out a plan, if the data are still those of the plan"
+    )
+    what.add_argument(
+        "--compare",
+        type=Path,
+        nargs=2,
+        action=_ReadOnly,
+        metavar=("A", "B"),
+        help="compare two plans: what B deletes or keeps in comparison with A",
+    )
+    what.add_argument(
+        "--check", nargs=0, default=False, action=_ReadOnly, help="check the policy file against this database; for CI"
     )
     parser.add_argument(
         "--tolerance",
         type=_percent,
         default=TOLERANCE_PERCENT,
         metavar="PERCENT",
-        help="how far a plan's counts may be off; at 0 it must be the very same rows (default 5)",
+        help="by how much a plan's counts may differ; with 0 the rows must be the very same (default 5)",
     )
 
 
 def work(run: Run) -> None:
-    """Do what the flags say."""
+    """Carry out the policies, or make, carry out, compare a plan, or check the file."""
     flags = run.options.flags
     if flags.compare:
         _compare(run, *flags.compare)

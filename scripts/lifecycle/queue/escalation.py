@@ -131,7 +131,7 @@ def tell(database: ReadOnlyDatabase, alerts: Alerts, *, between: Callable[[], No
     view = [
         Alert(
             key=f"{SCOPE}{item}",
-            # Priority critical means a promise to a person: the alert pages whoever is on call.
+            # Priority critical means a promise to a person: the alert pages the person on call.
             severity="critical" if priority == "critical" else "warning",
             what=f"{item_type} ({priority}) is past its deadline on the manual-resolution queue",
             how_bad=f"past its deadline since {deadline:%Y-%m-%d %H:%M} UTC; {table}, seen {times} times",
