@@ -1,4 +1,4 @@
-"""One batch: one transaction, one round trip, and every condition checked inside it.
+"""Compose and run one batch: one transaction, one round trip, and every condition checked inside it.
 
 The pipeline is BEGIN, settings and gate, dependants, the DELETE with its audit entry, COMMIT. The DELETE itself checks
 the predicate, the holds, the fencing token and the stop switch, on a snapshot taken after the gate: a hold, a lease
@@ -31,7 +31,7 @@ _DELETE = sql.SQL("""gone AS (
     RETURNING {said} AS key, {rule} AS rule
 )""")
 
-# The rule is worked out before the row changes: it may look at the very columns that mark it.
+# The rule is computed before the row changes, because it may depend on the columns that the change marks.
 _SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
     SELECT {named}, {said} AS said, {rule} AS rule FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
@@ -63,11 +63,11 @@ SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NUL
 """)
 
 _FREE = sql.SQL("t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED))")
-# Every partition and child has a row of that ctid: the one in another may be the very row that somebody has locked.
+# A ctid names a row in every partition and child: the row in another one may be the row that a session has locked.
 _FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
     SELECT t.tableoid, t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED)""")
 
-# What the blobs' removal then carries out. An intent that is open already stands for the same.
+# The removal of blobs carries the intents out later. A row that has an open intent gets no second one.
 _INTEND = sql.SQL("""
 WITH {may_run}, written AS (
     INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, run_id)
@@ -123,16 +123,16 @@ _TOO_LARGE = "LA003"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a batch found and did."""
+    """The answer of one batch."""
 
     owned: bool
     stopped: bool
     deleted: int
     """Rows of the policy's table; of a policy about blobs, intents written."""
     answer: tuple[Any, ...] | None = None
-    """The answer to the path's question, if one was asked."""
+    """The answer to the path's question; None: none was asked, or it found nothing."""
     looked: tuple[Any, ...] | None = None
-    """What the look at the server saw, if one was taken."""
+    """The answer to the look at the server; None: none was taken."""
     dependants: int = 0
     """Rows of other tables that went along, or were cut off."""
 
@@ -142,7 +142,7 @@ class BatchTooLarge(Exception):
 
 
 class Ambiguous(Exception):
-    """The connection broke; whether the batch was committed must be settled by its entry ids."""
+    """The connection broke before COMMIT was answered; the ids of the audit entries tell whether it happened."""
 
     def __init__(self, entry_ids: list[UUID]) -> None:
         super().__init__("the connection broke before the server's answer")
@@ -153,10 +153,13 @@ class BatchWriter:
     """Composes a policy's batches once and runs them.
 
     Args:
-        database: Where.
-        selection: What is to go.
-        context: Lease and run record.
-        pseudonym: Makes the keyed pseudonyms of a policy that anonymises by them.
+        database: The pool.
+        selection: The rows that may go.
+        context: Lease, script and run record.
+        pseudonym: Returns the keyed pseudonym of a text; needed where a key may be personal or a column becomes one.
+
+    Raises:
+        ValueError: The policy archives before it deletes.
     """
 
     def __init__(
@@ -171,7 +174,7 @@ class BatchWriter:
             raise ValueError(f"rows of policy {policy.name} are archived before they are deleted")
         self._database = database
         self._pseudonym = pseudonym
-        # Kept from batch to batch: lending one anew costs a round trip for its check.
+        # One connection for all batches: each lending from the pool costs a round trip for its check.
         self._connection: Connection | None = None
         self._lent = ExitStack()
         self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
@@ -189,7 +192,7 @@ class BatchWriter:
         }
 
     def close(self) -> None:
-        """Give the connection back; the next batch takes a checked one."""
+        """Give the connection back to the pool; the next batch takes a checked one."""
         self._connection = None
         self._lent.close()
 
@@ -204,16 +207,17 @@ class BatchWriter:
         heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
         look: Look | None = None,
     ) -> Outcome:
-        """Delete what is due in a window, and audit it.
+        """Carry out the policy's action on the rows of a window that may go, and audit it, in one transaction.
 
         Args:
-            window: Where.
-            excluded: Keys to leave alone: rows that cannot be deleted.
+            window: The part of the table.
+            excluded: Keys of rows that the database refuses to delete; they are left out.
             most: Records that the batch may have, its dependants included; None: the policy's ``batch.rows``.
-            skip_locked: Leave rows that somebody else has locked instead of waiting for them.
-            question: Asked in the same round trip.
-            heartbeat: Written in the same transaction.
-            look: Asked last, while the batch still holds its locks: later nobody waits for it any more.
+            skip_locked: Leave out rows that another session has locked, instead of waiting for them.
+            question: The path's question for the next window, asked in the same round trip.
+            heartbeat: The statement that shows the run to be alive, in the same transaction.
+            look: The look at the server; asked last, because only while the batch holds its locks does a session wait
+                for it.
 
         Raises:
             Ambiguous: The connection broke.
@@ -281,7 +285,7 @@ class BatchWriter:
             raise
 
     def within(self, connection: Connection, window: Window) -> Outcome:
-        """Do the same in a transaction that somebody else has opened behind the gate, and will commit.
+        """Do the same in a transaction that the caller has opened behind the gate and will commit.
 
         Raises:
             BatchTooLarge: More would go along than the policy's batches may have; the transaction must be undone.
@@ -316,18 +320,18 @@ class BatchWriter:
         rows = sql.SQL(" AND ").join([window.clause, self._selection.removable, kept])
         asked = personal_keys.questions(self._selection, rows)
         if self._pseudonym is None:
-            raise ValueError("a policy with keys that may be personal is carried out by who has the pseudonyms' key")
+            raise ValueError("a policy with keys that may be personal needs the function that makes pseudonyms")
         with self._gated.reading(connection):
             keys = {name: connection.execute(query, parameters).fetchall() for name, query in asked.items()}
         return {name: Jsonb({key: self._pseudonym(key) for (key,) in found}) for name, found in keys.items()}
 
     def _fresh(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Read the values that become pseudonyms, and work those out."""
+        """Read the values that become pseudonyms, and compute the pseudonyms."""
         section = self._selection.policy.anonymize
         if section is None or not section.pseudonymised:
             return {}
         if self._pseudonym is None:
-            raise ValueError("a policy with pseudonyms is carried out by who has their key")
+            raise ValueError("a policy with pseudonyms needs the function that makes them")
         where = sql.SQL("{} AND {}").format(window.clause, self._removable)
         query = anonymisation.read(section, self._selection.table, self._selection.record, where)
         with self._gated.reading(connection):
@@ -344,7 +348,7 @@ class BatchWriter:
         look: Look | None,
     ) -> Outcome:
         statements: list[Statement] = [*((each, parameters) for each in composed), (_NOTED, parameters)]
-        # The look last: what it sees is who waits for the whole batch.
+        # The look last: it then sees every session that waits for this batch.
         statements += [extra for extra in (question, heartbeat, look) if extra]
         cursors = self._gated.send(connection, statements)
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
@@ -354,7 +358,7 @@ class BatchWriter:
         return Outcome(owned, stopped, deleted, answer, looked, dependants=max(0, noted - deleted))
 
     def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
-        """Compose what a batch runs, the DELETE last; every window of a path has the same, so it is kept."""
+        """Compose the statements of a batch, the DELETE last; they are cached, because a path's windows share them."""
         kept = (window.as_bytes(connection), skip_locked)
         if kept not in self._composed:
             statements = [self._lock(window, skip_locked=skip_locked)] if self._locks_first else []

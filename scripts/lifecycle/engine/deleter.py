@@ -1,4 +1,4 @@
-"""Deletes along a path, batch by batch, through whatever a bad day brings.
+"""Delete along a path, batch by batch, and go on after locked rows, lost connections, deadlocks and refused rows.
 
 A locked row is waited for briefly, then left to the closing pass. A lost connection or a deadlock repeats the batch; a
 COMMIT whose answer was lost is settled first. A batch that takes too long is split. A batch that the database refuses
@@ -43,17 +43,17 @@ Question = tuple[sql.Composed, dict[str, Any]]
 
 
 class _WindowLocked(Exception):
-    """Not even the rows that nobody locked could be had in time."""
+    """The batch ran into its lock time-out even though it skipped locked rows."""
 
 
 class Deleter:
     """Carries out one policy's deletions in one run.
 
     Args:
-        run: The run; it holds the job's lock.
-        selection: What is to go.
-        context: Lease and run record.
-        politeness: What is known of the others; its first look was taken.
+        run: The run, which holds the job's lock.
+        selection: The rows that may go.
+        context: Lease, script and run record.
+        politeness: What is known of other sessions; its first look must have been taken.
     """
 
     def __init__(self, run: Run, selection: Selection, context: Context, politeness: Politeness) -> None:
@@ -78,12 +78,12 @@ class Deleter:
         self._rows = run.options.batch_size or START_ROWS
         self._weight = 1.0
         self.deleted = 0
-        """Rows that are gone; of blobs, intents written."""
+        """Rows on which the action was carried out; of a policy about blobs, intents written."""
         self.batches = 0
         self.queued = 0
         self.poison: list[str] = []
         self.locked = False
-        """Whether rows were left out because somebody else had them locked."""
+        """Whether rows were left out because another session had them locked."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -124,6 +124,8 @@ class Deleter:
             if self._run.options.batch_size is None:
                 self._rows = step.rows
             rows = following if ahead else self._entries
+            if outcome.deleted and self._selection.own_keys:
+                continue  # the parents of what went may go now: the same window once more
             answer = outcome.answer if ahead else self._ask(path.question(window, rows))
             window = path.following(window, answer, rows)
 
@@ -135,12 +137,12 @@ class Deleter:
         return rows if limit is None else max(1, min(rows, limit - self.deleted))
 
     def _make_room(self, step: Step) -> None:
-        """Pause if somebody needs it; a signal ends the pause at once."""
+        """Pause if another session or a replica needs it; a signal ends the pause at once."""
         if step.reason is None:
             return
         started = time.monotonic()
         try:
-            # The heartbeat rides in the batches: a pause may not be longer than it can wait.
+            # The heartbeat is written by the batches, so no pause may be longer than its interval.
             self._run.pause(min(step.pause, self._heartbeat_every))
         finally:
             seconds = time.monotonic() - started
@@ -201,7 +203,7 @@ class Deleter:
         return Outcome(owned=True, stopped=False, deleted=0, answer=self._ask(question))
 
     def _patiently(self, window: Window, question: Question | None) -> Outcome:
-        """Wait briefly for locked rows, then do without them."""
+        """Run a batch; if it runs into its lock time-out, run it again without the locked rows."""
         try:
             return self._surely(window, question, skip_locked=False)
         except psycopg.errors.LockNotAvailable:
@@ -293,7 +295,7 @@ class Deleter:
         return [key for (key,) in rows if key not in self.poison]
 
     def _split(self, window: Window, error: psycopg.Error) -> None:
-        """Do a batch that took too long in smaller ones, and make the following ones smaller too."""
+        """Split a batch that ran into its statement time-out, and make the following batches smaller too."""
         keys = self._keys(window)
         if len(keys) <= 1:
             raise poison.too_slow(self._run, self._policy) from error
@@ -425,7 +427,7 @@ class Deleter:
 
 
 def unreadable(policy: Policy) -> StoppedEarly:
-    """Return what it means that a table could not even be read."""
+    """Return the stop for a table that stays locked even against reading."""
     return StoppedEarly("breaker_open", f"{policy.table} stays locked by another session, even against reading")
 
 

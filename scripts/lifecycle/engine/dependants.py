@@ -48,7 +48,7 @@ def count(connection: Connection, selection: Selection, limit: int | None) -> in
 
 def _rows(selection: Selection, limit: int | None) -> sql.Composed:
     """Return the policy's rows that go, as a subquery."""
-    names = {"table": selection.table, "removable": selection.removable}
+    names = {"table": selection.table, "removable": selection.removable_in_the_end}
     if limit is None or len(selection.due_before) > 1:
         return sql.SQL("(SELECT t.* FROM {table} t WHERE {removable})").format(**names)
     (rule,) = selection.due_before

@@ -26,12 +26,13 @@ from scripts.utils.session_settings import local_settings
 Statement = tuple[QueryNoTemplate, dict[str, Any]]
 Result = TypeVar("Result")
 
-# Whoever is closing the gate may himself wait for another job's batch: no locked row, so not a matter of lock_timeout.
+# Seconds to wait for the gate. Separate from a policy's lock_timeout: the session that holds the gate exclusively may
+# itself be waiting for a batch of another job.
 _GATE_SECONDS = 10.0
 _REPEATING_SECONDS = 60.0
 
-# Right after a large purge the planner still believes in the rows that are gone, and would read the whole table for a
-# small window: it is told which path is meant.
+# After a large purge the statistics still count the rows that are gone, and the planner would read the whole table for
+# a small window: sequential scans are switched off for the transaction.
 _GATE = sql.SQL("SELECT ops.gate_shared(), set_config('enable_seqscan', 'off', true)")
 
 MAY_RUN = sql.SQL("""
@@ -45,23 +46,23 @@ may_run AS MATERIALIZED (
 
 @dataclass(frozen=True)
 class Context:
-    """What stays the same for every batch of a run."""
+    """The facts that every batch of a run checks or writes: lease, script, run record, operator, policy file."""
 
     lease: str | None
-    """None: an operator's decision on one row, which no other run of a job does."""
+    """The lock's name; None for an operator's decision on one row, which needs no lock because no job makes it."""
     fencing_token: int
     script: str
     run_id: UUID
     """The run record, or the queue item that was decided on."""
     operator: str | None = None
-    """Who decided, if a person did."""
+    """The handle of the person who decided; None: a job."""
     job: str | None = None
-    """The job whose work is done, where another script does it: its stop switch holds as well."""
+    """The job on whose behalf another script works; its stop switch stops this run as well."""
     policy_hash: str | None = None
-    """The policy file that is carried out: run records go after a year, and the audit must still know."""
+    """The hash of the policy file. It stands in each audit entry, because run records are deleted after a year."""
 
     def parameters(self) -> dict[str, Any]:
-        """Return what :data:`MAY_RUN` and an audit entry ask for."""
+        """Return the parameters of :data:`MAY_RUN` and of an audit entry."""
         return {
             "lease": self.lease,
             "fencing_token": self.fencing_token,
@@ -72,13 +73,13 @@ class Context:
         }
 
     def noted(self, facts: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-        """Return what the audit keeps of each rule, with the policy file that it stands in."""
+        """Return the audit metadata of each rule, with the hash of the policy file added."""
         known = {"policy_hash": self.policy_hash} if self.policy_hash else {}
         return {rule: fact | known for rule, fact in facts.items()}
 
 
 def require_may_run(*, owned: bool, stopped: bool) -> None:
-    """Take :data:`MAY_RUN` at its word.
+    """Stop the run if a batch found that it may not run, by the answer of :data:`MAY_RUN`.
 
     Raises:
         StoppedEarly: The lease is another run's, or the stop switch is on.
@@ -121,11 +122,11 @@ class AuditHeadLocked(Blocked):
 
 
 def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
-    """Do a gated transaction that is safe to repeat, again through lost connections, locked rows and deadlocks.
+    """Run a gated transaction, and repeat it after a lost connection, a locked row, a deadlock or a blocked attempt.
 
     Args:
-        once: The transaction: what it did already it finds done.
-        attempts: At most, within a minute.
+        once: The transaction. It must be safe to repeat: a second call finds done what the first one did.
+        attempts: The number of calls at most; no further one begins later than 60 seconds after the first.
 
     Raises:
         StoppedEarly: The gate stays closed, or the audit's head locked.
@@ -162,7 +163,11 @@ def telling_the_head() -> Iterator[None]:
 
 
 class GatedTransaction:
-    """Sends transactions under the lock and statement time-outs of a policy's batches."""
+    """Run transactions behind the gate, with the lock and statement time-outs of a policy's batches.
+
+    Args:
+        batch: The policy's batch settings.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self._set, self._at_the_gate = local_settings(lock_timeout=_GATE_SECONDS, statement_timeout=2 * _GATE_SECONDS)
@@ -173,7 +178,7 @@ class GatedTransaction:
 
     @contextmanager
     def opened(self, database: Database) -> Iterator[Connection]:
-        """Lend a transaction behind the gate, for what needs an answer before it goes on.
+        """Lend a transaction behind the gate, for work whose next statement depends on the answer to the one before.
 
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.
@@ -191,13 +196,13 @@ class GatedTransaction:
 
     @contextmanager
     def reading(self, connection: Connection) -> Iterator[None]:
-        """Lend what a batch has to read before it begins: its time-outs, but no gate and no lock."""
+        """Lend a transaction for reading before a batch, with the batch's time-outs but without gate and locks."""
         with connection.transaction():
             connection.execute(self._set, self._in_the_batch)
             yield
 
     def send(self, connection: Connection, statements: Sequence[Statement]) -> list[Cursor[Any]]:
-        """Run the statements and return their cursors.
+        """Run the statements in one transaction and one round trip, and return their cursors.
 
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.

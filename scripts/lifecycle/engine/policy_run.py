@@ -1,7 +1,7 @@
-"""What happens around one policy's work: its run record, its ending, and what is left counted afresh.
+"""Carry out one policy in one run: open its run record, do the work, count what is left, close the record.
 
-The last line of a record is counted from the data and from the audit, because a job that is green and deletes nothing
-is the failure that everybody else has.
+The record's figures are counted from the data and from the audit, not from memory: a job that ends well and has deleted
+nothing must be seen.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from scripts.utils.retry_utils import retry
 from scripts.utils.tracing import span
 
 SURVEY_SECONDS = 1800.0
-# Whoever sent a signal sends SIGKILL next, Render after 30 seconds: by then the run record must be closed.
+# Seconds for the last count after a signal. SIGKILL follows, on Render after 30 seconds; the run record must be closed.
 SIGNALLED_SURVEY_SECONDS = 5.0
 # A statement is cancelled after the budget's end and not before it, so that the budget is what stopped the run.
 _GRACE_SECONDS = 0.1
-# A run that was told to stop otherwise, or has used its time up, may take so much longer to say what is left.
+# Seconds for the last count of a run that stops early for another reason, or has used its budget up.
 STOPPED_SURVEY_SECONDS = 60.0
 
 
@@ -51,7 +51,12 @@ class Ending:
 
 
 def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleared, Survey]:
-    """Check the policy against the database, and count."""
+    """Check the policy against the database, measure the table and count what is due.
+
+    Raises:
+        PolicyFailed: The database contradicts the policy, a table stays locked, or keys may be personal and cannot be
+            pseudonymised.
+    """
     with naming_what_is_locked(policy):
         with span("preflight", policy.name):
             cleared = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings))
@@ -119,7 +124,11 @@ def within_budget(run: Run, look: Callable[[Connection], Result]) -> Result:
 
 @contextmanager
 def naming_what_is_locked(policy: Policy) -> Iterator[None]:
-    """Say which tables were asked for: PostgreSQL does not say which one it could not have."""
+    """Name the tables that a lock time-out may be about: PostgreSQL does not say which one it waited for.
+
+    Raises:
+        PolicyFailed: A lock could not be had in time.
+    """
     try:
         yield
     except psycopg.errors.LockNotAvailable as error:
@@ -220,7 +229,7 @@ class PolicyRun(ABC):
             return within_budget(self._run, lambda connection: survey(connection, selection))
 
     def _close(self, run_id: UUID, ending: Ending) -> None:
-        """Record what became of the run, counted from the data and the audit; from memory only if they are gone."""
+        """Close the run record with figures from the data and the audit; from memory only if the database is gone."""
         deleted, with_them = self._deleted, 0
         try:
             with self._run.database.snapshot() as connection:

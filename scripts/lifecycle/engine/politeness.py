@@ -1,6 +1,6 @@
-"""What the purge leaves to everybody else: how large the next batch is, and how long to wait before it.
+"""Decide how large the next batch is and how long to pause before it, so that other sessions are not held up.
 
-Once a second a look at the server rides in a batch, just before its COMMIT: only there can be seen who waits for it.
+Once a second a batch carries a query about the server, just before its COMMIT: only then do sessions wait for it.
 Three things are looked for: other transactions in the database, sessions that wait for this batch, and replicas that
 lag. What the role may not see is not visible, which is never taken for fine: unseen activity keeps batches short.
 """
@@ -70,7 +70,7 @@ Look = tuple[LiteralString, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Situation:
-    """What the last looks showed; None: not visible, or not known yet."""
+    """What the last looks showed; None: not visible to this role, or not known yet."""
 
     others_active: bool | None = None
     sessions_waiting: int | None = None
@@ -78,14 +78,14 @@ class Situation:
 
     @property
     def reason(self) -> str | None:
-        """Why to make room, the weightiest reason first; None: no reason is known."""
+        """The weightiest reason to pause; None: no reason is known."""
         reasons = (self.sessions_waiting, self.replica_lags, self.others_active)
         return next((name for name, holds in zip(REASONS, reasons, strict=True) if holds), None)
 
 
 @dataclass(frozen=True)
 class Step:
-    """What comes next: a pause in seconds, with its reason if there is one, and a batch of so many rows."""
+    """The next step: a pause in seconds, its reason if there is one, and the rows of the next batch."""
 
     rows: int
     pause: float = 0.0
@@ -93,12 +93,12 @@ class Step:
 
 
 def next_step(now: Situation, *, rows: int, seconds: float, pause_left: float) -> Step:
-    """Decide on the next batch by the one before.
+    """Decide on the size of the next batch and the pause before it.
 
     Args:
         now: What is known of the server.
-        rows: Size of the batch before.
-        seconds: How long it took.
+        rows: Rows of the batch before.
+        seconds: How long that batch took, in seconds.
         pause_left: Seconds that the run may still spend on pauses.
     """
     reason = now.reason
@@ -116,7 +116,7 @@ def next_step(now: Situation, *, rows: int, seconds: float, pause_left: float) -
 
 
 class Politeness:
-    """What one policy's deletions know of the others, and what they have done for them.
+    """The state of one policy's politeness in one run: what is known of other sessions, and the pauses made for them.
 
     Args:
         allowance: Seconds that all pauses together may take.
@@ -134,7 +134,7 @@ class Politeness:
         self.situation = Situation()
         self.not_visible: list[str] = []
         self.ours = 0
-        """Transactions of this run, as far as they are known: what the server counts beyond them is somebody else's."""
+        """Transactions of this run, as far as they are known; the rest of the server's count is other sessions'."""
         self.pauses: dict[str, dict[str, float]] = {}
         """What was paused for: reason, how often, how many seconds."""
 
@@ -177,7 +177,7 @@ class Politeness:
 
     def after(self, rows: int, seconds: float) -> Step:
         """Decide on what comes after a batch of so many rows that took so many seconds."""
-        # The way to a distant server burdens nobody; measured only once, it counts for half at most.
+        # Network time is subtracted, because it holds no lock; it was measured once, so it counts for half at most.
         work = max(seconds - self._network, seconds / 2)
         spent = sum(pause["seconds"] for pause in self.pauses.values())
         return next_step(self.situation, rows=rows, seconds=work, pause_left=self._allowance - spent)

@@ -124,6 +124,11 @@ def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, 
     return _Preflight(connection, policy).referring()
 
 
+def _in_own_table(key: ForeignKey, dependant: Dependant, table: str) -> bool:
+    """Tell whether children stand in the policy's own table: each goes by its own date, and before its parent."""
+    return dependant.action == "delete" and key.table == table
+
+
 class _Preflight:
     def __init__(self, connection: Connection, policy: Policy) -> None:
         self._connection = connection
@@ -301,7 +306,7 @@ class _Preflight:
                 what = {"c": "deletes", "n": "sets to null", "d": "resets"}[key.on_delete]
                 undeclared = f"foreign key {key.name} {what} rows of {key.table} that no policy declares"
                 self.problems.append(f"{undeclared}: {self._to_declare(key)}")
-            elif dependant is None or dependant.action == "refuse":
+            elif dependant is None or dependant.action == "refuse" or _in_own_table(key, dependant, table):
                 refusing.append(key)
             elif reach := self._reach(key, row, dependant):
                 reaches.append(reach)

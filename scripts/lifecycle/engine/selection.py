@@ -6,7 +6,7 @@ quoted. Every value is a parameter, and each predicate carries the values of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -336,15 +336,50 @@ class Selection:
         return fragment("({})", joined(" OR ", holds), parameters=parameters)
 
     @property
+    def own_keys(self) -> tuple[ForeignKey, ...]:
+        """Constraints by which rows of the table refer to rows of the same table: children go before their parents."""
+        return tuple(key for key in self.refusing if key.table == self.policy.table)
+
+    @property
     def referenced(self) -> Fragment:
         """Rows that another row still needs: by a foreign key, or because both name the same blob."""
+        return self._needed(self.refusing, [])
+
+    @property
+    def referenced_for_good(self) -> Fragment:
+        """Of those, the rows that will still be needed when everything has gone that may go.
+
+        A row that only rows of its own table refer to goes after them, if all of them go and all that refer to those.
+        """
+        others = [key for key in self.refusing if key not in self.own_keys]
+        return self._needed(others, [self._above_what_stays(key) for key in self.own_keys])
+
+    def _needed(self, keys: Iterable[ForeignKey], more: list[Fragment]) -> Fragment:
         needs = [
-            fragment("EXISTS (SELECT FROM {} c WHERE {})", table_identifier(key.table), key.joins("c"))
-            for key in self.refusing
+            fragment("EXISTS (SELECT FROM {} c WHERE {})", table_identifier(key.table), key.joins("c")) for key in keys
         ]
+        needs += more
         if self.policy.blob:
             needs.append(self._shared(self.policy.blob))
         return fragment("({})", joined(" OR ", needs)) if needs else fragment("false")
+
+    def _above_what_stays(self, key: ForeignKey) -> Fragment:
+        """Rows of which a descendant by this constraint stays: not due, held, or needed by another table."""
+        others = self._needed([each for each in self.refusing if each not in self.own_keys], [])
+        return fragment(
+            "({mine}) IN (WITH RECURSIVE above AS ("
+            "SELECT {parent} FROM {table} t"
+            " WHERE NOT ({due} AND NOT {held} AND NOT {others}) AND ({parent}) IS NOT NULL"
+            " UNION SELECT {parent} FROM above a JOIN {table} t ON ({mine}) = ({known}) WHERE ({parent}) IS NOT NULL"
+            ") SELECT {known} FROM above a)",
+            mine=sql.SQL(", ").join(sql.Identifier("t", name) for name in key.referenced),
+            parent=sql.SQL(", ").join(sql.Identifier("t", name) for name in key.columns),
+            known=sql.SQL(", ").join(sql.Identifier("a", name) for name in key.columns),
+            table=self.table,
+            due=self.due,
+            held=self.held,
+            others=others,
+        )
 
     def _shared(self, blob: Blob) -> Fragment:
         """Rows whose blob is also named, in any spelling, by a row that is not due or that a legal hold keeps."""
@@ -379,6 +414,11 @@ class Selection:
             if not reach.record.impersonal
         ]
         return sql.SQL("({})").format(sql.SQL(" AND ").join(parts))
+
+    @property
+    def removable_in_the_end(self) -> Fragment:
+        """Rows on which a run carries out the action sooner or later: some go only after rows that refer to them."""
+        return fragment("{} AND NOT {} AND NOT {}", self.due, self.held, self.referenced_for_good)
 
     @property
     def removable(self) -> Fragment:

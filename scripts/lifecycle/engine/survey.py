@@ -131,7 +131,7 @@ def due_rows(selection: Selection) -> Fragment:
         "overdue": overdue,
         "due": selection.due,
         "table": selection.table,
-        "referenced": replace(selection, left_out=()).referenced,
+        "referenced": replace(selection, left_out=()).referenced_for_good,
     }
     # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
     if blob is None:

@@ -37,7 +37,7 @@ def archive_policy(run: Run, name: str) -> None:
     if not run.options.dry_run:
         remove_leftovers(run, Catalogue(run.writer, store, keys))
     purge(run, policy=name)
-    # A period that became shorter fails the policy until somebody confirms it: the archive's own too.
+    # A period that became shorter fails the policy until an operator confirms it; the archive's own period too.
     if run.results[-1].exit_code is not ExitCode.FAILED:
         expire(run, run.policies.policies[name], store, keys)
 

@@ -1,4 +1,4 @@
-"""How much a run may delete without being asked: on by default, checked before the first row goes."""
+"""Refuse a run that would delete more than its caps allow, before the first row goes; caps are on by default."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNUSUAL_MINIMUM_ROWS = 10_000
 
 
 def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
-    """Return why so many rows must not go without being asked for, or None; their dependants count as they do."""
+    """Return why this many rows must not go without ``--confirm-cap``, or None; dependants count like rows."""
     if found.unfit > policy.max_poison:
         return (
             f"{found.unfit} due rows name no blob that the policy may delete, max_poison is {policy.max_poison}:"

@@ -1,4 +1,4 @@
-"""Partitions of which every row is due: audited, and archived first if their policy says so, and dropped, not emptied.
+"""Drop partitions of which every row is due: audited, and archived first if their policy says so.
 
 A short DETACH, marked in ops.detached_partitions and committed; then, behind the gate and in one transaction, every
 row looked at once more, the audit, the DROP. What is killed in between stands marked: its rows are counted as still to
@@ -351,7 +351,7 @@ class PartitionDrops:
         return int(state[1]) if state and state[0] == "dropped" else None
 
     def _state(self, mark: UUID | None) -> tuple[str, Any] | None:
-        """Find out what became of a mark, once nobody works on it any more."""
+        """Return the state of a mark; the gate makes sure that no transaction works on it any more."""
         with self._run.writer.closing_gate() as connection:
             row = connection.execute(
                 "SELECT state, row_count FROM ops.detached_partitions WHERE id = %s", (mark,)
@@ -434,7 +434,7 @@ class PartitionDrops:
         return 0
 
     def _hand_over(self, partition: Partition, error: psycopg.Error) -> None:
-        """Rows of the same span came meanwhile, or somebody changed the table: only a person can know which way."""
+        """Hand over a partition that can be neither dropped nor attached: rows came, or its table changed."""
         self.stuck.append(partition.name)
         problem = describe_database_error(error)
         self._log.error("partition_stuck", partition=partition.name, error=problem)

@@ -1,4 +1,4 @@
-"""A plan: what a run would do, in a file that somebody can read, approve, and have carried out exactly so.
+"""Write a plan, what a run would do, to a file that a person can read and approve, and carry out exactly that.
 
 It holds no personal data: keys stand in it as they stand in the audit. Its digest shows that it was not altered; the
 policy file's hash and each policy's count show that what it was made of is still so.

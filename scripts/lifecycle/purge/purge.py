@@ -1,8 +1,7 @@
-"""The purge: what every deletion by age goes through.
+"""Carry out one policy: preflight, cut-off, cap, batches by the cheaper of two paths, a closing walk, the residue.
 
-Preflight, one cut-off, cap, batches by the cheaper of two paths, a closing pass for rows that moved, and the residue:
-what is still past its date is counted by a fresh query, because a job that is green and deletes nothing is the failure
-that everybody else has. A dry run is the same up to the first batch, in a transaction that cannot write.
+The residue, the number of rows that are still past their date, is counted by a fresh query. A dry run is the same up to
+the first batch, in a transaction that cannot write. The room's docstring has the whole order.
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ from scripts.lifecycle.purge import inventory, partitions
 from scripts.lifecycle.purge.caps import refusal
 from scripts.lifecycle.purge.partitions import PartitionDrops
 from scripts.lifecycle.purge.rollout import roll_out
+from scripts.utils import composing as sql
 from scripts.utils import error_reporting
 from scripts.utils.blob_names import TROUBLES
 from scripts.utils.blob_token import store_of
@@ -89,7 +89,7 @@ def purge(run: Run, policy: str) -> None:
 
 
 def predict(run: Run, policy: Policy) -> PolicyResult:
-    """Say what a run would do, in a transaction that cannot write.
+    """Return what a run would do, in a transaction that cannot write.
 
     Raises:
         PolicyFailed: The policy cannot be carried out.
@@ -243,10 +243,14 @@ class Purge(PolicyRun):
         residue = self._counted(cleared.selection)
         # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
         left = residue.removable > len(deleter.poison) and not deleter.limit_reached
-        if left and not self._policy.blob:
+        while left and not self._policy.blob:
+            before = residue.removable
             for path in _walks(cleared.selection):
                 deleter.follow(path)
             residue = self._counted(cleared.selection)
+            # A row whose children lay in a later window goes in the next pass, and its parent in the one after.
+            left = bool(cleared.selection.own_keys) and len(deleter.poison) < residue.removable < before
+            left &= not deleter.limit_reached
         self._residue = residue
 
     def _judge(self, deleter: Deleter | Archiver, detached: list[str], run_id: UUID) -> Ending:
@@ -278,6 +282,12 @@ class Purge(PolicyRun):
 
     def _why_left(self, left: int) -> str:
         """Say why rows may have stayed that nothing refused; a trigger is named only if the catalogue has one."""
+        circle = self._run.database.read(self._circle)
+        if circle:
+            return (
+                f"{left} due rows are still there: {circle}, so none can go before the other; set one of the references"
+                " to null"
+            )
         fired = self._run.database.read(lambda connection: triggers_behind(connection, self._policy))
         keepers = [str(trigger) for trigger in fired if trigger.may_keep_rows]
         what = f"{left} due rows are still there although nothing refused them"
@@ -289,6 +299,26 @@ class Purge(PolicyRun):
         """Return how many rows were confirmed as done of which the audit knows nothing."""
         audited = self._run.database.read(lambda connection: runs.audited_rows(connection, run_id, self._policy.table))
         return max(0, self._deleted - audited)
+
+    def _circle(self, connection: Connection) -> str | None:
+        """Name rows that refer to each other in a circle; None: some row that may go is needed by no other."""
+        selection = self._selection
+        if selection is None or not selection.own_keys:
+            return None
+        statement = sql.SQL(
+            "SELECT {id}, {referenced} FROM {table} t WHERE {going} AND {nameable} ORDER BY 2, 1 LIMIT 10"
+        ).format(
+            id=selection.record.id("t"),
+            referenced=selection.referenced,
+            table=selection.table,
+            going=selection.removable_in_the_end,
+            nameable=selection.nameable,
+        )
+        rows = connection.execute(statement, selection.parameters).fetchall()
+        if not rows or not all(referenced for _, referenced in rows):
+            return None
+        constraints = ", ".join(key.name for key in selection.own_keys)
+        return f"rows {', '.join(key for key, _ in rows)} refer to each other in a circle by {constraints}"
 
     def _queue_referenced(self, selection: Selection, found: Survey) -> int:
         item = handover.Item(
@@ -343,7 +373,7 @@ class Purge(PolicyRun):
 
 
 def _referenced_type(policy: Policy) -> str:
-    """Return the queue item of a policy whose due rows something else still needs: other tables, or other rows."""
+    """Return the type of the queue item for due rows that are still needed: by other tables, or by other rows."""
     return "retention_exception" if policy.blob else "foreign_key_violation"
 
 
@@ -374,7 +404,7 @@ def _sweep(cleared: Cleared) -> Sweep:
 
 
 def _walks(selection: Selection) -> list[Path]:
-    """One walk along each rule's anchor."""
+    """Return one index walk along each rule's anchor."""
     return [
         IndexWalk(selection, selection.policy.rules[name].anchor, selection.expired(name))
         for name in selection.due_before

@@ -1,6 +1,6 @@
-"""A progressive rollout: 10 rows, 100, 1,000, then the rest, each step checked before the next.
+"""Roll a policy out in steps: 10 rows, 100, 1,000, then the rest, each checked before the next.
 
-A step is a dry run and a run at the same cut-off. Whatever the two do not agree on is a surprise, and ends the rollout.
+A step is a dry run and a run at the same cut-off. A difference between the two is a surprise and ends the rollout.
 """
 
 from __future__ import annotations
