@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from scripts.utils import tls
 from scripts.utils.errors import Misconfigured
 
 _BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
@@ -53,6 +54,8 @@ def _redis_url(value: SecretStr) -> SecretStr:
         usable = False
     if not usable:
         raise ValueError("must be a Redis URL: redis://host:port or rediss://host:port")
+    if unsafe := tls.redis_problem(value.get_secret_value()):
+        raise ValueError(unsafe)
     return value
 
 

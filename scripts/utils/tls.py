@@ -15,6 +15,9 @@ from urllib.parse import parse_qs, urlsplit
 import certifi
 from psycopg.conninfo import conninfo_to_dict
 
+NO_TLS = "no-tls"
+"""What a Redis URL says after a ``#`` where it is meant to go unencrypted to another machine."""
+
 _VERIFIED = ("verify-ca", "verify-full")
 
 # libpq and PgBouncer have no SQLSTATE for these, only English text.
@@ -54,6 +57,24 @@ def redis_options(url: str) -> dict[str, str]:
     if parts.scheme != "rediss" or "ssl_ca_certs" in parse_qs(parts.query):
         return {}
     return {"ssl_ca_certs": trusted_authorities()}
+
+
+def redis_problem(url: str) -> str | None:
+    """Return what is wrong with a Redis URL that sends a password and the locks unencrypted to another machine.
+
+    None where it is right: TLS, this machine, a host name without a dot (which only the platform's private network
+    resolves; Render's own URL is one and cannot be added to), or a URL that ends with ``#no-tls`` on purpose. Clients
+    ignore what follows the ``#``.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    in_private_network = "." not in host and ":" not in host
+    if parts.scheme == "rediss" or is_local(host) or in_private_network or parts.fragment == NO_TLS:
+        return None
+    return (
+        "goes to another machine without encryption: use rediss://, or end the URL with #no-tls if the network between"
+        " is yours"
+    )
 
 
 def trusted_authorities() -> str:

@@ -159,7 +159,7 @@ def test_the_values_in_the_group_are_ones_that_a_job_takes(monkeypatch):
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DATABASE_URL", "postgresql://lifecycle_jobs:x@db.example.invalid/app")
-    monkeypatch.setenv("REDIS_URL", "redis://cache.example.invalid:6379")
+    monkeypatch.setenv("REDIS_URL", "rediss://cache.example.invalid:6379")
     settings = load_settings()
     assert settings.exit_zero_for == {ExitCode.NEEDS_A_PERSON, ExitCode.NOT_RUN}
     assert settings.sla_critical_threshold_percent == int(values["SLA_CRITICAL_THRESHOLD_PERCENT"])
@@ -192,7 +192,7 @@ def test_every_job_makes_its_monitor_in_sentry(monkeypatch):
     monkeypatch.setattr(error_reporting, "_active", False)
     with Receiver() as sentry:
         monkeypatch.setenv("DATABASE_URL", "postgresql://x@db.example.invalid/app")
-        monkeypatch.setenv("REDIS_URL", "redis://cache.example.invalid:6379")
+        monkeypatch.setenv("REDIS_URL", "rediss://cache.example.invalid:6379")
         monkeypatch.setenv("SENTRY_DSN", sentry.dsn)
         error_reporting.start(load_settings(), script="tests", correlation_id="0" * 16)
         for name, job in POLICIES.jobs.items():

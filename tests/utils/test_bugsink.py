@@ -141,7 +141,7 @@ def another_key(dsn):
 @pytest.mark.parametrize(("change", "status"), [(str, "PASS"), (another_key, "FAIL")])
 def test_the_health_check_tells_whether_it_takes_the_key(bugsink, monkeypatch, change, status):
     monkeypatch.setenv("DATABASE_URL", "postgresql://jobs:pw@db.example.com/app")
-    monkeypatch.setenv("REDIS_URL", "redis://cache.example.com")
+    monkeypatch.setenv("REDIS_URL", "rediss://cache.example.com")
     monkeypatch.setenv("SENTRY_DSN", change(bugsink.dsn))
     run = SimpleNamespace(settings=load_settings(), options=SimpleNamespace(dry_run=False))
     (line,) = services.sentry(Context(run, None, None))

@@ -43,7 +43,7 @@ def sentry(monkeypatch):
 def started(sentry, monkeypatch):
     """Error reporting as a job starts it."""
     monkeypatch.setenv("DATABASE_URL", "postgresql://jobs:pw@db.example.com/app")
-    monkeypatch.setenv("REDIS_URL", "redis://cache.example.com")
+    monkeypatch.setenv("REDIS_URL", "rediss://cache.example.com")
     error_reporting.start(load_settings(), script="a_script", correlation_id="c0ffee")
     return sentry
 
@@ -70,7 +70,7 @@ def test_a_bug_arrives_with_its_tags_and_its_place(started):
     assert event["release"] == "abc123"
     (exception,) = event["exception"]["values"]
     assert exception["type"] == "KeyError"
-    assert exception["value"] == "'no column for [e-mail]'"
+    assert exception["value"] == "[text withheld]"
     assert exception["stacktrace"]["frames"][-1]["function"] == "lookup"
 
 
@@ -101,14 +101,14 @@ def test_what_the_database_said_is_left_out_even_as_a_cause(started, database):
     assert "u-1" in str(error.__cause__), "else this test shows nothing"
     error_reporting.report(error)
     values = {value["type"]: value["value"] for value in started.events[0]["exception"]["values"]}
-    assert values == {"UniqueViolation": "[database message]", "RuntimeError": "while inserting"}
+    assert values == {"UniqueViolation": "[text withheld]", "RuntimeError": "[text withheld]"}
     assert "already exists" not in json.dumps(started.events)
 
 
 def test_without_a_dsn_nothing_is_sent(sentry, monkeypatch):
     monkeypatch.delenv("SENTRY_DSN")
     monkeypatch.setenv("DATABASE_URL", "postgresql://jobs:pw@db.example.com/app")
-    monkeypatch.setenv("REDIS_URL", "redis://cache.example.com")
+    monkeypatch.setenv("REDIS_URL", "rediss://cache.example.com")
     error_reporting.start(load_settings(), script="a_script", correlation_id="c0ffee")
     error_reporting.report(raised(lookup))
     error_reporting.flush()

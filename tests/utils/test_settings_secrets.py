@@ -5,7 +5,7 @@ import pytest
 from scripts.utils.errors import Misconfigured
 from scripts.utils.settings import load_settings
 
-DATABASE, CACHE = "postgresql://jobs:pw@db.example.com/app", "redis://cache.example.com:6379"
+DATABASE, CACHE = "postgresql://jobs:pw@db.example.com/app", "rediss://cache.example.com:6379"
 DSN, TOKEN = "https://0123abcd@o1.ingest.example.com/42", "vercel_blob_rw_AbC_123"
 
 # Each has broken some parser of URLs, and several parsers quote in their message what they stumble over.

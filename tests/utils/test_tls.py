@@ -208,3 +208,22 @@ def test_redis_must_show_who_it_is_too(rediss, authority, database, monkeypatch)
         limit.acquire(1, pause=pytest.fail)
         assert not limit._alone
         limit._limiter.storage.storage.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("redis://cache.example.com:6379/0", False),
+        ("redis://:secret@10.0.0.7", False),
+        ("redis://[2001:db8::1]:6379", False),
+        ("redis://cache.example.com#tls", False),
+        ("redis://cache.example.com/0#no-tls", True),
+        ("rediss://cache.example.com:6379/0", True),
+        ("redis://127.0.0.1:6379", True),
+        ("redis://[::1]:6379", True),
+        ("redis://localhost", True),
+        ("redis://red-abc123:6379", True),  # Render's private network
+    ],
+)
+def test_redis_on_another_machine_is_encrypted_unless_the_url_says_otherwise(url, allowed):
+    assert (tls.redis_problem(url) is None) is allowed
