@@ -22,8 +22,8 @@ from scripts.utils.logging_utils import get_logger
 _WINDOW_SECONDS = 62
 _LONGEST_PAUSE_SECONDS = 1.0
 
-# Times are appended, so they must be in order. Those of several processes are not: their clocks differ, and whoever
-# looked at its own may come late. Then a window holds more than the limit.
+# The library appends times, so they must be in order. The times of several processes are not: their clocks differ, and
+# a process may send its time late. Then a window holds more than the limit.
 _CALLERS_CLOCK = b"local timestamp = tonumber(ARGV[1])"
 _REDIS_CLOCK = b"local now = redis.call('TIME')\nlocal timestamp = now[1] + now[2] / 1000000"
 

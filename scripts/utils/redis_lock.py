@@ -1,9 +1,9 @@
 """One run of a job at a time: a lock in Redis that people can see, on a lease in PostgreSQL that decides.
 
 The lease's fencing token is checked inside every batch, so a holder that was paused, cut off or released by hand
-cannot delete anything more. Whoever wins the Redis lock takes the lease over at once: ``redis-cli DEL`` on the lock
-therefore releases a stuck job, and stops a running one after its batch in hand. Without Redis the lease alone decides,
-and only an owner that is dead or silent for REDIS_LOCK_TIMEOUT is replaced (Kleppmann, "How to do distributed
+cannot delete anything more. The run that wins the Redis lock takes the lease over at once: ``redis-cli DEL`` on the
+lock therefore releases a stuck job, and stops a running one after its batch in hand. Without Redis the lease alone
+decides, and only an owner that is dead or silent for REDIS_LOCK_TIMEOUT is replaced (Kleppmann, "How to do distributed
 locking": a lock that expires needs a token that the resource itself checks).
 """
 
@@ -268,7 +268,7 @@ class JobLock:
 
     def _take_lease(self) -> int:
         if self.degraded:
-            # Before the gate is closed: whoever must not run shall not stop the batches of those who may.
+            # Before the gate is closed: a run that is going to be refused must not stop the batches of other jobs.
             with self._database.snapshot() as link:
                 former, left_ms = self._lease_holder(link)
             if former and left_ms > 0 and not former.is_dead():

@@ -1,7 +1,7 @@
 """Sentry Crons: a scheduled run checks in when it begins its work and when it ends.
 
 Each check-in carries schedule, margin and longest run time from the policy file, so that Sentry makes and keeps the
-monitor by itself. A run that did not run (exit 75) and a dry run say nothing: a run that is missing is to be missed.
+monitor by itself. A run that did not begin (exit 75) and a dry run send nothing: Sentry must report the run as missed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class CheckIn:
         self._id: str | None = None
 
     def begin(self) -> None:
-        """Say that the work begins."""
+        """Check in as `in_progress`."""
         self._id = self._send("in_progress")
 
     def end(self, code: ExitCode, duration_seconds: float) -> None:
-        """Say how it ended; also of a run that failed before it could begin."""
+        """Check in as `ok` or `error`; also for a run that failed before it could begin."""
         if code is ExitCode.NOT_RUN and self._id is None:
             return
         well = code in (ExitCode.DONE, ExitCode.NEEDS_A_PERSON)

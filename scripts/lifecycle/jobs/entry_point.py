@@ -1,8 +1,8 @@
-"""The one lifecycle: what happens around every script's work, in one place.
+"""The lifecycle of a run: everything that happens around a script's work, in this one module.
 
 Parse → settings and policies → logging and trace → connect → stop switch, lock and lease → check-in → work → metrics →
-closing line → check-in → exit code. A script supplies its name and its work; script_template.py is one to copy. Nothing
-else in the suite parses flags, handles signals or decides on an exit code.
+closing line → check-in → exit code. A script supplies its name and its work; script_template.py is one to copy. No
+other module parses flags or decides on an exit code.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
                 log_format=log_format,
                 trace_id=run.trace.trace_id,
             )
-            # What an operator looks up is no run of the job: no check-in, no figure of a last success.
+            # A command of an operator is no run of the job: it sends no check-in and no figure of a last success.
             code = _run(job, run, None if command else spec)
     return 0 if settings and code in settings.exit_zero_for else int(code)
 
@@ -197,7 +197,7 @@ def _close(
         "records_held": _total([result.records_held for result in results]),
         "records_queued": sum(result.records_queued for result in results),
         "duration_seconds": round(run.duration(), 3),
-        # Whoever could not look cannot say that the promise was kept.
+        # No result was counted, so report `warning`, never `within_sla`.
         "sla_status": max((result.sla_status for result in results), key=SLA_ORDER.index, default="warning"),
         "stop_reason": stop_reason,
         "records_remaining": _total(remaining),

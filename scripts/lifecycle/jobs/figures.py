@@ -1,4 +1,4 @@
-"""A run's figures, as metrics: what it took, what it came to, what is left past its date."""
+"""A run's metrics: its duration, its results, and the rows that are left past their date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,17 @@ def figures_of(
     spec: JobSpec | None = None,
     policies: Mapping[str, Policy] | None = None,
 ) -> list[Figure]:
-    """Return a run's figures."""
+    """Return a run's figures.
+
+    Args:
+        script: The script's name.
+        results: One result a policy.
+        duration_seconds: How long the run took.
+        exit_code: Its exit code, before EXIT_ZERO_FOR.
+        budget_seconds: How long it may take.
+        spec: Its line under jobs: in the policy file; None: it has none.
+        policies: The policies, for their overdue thresholds.
+    """
     job = {"script": script}
     now = time.time()
     figures = [
@@ -32,7 +42,7 @@ def figures_of(
         Figure("lifecycle_job_budget_seconds", budget_seconds, job),
         Figure("lifecycle_job_sla_utilization_ratio", round(duration_seconds / budget_seconds, 6), job),
     ]
-    # Of a run that failed there is none: what an earlier one said must stay.
+    # A failed run sends no last success: the figure of the last successful run must stay.
     if exit_code in (ExitCode.DONE, ExitCode.NEEDS_A_PERSON):
         figures.append(Figure("lifecycle_job_last_success_timestamp_seconds", now, job))
     if spec:

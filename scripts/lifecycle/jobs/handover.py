@@ -1,4 +1,4 @@
-"""The manual-resolution queue: the one way in for what a machine must not decide.
+"""Puts on the manual-resolution queue what a machine must not decide; everything enters the queue here.
 
 Raising is idempotent per open item: the same resource and type seen again is one more occurrence, never a second row.
 """

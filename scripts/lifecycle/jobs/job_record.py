@@ -1,4 +1,4 @@
-"""The run record of a job that carries out no policy: so that a run that was missed, killed or failed is seen too."""
+"""The run record of a job that carries out no policy, so that its missed, killed and failed runs are seen too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from scripts.utils.retry_utils import retry
 
 @contextmanager
 def recorded(run: Run) -> Iterator[None]:
-    """Open the record, and close it with what became of the work."""
+    """Open the run's record, and close it with the result of the work, also after an error.
+
+    Raises:
+        OpsError: As the work raises it.
+        psycopg.Error: As the work raises it.
+    """
     run_id = uuid4()
     run.writer.write(
         lambda connection: runs.open_run(

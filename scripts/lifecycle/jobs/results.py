@@ -1,4 +1,4 @@
-"""What one policy came to in one run: for the run record, the closing line, the table and the metrics."""
+"""The result of one policy in one run, for the run record, the closing line, the table and the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLA_ORDER: tuple[SlaStatus, ...] = ("within_sla", "warning", "breached")
 
 @dataclass(frozen=True)
 class PolicyResult:
-    """What one policy came to in one run."""
+    """The result of one policy in one run."""
 
     policy: str
     status: str
@@ -32,14 +32,14 @@ class PolicyResult:
     partitions: tuple[str, ...] = ()
     """Partitions that were dropped whole, or in a dry run would be."""
     pauses: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What the run paused for: reason, count and seconds."""
+    """Pauses by reason: their count and their seconds."""
     by_rule: dict[str, int] = field(default_factory=dict)
     sla_status: SlaStatus = "within_sla"
     error: str | None = None
 
 
 def total_pauses(results: Iterable[PolicyResult]) -> dict[str, dict[str, float]]:
-    """Add up what the policies of a run paused for."""
+    """Add up the pauses of a run's policies, by reason."""
     total: dict[str, dict[str, float]] = {}
     for result in results:
         for reason, pause in result.pauses.items():

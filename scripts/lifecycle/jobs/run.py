@@ -1,4 +1,4 @@
-"""A job and one run of it: what a script's work is given, and where its results go."""
+"""A job, and one run of it: the object that a script's work is given, and that collects its results."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ class Run:
         self.budget_seconds = options.max_duration
         self.results: list[PolicyResult] = []
         self.facts: dict[str, object] = {}
-        """What the closing line of a run says that does not delete by policy."""
+        """Facts for the closing line of a run that carries out no policy."""
         self.ending = ExitCode.DONE
-        """What such a run came to: 4 where something new needs a person, 3 where work is left."""
+        """Exit code of a run that carries out no policy: 4 if something new needs a person, 3 if work is left."""
         self.database: ReadOnlyDatabase = self._pool(ReadOnlyDatabase if options.dry_run else Database)
         """For what looks; what writes goes through :attr:`writer`."""
         self.started = time.monotonic()
@@ -151,7 +151,11 @@ class Run:
 
     @property
     def cutoff(self) -> datetime:
-        """The one moment that the run judges everything by, from the database's clock, time-zone aware."""
+        """The one moment that decides what is due in this run, from the database's clock, time-zone aware.
+
+        Raises:
+            RuntimeError: The run has none yet.
+        """
         if self._cutoff is None:
             raise RuntimeError("this run has no cut-off yet")
         return self._cutoff
@@ -188,7 +192,11 @@ class Run:
 
     @property
     def lock(self) -> JobLock:
-        """The job's lock; only a real run of a job that changes data has one."""
+        """The job's lock; only a real run of a job that changes data has one.
+
+        Raises:
+            RuntimeError: This run has none.
+        """
         if self._lock is None:
             raise RuntimeError("this run holds no lock")
         return self._lock
@@ -200,9 +208,14 @@ class Run:
 
     @contextmanager
     def work_of(self, job: str, lock: JobLock | None, seconds: float) -> Iterator[None]:
-        """Do a job's work for so many seconds, under its own lock where it has one and this run does not hold it.
+        """Run temporarily as another job: its name, its lock and a budget.
 
-        The run's own lock is looked after meanwhile: losing either of them ends the work.
+        The run's own lock is checked meanwhile as well: losing either lock ends the work.
+
+        Args:
+            job: The job's name, as the policy file has it.
+            lock: Its lock, acquired by the caller; None: the lock that this run holds covers it.
+            seconds: The budget, in seconds.
         """
         former = self.job, self._lock, self._until
         self.job, self._until = job, self.duration() + seconds
@@ -323,6 +336,6 @@ def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: ti
     by_time = (percent >= run.settings.sla_warning_threshold_percent) + (
         percent >= run.settings.sla_critical_threshold_percent
     )
-    # Not counted is not zero: whoever cannot look cannot say that the promise was kept.
+    # None means that nothing was counted, which is not 0: report `warning`, never `within_sla`.
     by_age = 1 if overdue is None else (overdue > warning.total_seconds()) + (overdue > critical.total_seconds())
     return SLA_ORDER[max(by_time, by_age)]

@@ -69,7 +69,7 @@ class Display:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take them away."""
+        """Remove the progress bars."""
         self._progress.stop()
 
     def expect(self, name: str, total: int) -> None:
@@ -104,7 +104,14 @@ class Display:
         return self._console.input(Text(prompt)).strip()
 
     def summary(self, title: str, rows: Iterable[PolicyResult], *, dry_run: bool, duration: float) -> None:
-        """Show what every policy came to."""
+        """Print a table of the policies' results.
+
+        Args:
+            title: The script's name.
+            rows: One result a policy.
+            dry_run: Whether nothing was written.
+            duration: Seconds that the run took.
+        """
         self._progress.stop()
         rows = list(rows)
         if not self.enabled or not rows:
