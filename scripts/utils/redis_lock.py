@@ -27,7 +27,7 @@ from redis.exceptions import AuthenticationError, LockError, RedisError
 from redis.lock import Lock
 from redis.retry import Retry
 
-from scripts.utils import tls
+from scripts.utils import leases, tls
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -191,11 +191,7 @@ class JobLock:
         self._release_redis()
         try:
             with self._database.transaction() as connection:
-                connection.execute(
-                    "UPDATE ops.leases SET heartbeat_at = NULL, owner_host = NULL, owner_pid = NULL, owner_run = NULL"
-                    " WHERE name = %s AND fencing_token = %s",
-                    (self.name, self.fencing_token),
-                )
+                leases.release(connection, self.name, self.fencing_token)
         except (psycopg.Error, DatabaseUnavailable) as error:
             get_logger().warning("lease_not_released", lock=self.name, error=type(error).__name__)
 
@@ -276,39 +272,23 @@ class JobLock:
         with self._database.closing_gate() as link:
             # No batch of the former holder is under way when its token becomes old.
             former, left_ms = self._lease_holder(link)
-            taken = link.execute(
-                "INSERT INTO ops.leases AS l"
-                " (name, fencing_token, owner_host, owner_pid, owner_run, acquired_at, heartbeat_at)"
-                " VALUES (%(name)s, 1, %(host)s, %(pid)s, %(run)s, clock_timestamp(), clock_timestamp())"
-                " ON CONFLICT (name) DO UPDATE SET fencing_token = l.fencing_token + 1,"
-                " owner_host = EXCLUDED.owner_host, owner_pid = EXCLUDED.owner_pid, owner_run = EXCLUDED.owner_run,"
-                " acquired_at = EXCLUDED.acquired_at, heartbeat_at = EXCLUDED.heartbeat_at"
-                " WHERE %(at_once)s OR l.heartbeat_at IS NULL"
-                " OR l.heartbeat_at < clock_timestamp() - make_interval(secs => %(timeout)s)"
-                " RETURNING fencing_token",
-                {
-                    "name": self.name,
-                    "host": self._holder.host,
-                    "pid": self._holder.pid,
-                    "run": self._holder.run,
-                    "at_once": not self.degraded or former is None or former.is_dead(),
-                    "timeout": self._timeout,
-                },
-            ).fetchone()
+            taken = leases.take(
+                link,
+                self.name,
+                run=self._holder.run,
+                host=self._holder.host,
+                pid=self._holder.pid,
+                at_once=not self.degraded or former is None or former.is_dead(),
+                timeout=self._timeout,
+            )
         if taken is None:
             raise self._lease_held(former, left_ms)
-        token: int = taken[0]
-        return token
+        return taken
 
     def _lease_holder(self, link: Connection) -> tuple[Holder | None, int]:
         """Return who holds the lease, and for how many milliseconds at most without a further heartbeat."""
-        row = link.execute(
-            'SELECT owner_run, owner_host, owner_pid, to_char(acquired_at, \'YYYY-MM-DD"T"HH24:MI:SS"Z"\'),'
-            " (1000 * (%s + extract(epoch FROM heartbeat_at - clock_timestamp())))::bigint"
-            " FROM ops.leases WHERE name = %s AND heartbeat_at IS NOT NULL",
-            (self._timeout, self.name),
-        ).fetchone()
-        return (Holder(*row[:4]), row[4]) if row else (None, 0)
+        held = leases.held(link, self.name, self._timeout)
+        return (Holder(held.run, held.host, held.pid, held.since), held.left_ms) if held else (None, 0)
 
     def _lease_held(self, former: Holder | None, left_ms: int) -> LockHeld:
         return LockHeld(

@@ -157,7 +157,7 @@ def test_what_an_operator_can_cause_is_no_bug(sentry, job_environment, monkeypat
     code = main(Job("cleanup_quiz_responses", refuse, "A job that fails."), ["--log-format", "json"])
     closing = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (code, closing["stop_reason"]) == (1, "database_error")
-    assert closing["error"] == "UndefinedTable (SQLSTATE 42P01)"
+    assert closing["error"] == 'UndefinedTable (SQLSTATE 42P01): relation "no_such_table" does not exist'
     assert sentry.events == []
 
 

@@ -468,8 +468,7 @@ class Archiver:
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(
             self._context.run_id,
-            lease=self._run.lock.name,
-            fencing_token=self._run.lock.fencing_token,
+            self._run.lock,
             records=self.deleted,
             batches=self.batches,
             pauses=self._politeness.pauses,

@@ -152,8 +152,7 @@ class BlobRemoval:
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(
             self._context.run_id,
-            lease=self._run.lock.name,
-            fencing_token=self._run.lock.fencing_token,
+            self._run.lock,
             records=self.removed,
             batches=self.rounds,
             pauses={},

@@ -158,8 +158,7 @@ class _Reconciliation(PolicyRun):
     def work(self, run_id: UUID) -> Ending:
         """Compare, then look at each candidate again and put it right."""
         run = self._run
-        token, policy_hash = run.lock.fencing_token, run.policies.hash
-        context = Context(run.lock.name, token, run.script, run_id, policy_hash=policy_hash)
+        context = Context.of(run, run_id)
         with ExitStack() as stack:
             self._selection, found = _compare(run, self._policy, stack)
             self._log.info(

@@ -279,8 +279,7 @@ class Deleter:
         self._heartbeat_at = time.monotonic()
         return runs.heartbeat(
             self._context.run_id,
-            lease=self._run.lock.name,
-            fencing_token=self._run.lock.fencing_token,
+            self._run.lock,
             records=0 if self._policy.blob else self.deleted,
             batches=self.batches,
             pauses=self._politeness.pauses,

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
+from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Batch
 from scripts.utils.db_utils import AUDIT_HEAD_LOCKED, Connection, Database, connection_lost, is_deadlock
 from scripts.utils.errors import StoppedEarly
@@ -60,6 +61,17 @@ class Context:
     """The job on whose behalf another script works; its stop switch stops this run as well."""
     policy_hash: str | None = None
     """The hash of the policy file. It stands in each audit entry, because run records are deleted after a year."""
+
+    @classmethod
+    def of(cls, run: Run, run_id: UUID) -> Context:
+        """Return the context of a run that holds its job's lock.
+
+        Args:
+            run: The run.
+            run_id: Its record, or the request that is carried out.
+        """
+        lock = run.lock
+        return cls(lock.name, lock.fencing_token, run.script, run_id, job=run.job, policy_hash=run.policies.hash)
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of :data:`MAY_RUN` and of an audit entry."""

@@ -193,9 +193,7 @@ class Eraser:
                 return self._block(request, found, refused)
 
     def _context(self, request: UUID) -> Context:
-        run = self._run
-        lock = run.lock
-        return Context(lock.name, lock.fencing_token, run.script, request, policy_hash=run.policies.hash)
+        return Context.of(self._run, request)
 
     def _begin(self, request: Request, parameters: dict[str, Any]) -> bool:
         """Write the ledger, then say that it has begun; a request that was begun before has its line already.

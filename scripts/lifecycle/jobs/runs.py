@@ -19,7 +19,9 @@ from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.policy.policies import PolicySet
+from scripts.utils import leases
 from scripts.utils.db_utils import Connection, Database
+from scripts.utils.redis_lock import JobLock
 
 
 def keep_policy_version(connection: Connection, policies: PolicySet, script: str) -> None:
@@ -153,18 +155,25 @@ def open_run(
 
 
 def heartbeat(
-    run_id: UUID, *, lease: str, fencing_token: int, records: int, batches: int, pauses: dict[str, dict[str, float]]
+    run_id: UUID, lock: JobLock, *, records: int, batches: int, pauses: dict[str, dict[str, float]]
 ) -> tuple[sql.Composed, dict[str, Any]]:
-    """Return the statement that shows a run to be alive, on its record and on its lease."""
+    """Return the statement that shows a run to be alive, on its record and on its lease.
+
+    Args:
+        run_id: The record.
+        lock: The run's lock, with the name and the fencing token of the lease.
+        records: Records processed so far.
+        batches: Batches so far.
+        pauses: Pauses so far, by reason.
+    """
     statement = sql.SQL(
-        "WITH beat AS (UPDATE ops.leases SET heartbeat_at = clock_timestamp()"
-        " WHERE name = %(lease)s AND fencing_token = %(token)s)"
+        "WITH beat AS ({beat})"
         " UPDATE ops.job_runs SET heartbeat_at = clock_timestamp(), records_processed = %(records)s,"
         " batches = %(batches)s, pauses = %(pauses)s WHERE id = %(run_id)s"
-    ).format()
+    ).format(beat=leases.BEAT)
     return statement, {
-        "lease": lease,
-        "token": fencing_token,
+        "lease": lock.name,
+        "token": lock.fencing_token,
         "records": records,
         "batches": batches,
         "pauses": Jsonb(pauses),

@@ -19,7 +19,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policy_order import Order, foreign_keys, in_order
 from scripts.lifecycle.purge.purge import purge
 from scripts.lifecycle.purge.rollout import added
-from scripts.utils import error_reporting
+from scripts.utils import error_reporting, leases
 from scripts.utils.db_utils import Connection, explained
 from scripts.utils.errors import (
     DatabaseUnavailable,
@@ -201,12 +201,7 @@ class _Orchestra:
 
     def _show_life(self, lock: JobLock) -> None:
         """Keep the run's own lease fresh: the batches renew that of the policy's job."""
-        self._run.writer.write(
-            lambda connection: connection.execute(
-                "UPDATE ops.leases SET heartbeat_at = clock_timestamp() WHERE name = %s AND fencing_token = %s",
-                (lock.name, lock.fencing_token),
-            )
-        )
+        self._run.writer.write(lambda connection: leases.show_life(connection, lock.name, lock.fencing_token))
 
     def _ends_everything(self, stop: StoppedEarly) -> bool:
         """Tell what stops the whole run from what stops one policy."""
@@ -226,14 +221,7 @@ class _Orchestra:
         if self._own is None:
             return True
         name, token = self._own.name, self._own.fencing_token
-        return self._run.database.read(
-            lambda connection: (
-                connection.execute(
-                    "SELECT FROM ops.leases WHERE name = %s AND fencing_token = %s", (name, token)
-                ).fetchone()
-                is not None
-            )
-        )
+        return self._run.database.read(lambda connection: leases.is_held(connection, name, token))
 
     def _not_begun(self, name: str, reason: str, message: str, code: ExitCode) -> None:
         run = self._run

@@ -337,8 +337,7 @@ class PartitionDrops:
         connection.execute(
             *runs.heartbeat(
                 self._context.run_id,
-                lease=self._run.lock.name,
-                fencing_token=self._run.lock.fencing_token,
+                self._run.lock,
                 records=self._worker.deleted + rows,
                 batches=self._worker.batches + (len(pieces or ()) or 1),
                 pauses={},

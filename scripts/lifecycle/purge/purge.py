@@ -150,15 +150,7 @@ class Purge(PolicyRun):
     def work(self, run_id: UUID) -> Ending:
         """Delete what has expired, along the cheaper path."""
         cleared, found, refused = within_budget(self._run, self._first_look)
-        lock = self._run.lock
-        context = Context(
-            lock.name,
-            lock.fencing_token,
-            self._run.script,
-            run_id,
-            job=self._run.job,
-            policy_hash=self._run.policies.hash,
-        )
+        context = Context.of(self._run, run_id)
         cleared = replace(cleared, selection=self._going(cleared.selection, found))
         with closing(self._worker(cleared.selection, context)) as deleter:
             drops = PartitionDrops(self._run, cleared, context, deleter)
