@@ -233,241 +233,204 @@ Flag = Annotated[bool, BeforeValidator(_flag)]
 class Settings(BaseSettings):
     """The settings of one run; times in seconds unless the name says otherwise."""
 
-    model_config = SettingsConfigDict(frozen=True, case_sensitive=True, env_ignore_empty=True, extra="ignore")
-
-    database_url: PostgresUrl = Field(alias="DATABASE_URL", description="PostgreSQL, as the role lifecycle_jobs")
-    db_pool_size: int = Field(10, alias="DB_POOL_SIZE", ge=1, le=200, description="connections kept at most")
-    db_max_overflow: int = Field(20, alias="DB_MAX_OVERFLOW", ge=0, le=200, description="further connections at peak")
-
-    redis_url: RedisUrl = Field(alias="REDIS_URL", description="Redis or Valkey, for the locks")
-    redis_lock_timeout: int = Field(
-        300, alias="REDIS_LOCK_TIMEOUT", ge=5, le=86_400, description="seconds after which an unrenewed lock ends"
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper, frozen=True, case_sensitive=True, env_ignore_empty=True, extra="ignore"
     )
+
+    database_url: PostgresUrl = Field(description="PostgreSQL, as the role lifecycle_jobs")
+    db_pool_size: int = Field(10, ge=1, le=200, description="connections kept at most")
+    db_max_overflow: int = Field(20, ge=0, le=200, description="further connections at peak")
+
+    redis_url: RedisUrl = Field(description="Redis or Valkey, for the locks")
+    redis_lock_timeout: int = Field(300, ge=5, le=86_400, description="seconds after which an unrenewed lock ends")
 
     blob_read_write_token: Annotated[SecretStr, AfterValidator(_blob_token)] | None = Field(
-        None, alias="BLOB_READ_WRITE_TOKEN", description="Vercel Blob; for cleanup_pdfs and enforce_gdpr_deletion"
+        None, description="Vercel Blob; for cleanup_pdfs and enforce_gdpr_deletion"
     )
     vercel_blob_api_url: Annotated[str, AfterValidator(_https_url)] = Field(
-        "https://vercel.com/api/blob", alias="VERCEL_BLOB_API_URL", description="the API, as its own clients name it"
+        "https://vercel.com/api/blob", description="the API, as its own clients name it"
     )
     vercel_blob_delivery_url: Annotated[str, AfterValidator(_https_url)] | None = Field(
         None,
-        alias="VERCEL_BLOB_DELIVERY_URL",
         description="where blobs are read from for an export; unset: where the store says",
     )
     blob_rate_limit_per_minute: int = Field(
         900,
-        alias="BLOB_RATE_LIMIT_PER_MINUTE",
         ge=1,
         le=1_000_000,
         description="blobs deleted in any 60 seconds, all processes together",
     )
-    blob_batch_size: int = Field(100, alias="BLOB_BATCH_SIZE", ge=1, le=1000, description="blobs a call")
-    blob_concurrency: int = Field(4, alias="BLOB_CONCURRENCY", ge=1, le=32, description="calls at once")
-    blob_timeout_seconds: int = Field(
-        20, alias="BLOB_TIMEOUT_SECONDS", ge=1, le=300, description="seconds that a call may take"
-    )
+    blob_batch_size: int = Field(100, ge=1, le=1000, description="blobs a call")
+    blob_concurrency: int = Field(4, ge=1, le=32, description="calls at once")
+    blob_timeout_seconds: int = Field(20, ge=1, le=300, description="seconds that a call may take")
 
     audit_pseudonym_key: Annotated[SecretStr, AfterValidator(_pseudonym_key)] | None = Field(
         None,
-        alias="AUDIT_PSEUDONYM_KEY",
         description="key for what the audit must name without saying it: id, colon, 64 hexadecimal digits",
     )
 
     suppression_key: Annotated[SecretStr, AfterValidator(_pseudonym_key)] | None = Field(
         None,
-        alias="SUPPRESSION_KEY",
         description="key for the pseudonyms of erased people; never changed: id, colon, 64 hexadecimal digits",
     )
-    gdpr_deletion_deadline_days: int = Field(
-        30, alias="GDPR_DELETION_DEADLINE_DAYS", ge=1, le=90, description="days until an erasure must be done"
-    )
+    gdpr_deletion_deadline_days: int = Field(30, ge=1, le=90, description="days until an erasure must be done")
     backup_retention_days: int = Field(
         30,
-        alias="BACKUP_RETENTION_DAYS",
         ge=0,
         le=365,
         description="days after which no backup of the database is left that holds a deleted row",
     )
     audit_anchor_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
         None,
-        alias="AUDIT_ANCHOR_URL",
         description="where each run keeps the audit's head: file:///folder or s3://bucket/prefix; unset: nowhere",
     )
 
     archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
-        None, alias="ARCHIVE_URL", description="where archives go: file:///folder or s3://bucket/prefix"
+        None, description="where archives go: file:///folder or s3://bucket/prefix"
     )
     archive_master_key: Annotated[SecretStr, AfterValidator(_master_key)] | None = Field(
         None,
-        alias="ARCHIVE_MASTER_KEY",
         description="key that wraps the archives' keys; lost, the archives are lost: id, colon, 64 hexadecimal digits",
     )
     archive_previous_master_keys: Annotated[SecretStr, AfterValidator(_master_keys)] | None = Field(
         None,
-        alias="ARCHIVE_PREVIOUS_MASTER_KEYS",
         description="former ones, separated by commas, until rotate-keys is done",
     )
     aws_endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = Field(
-        None, alias="AWS_ENDPOINT_URL", description="S3-compatible store other than AWS; only for s3:// archives"
+        None, description="S3-compatible store other than AWS; only for s3:// archives"
     )
-    aws_region: str = Field("us-east-1", alias="AWS_REGION", description="its region; auto for Cloudflare R2")
-    aws_access_key_id: SecretStr | None = Field(
-        None, alias="AWS_ACCESS_KEY_ID", description="login of the S3-compatible store"
-    )
-    aws_secret_access_key: SecretStr | None = Field(
-        None, alias="AWS_SECRET_ACCESS_KEY", description="the login's secret"
-    )
+    aws_region: str = Field("us-east-1", description="its region; auto for Cloudflare R2")
+    aws_access_key_id: SecretStr | None = Field(None, description="login of the S3-compatible store")
+    aws_secret_access_key: SecretStr | None = Field(None, description="the login's secret")
 
     sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(
-        None, alias="SENTRY_DSN", description="errors, traces and check-ins go there; unset: nowhere"
+        None, description="errors, traces and check-ins go there; unset: nowhere"
     )
-    sentry_environment: str = Field(
-        "production", alias="SENTRY_ENVIRONMENT", description="what Sentry files errors, traces and check-ins under"
-    )
+    sentry_environment: str = Field("production", description="what Sentry files errors, traces and check-ins under")
     sentry_traces_sample_rate: float = Field(
         0.0,
-        alias="SENTRY_TRACES_SAMPLE_RATE",
         ge=0,
         le=1,
         allow_inf_nan=False,
         description="share of the runs that are traced in Sentry, 0 to 1",
     )
     traceparent: str | None = Field(
-        None, alias="TRACEPARENT", description="trace that the run belongs to, as W3C writes it; unset: one of its own"
+        None, description="trace that the run belongs to, as W3C writes it; unset: one of its own"
     )
     pushgateway_url: Annotated[SecretStr, AfterValidator(_http_url)] | None = Field(
-        None, alias="PUSHGATEWAY_URL", description="Prometheus Pushgateway that gets each run's figures; unset: none"
+        None, description="Prometheus Pushgateway that gets each run's figures; unset: none"
     )
     metrics_textfile_dir: Annotated[Path, AfterValidator(_folder)] | None = Field(
         None,
-        alias="METRICS_TEXTFILE_DIR",
         description="folder of the node exporter's textfile collector for the same figures; unset: none",
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARN", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
-        "INFO", alias="LOG_LEVEL", description="DEBUG, INFO, WARN or ERROR"
+        "INFO", description="DEBUG, INFO, WARN or ERROR"
     )
 
     cleanup_batch_size: int | None = Field(
-        None, alias="CLEANUP_BATCH_SIZE", ge=1, le=100_000, description="rows a batch; set, it overrides every policy"
+        None, ge=1, le=100_000, description="rows a batch; set, it overrides every policy"
     )
-    cleanup_dry_run: Flag = Field(
-        default=False, alias="CLEANUP_DRY_RUN", description="true: say what would happen, write nothing"
-    )
+    cleanup_dry_run: Flag = Field(default=False, description="true: say what would happen, write nothing")
     cleanup_max_duration_seconds: int | None = Field(
         None,
-        alias="CLEANUP_MAX_DURATION_SECONDS",
         ge=1,
         le=43_200,
         description="seconds a run may take; set, it overrides every job's budget",
     )
 
-    sla_warning_threshold_percent: int = Field(
-        80, alias="SLA_WARNING_THRESHOLD_PERCENT", ge=1, le=1000, description="share of the time budget that warns"
-    )
+    sla_warning_threshold_percent: int = Field(80, ge=1, le=1000, description="share of the time budget that warns")
     sla_critical_threshold_percent: int = Field(
         100,
-        alias="SLA_CRITICAL_THRESHOLD_PERCENT",
         ge=1,
         le=1000,
         validate_default=True,
         description="share of the budget that is a breach",
     )
 
-    sla_start_grace_minutes: int = Field(
-        15, alias="SLA_START_GRACE_MINUTES", ge=1, le=1440, description="minutes that a scheduled run may start late"
-    )
-    sla_stuck_minutes: int = Field(
-        45, alias="SLA_STUCK_MINUTES", ge=1, le=1440, description="minutes without progress after which a run is stuck"
-    )
-    sla_count_seconds: int = Field(
-        20, alias="SLA_COUNT_SECONDS", ge=1, le=600, description="seconds that a monitor may take to count one policy"
-    )
+    sla_start_grace_minutes: int = Field(15, ge=1, le=1440, description="minutes that a scheduled run may start late")
+    sla_stuck_minutes: int = Field(45, ge=1, le=1440, description="minutes without progress after which a run is stuck")
+    sla_count_seconds: int = Field(20, ge=1, le=600, description="seconds that a monitor may take to count one policy")
 
-    mrq_sla_critical: int = Field(
-        4, alias="MRQ_SLA_CRITICAL", ge=1, le=87_600, description="hours to resolve a critical item"
-    )
-    mrq_sla_high: int = Field(24, alias="MRQ_SLA_HIGH", ge=1, le=87_600, description="hours to resolve a high item")
-    mrq_sla_medium: int = Field(
-        168, alias="MRQ_SLA_MEDIUM", ge=1, le=87_600, description="hours to resolve a medium item"
-    )
-    mrq_sla_low: int = Field(720, alias="MRQ_SLA_LOW", ge=1, le=87_600, description="hours to resolve a low item")
-    mrq_claim_minutes: int = Field(
-        30, alias="MRQ_CLAIM_MINUTES", ge=1, le=1440, description="minutes after which an unworked claim is free again"
-    )
+    mrq_sla_critical: int = Field(4, ge=1, le=87_600, description="hours to resolve a critical item")
+    mrq_sla_high: int = Field(24, ge=1, le=87_600, description="hours to resolve a high item")
+    mrq_sla_medium: int = Field(168, ge=1, le=87_600, description="hours to resolve a medium item")
+    mrq_sla_low: int = Field(720, ge=1, le=87_600, description="hours to resolve a low item")
+    mrq_claim_minutes: int = Field(30, ge=1, le=1440, description="minutes after which an unworked claim is free again")
 
     mrq_depth_warning: int = Field(
         100,
-        alias="MRQ_DEPTH_WARNING",
         ge=1,
         le=1_000_000,
         description="open queue items above which it warns",
     )
     mrq_depth_critical: int = Field(
         500,
-        alias="MRQ_DEPTH_CRITICAL",
         ge=1,
         le=1_000_000,
         validate_default=True,
         description="open queue items above which it is critical",
     )
-    mrq_age_warning_hours: int = Field(
-        48, alias="MRQ_AGE_WARNING_HOURS", ge=1, le=87_600, description="mean age of open items, in hours, that warns"
-    )
+    mrq_age_warning_hours: int = Field(48, ge=1, le=87_600, description="mean age of open items, in hours, that warns")
     mrq_age_escalation_hours: int = Field(
         168,
-        alias="MRQ_AGE_ESCALATION_HOURS",
         ge=1,
         le=87_600,
         description="age of any open item, in hours, that is critical",
     )
 
     mrq_alert_slack_webhook: Annotated[SecretStr, AfterValidator(_secret_url)] | None = Field(
-        None, alias="MRQ_ALERT_SLACK_WEBHOOK", description="Slack incoming webhook for warnings and worse; unset: none"
+        None, description="Slack incoming webhook for warnings and worse; unset: none"
     )
     pagerduty_routing_key: Annotated[SecretStr, AfterValidator(_routing_key)] | None = Field(
-        None, alias="PAGERDUTY_ROUTING_KEY", description="PagerDuty integration key for what is critical; unset: none"
+        None, description="PagerDuty integration key for what is critical; unset: none"
     )
     pagerduty_events_url: Annotated[str, AfterValidator(_https_url)] = Field(
-        "https://events.pagerduty.com/v2/enqueue", alias="PAGERDUTY_EVENTS_URL", description="PagerDuty Events API v2"
+        "https://events.pagerduty.com/v2/enqueue", description="PagerDuty Events API v2"
     )
-    alert_reminder_hours: int = Field(
-        4, alias="ALERT_REMINDER_HOURS", ge=1, le=720, description="hours between two reminders of an open alert"
-    )
+    alert_reminder_hours: int = Field(4, ge=1, le=720, description="hours between two reminders of an open alert")
     alert_runbook_url: Annotated[str, AfterValidator(_web_address)] | None = Field(
-        None, alias="ALERT_RUNBOOK_URL", description="where the repository is read, put before an alert's runbook page"
+        None, description="where the repository is read, put before an alert's runbook page"
     )
     alert_source: Annotated[str, AfterValidator(_label)] = Field(
-        "data-lifecycle", alias="ALERT_SOURCE", description="name of this installation in alerts, such as production"
+        "data-lifecycle", description="name of this installation in alerts, such as production"
     )
 
     smtp_host: Annotated[str, AfterValidator(_host)] | None = Field(
         None,
-        alias="SMTP_HOST",
         description="mail server; for reports sent with --email, and confirmations of erasures",
     )
-    smtp_port: int = Field(587, alias="SMTP_PORT", ge=1, le=65_535, description="its port")
-    smtp_user: str | None = Field(None, alias="SMTP_USER", description="its login; unset: none")
-    smtp_password: SecretStr | None = Field(None, alias="SMTP_PASSWORD", description="the login's password")
+    smtp_port: int = Field(587, ge=1, le=65_535, description="its port")
+    smtp_user: str | None = Field(None, description="its login; unset: none")
+    smtp_password: SecretStr | None = Field(None, description="the login's password")
     smtp_starttls: Flag = Field(
         default=True,
-        alias="SMTP_STARTTLS",
         description="encrypt with STARTTLS; false only for a server on this machine",
     )
     smtp_from: Annotated[str, AfterValidator(_address)] | None = Field(
-        None, alias="SMTP_FROM", description="sender of the mails", repr=False
+        None, description="sender of the mails", repr=False
     )
     report_email_to: Annotated[str, AfterValidator(_addresses)] | None = Field(
-        None, alias="REPORT_EMAIL_TO", description="recipients of the reports, separated by commas", repr=False
+        None, description="recipients of the reports, separated by commas", repr=False
     )
 
     operator: Annotated[str, AfterValidator(handle)] | None = Field(
-        None, alias="OPERATOR", description="handle of the person at the shell, for the audit"
+        None, description="handle of the person at the shell, for the audit"
     )
     exit_zero_for: Annotated[frozenset[int], NoDecode, BeforeValidator(_codes)] = Field(
-        frozenset(), alias="EXIT_ZERO_FOR", description="exit codes that the scheduler shall see as 0, such as 4,75"
+        frozenset(), description="exit codes that the scheduler shall see as 0, such as 4,75"
     )
-    render_git_commit: str = Field("unknown", alias="RENDER_GIT_COMMIT", description="set by Render: the version")
+    render_git_commit: str = Field("unknown", description="set by Render: the version")
+
+    @property
+    def hours_by_priority(self) -> dict[str, int]:
+        """Hours to resolve an item of the manual-resolution queue, by its priority."""
+        return {
+            "critical": self.mrq_sla_critical,
+            "high": self.mrq_sla_high,
+            "medium": self.mrq_sla_medium,
+            "low": self.mrq_sla_low,
+        }
 
     @field_validator("db_max_overflow")
     @classmethod
@@ -512,17 +475,14 @@ class Settings(BaseSettings):
         return starttls
 
 
-def load_settings(**overrides: Any) -> Settings:
+def load_settings() -> Settings:
     """Read the environment.
-
-    Args:
-        overrides: Values from the command line, by field alias; they beat the environment.
 
     Raises:
         Misconfigured: Names every variable that is missing or malformed, never its value.
     """
     try:
-        return Settings(**overrides)
+        return Settings()
     except ValidationError as error:
         problems = [_problem(detail) for detail in error.errors(include_input=False, include_url=False)]
     raise Misconfigured("environment: " + "; ".join(problems))

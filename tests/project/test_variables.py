@@ -76,7 +76,7 @@ def test_a_shell_reads_the_example(tmp_path):
     )
     assert done.stderr == ""
     values = dict(line.split("=", 1) for line in done.stdout.splitlines())
-    loaded = load_settings(**{name: values[name] for name in FIELDS if values[name]})
+    loaded = Settings(**{name: values[name] for name in FIELDS if values[name]})
     for name, field in FIELDS.items():
         if not field.is_required():
             value = getattr(loaded, name.lower())

@@ -61,12 +61,6 @@ class Item:
 
     def parameters(self, settings: Settings) -> dict[str, Any]:
         """Return the statement's parameters; the deadline follows from the priority."""
-        hours = {
-            "critical": settings.mrq_sla_critical,
-            "high": settings.mrq_sla_high,
-            "medium": settings.mrq_sla_medium,
-            "low": settings.mrq_sla_low,
-        }
         return {
             "item_type": self.item_type,
             "resource_type": self.resource_type,
@@ -74,7 +68,7 @@ class Item:
             "reason": self.reason,
             "context": Jsonb(self.context),
             "raised_by": self.raised_by,
-            "hours": hours[self.priority],
+            "hours": settings.hours_by_priority[self.priority],
         }
 
 

@@ -289,12 +289,7 @@ class Work:
         Raises:
             SomebodyWasFirst: It is not resolved, or another open item has the same resource and type.
         """
-        hours = {
-            "critical": self._settings.mrq_sla_critical,
-            "high": self._settings.mrq_sla_high,
-            "medium": self._settings.mrq_sla_medium,
-            "low": self._settings.mrq_sla_low,
-        }
+        hours = self._settings.hours_by_priority
         return self._change(
             item_id,
             "queue_item_reopened",

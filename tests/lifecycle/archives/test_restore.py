@@ -7,7 +7,7 @@ from backend import migrate
 from scripts.lifecycle.archives import health as archive_health
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
-from scripts.utils.settings import load_settings
+from scripts.utils.settings import Settings
 from tests.lifecycle.archives.payments import MASTER_KEY, OTHER_KEY
 
 RESTORE = ("restore", "--policy", "payment_transactions")
@@ -278,7 +278,7 @@ def test_a_health_check_is_told_of_keys_that_are_lost_or_old(run, payments, db, 
     (said,) = archive_health.warnings(db, lost)
     assert "A lost master key loses every archive" in said
     both = {"ARCHIVE_MASTER_KEY": OTHER_KEY, "ARCHIVE_PREVIOUS_MASTER_KEYS": MASTER_KEY}
-    (said,) = archive_health.warnings(db, load_settings(**both))
+    (said,) = archive_health.warnings(db, Settings(**both))
     assert said.endswith("run rotate-keys")
     payments.link.execute(
         "INSERT INTO ops.archives (id, policy, table_name, object, run_id, created_at)"
