@@ -1,4 +1,8 @@
-"""Sentry, when SENTRY_DSN is set: bugs, traces and check-ins, scrubbed; losing it never fails a job."""
+"""Sentry, where SENTRY_DSN is set: bugs, traces and check-ins, redacted; losing Sentry never fails a job.
+
+The SDK does not tell whether an event was delivered. :func:`notify` needs to know, so it replaces one hook of the
+transport for the length of a call; no public interface of the SDK (2.75) reports a dropped event to its caller.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +84,7 @@ def scrub(event: Any, _hint: Any) -> Any:
 
 
 def report(error: BaseException) -> None:
-    """Send a bug."""
+    """Report an unexpected error."""
     if _active:
         import sentry_sdk
 
@@ -95,14 +99,14 @@ def notify(
     tags: dict[str, str],
     details: dict[str, str],
 ) -> bool:
-    """Send a message that is no bug, and wait for it to leave.
+    """Send a message that is no bug, and wait until it is sent.
 
     Args:
         message: The issue's title.
-        level: As Sentry knows it.
+        level: The level in Sentry.
         fingerprint: Messages with the same one are one issue.
-        tags: What one can search for.
-        details: What stands below.
+        tags: Tags, for searching.
+        details: Facts that are shown with the message.
 
     Returns:
         Whether Sentry took it, as far as can be known: it was neither dropped nor still waiting at the end.
@@ -140,7 +144,7 @@ def notify(
 
 
 def flush() -> None:
-    """Wait briefly until what was sent has left."""
+    """Wait until the queued events are sent, for two seconds at most."""
     if _active:
         import sentry_sdk
 

@@ -12,7 +12,7 @@ import psycopg
 
 
 class ExitCode(IntEnum):
-    """What a script's exit code means, in the order of precedence of :func:`worst`."""
+    """The exit codes of the scripts; :func:`worst` has their order of precedence."""
 
     DONE = 0
     FAILED = 1

@@ -59,7 +59,7 @@ def _write_out_controls(_logger: Any, _method: str, event: MutableMapping[str, A
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes lines, and says without any value of it that one could not be written."""
+    """Writes lines; where one cannot be written, standard error names its logger and the error's type, no value."""
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple) and any(isinstance(value, psycopg.Error) for value in record.args):

@@ -1,7 +1,8 @@
-"""The run's figures, handed to whatever sinks there are; losing a sink never fails a job.
+"""Sends a run's figures to the sinks that are set; losing a sink never fails a job.
 
 Names follow Prometheus' conventions for batch jobs ("Instrumentation", Batch jobs): gauges, base units, timestamps
-rather than ages. The key one is the last success: a job that does not run pushes nothing, so only its age can tell.
+rather than ages. The most important one is the time of the last success: a job that does not run pushes nothing, so
+only the age of that time shows it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ class Figure:
 
 
 class Sink(Protocol):
-    """Where figures go."""
+    """A place that figures are sent to."""
 
     def send(self, script: str, figures: Sequence[Figure]) -> None:
-        """Deliver a script's figures, or raise."""
+        """Send a script's figures.
+
+        Raises:
+            Exception: The sink did not take them; :func:`emit` logs it.
+        """
 
 
 class LogSink:

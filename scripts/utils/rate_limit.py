@@ -1,7 +1,7 @@
 """A rate limit that several processes share.
 
-It counts in Redis and by Redis's clock, in a window that moves: at no time do the last 60 seconds hold more than the
-limit. Without Redis each process counts for itself, which only one of them at a time can do rightly; a warning says so.
+It counts in Redis, by Redis's clock, in a moving window: the last 60 seconds never hold more than the limit. Without
+Redis each process counts alone, which keeps the limit only while one process runs; a warning says so.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _OneClock(RedisStorage):
 
 
 class SharedRateLimit:
-    """So many units a minute, all processes together.
+    """A limit of units a minute that all processes share.
 
     Args:
         redis_url: Where the processes count.

@@ -1,8 +1,8 @@
-"""Whom a connection is really with: encryption that checks the server's certificate, unless the URL says otherwise.
+"""TLS for PostgreSQL and Redis: the server's certificate is checked, unless the URL says otherwise.
 
-libpq's own default takes an unencrypted connection where it cannot have another, and asks no certificate's name
-(PostgreSQL documentation, "SSL Mode Descriptions"). Here a server anywhere but on this machine must show a certificate
-for its host name.
+libpq's own default accepts an unencrypted connection where the server offers no other, and checks no name in a
+certificate (PostgreSQL documentation, "SSL Mode Descriptions"). Here a server on any other machine must show a valid
+certificate for its host name.
 """
 
 from __future__ import annotations

@@ -25,14 +25,15 @@ SAMPLED = 100
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
-# Never Sentry's own scope: the threads that call the store share it, and each would take the other's span for its own.
+# A context variable, not Sentry's scope: the threads that call the store share that scope, so one thread's span would
+# become the parent of another's.
 _current: ContextVar[Any] = ContextVar("span", default=None)
 _counts: defaultdict[str, itertools.count[int]] = defaultdict(lambda: itertools.count(1))
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Which trace a run is part of."""
+    """The trace that a run is part of."""
 
     trace_id: str
     """32 hexadecimal digits."""
@@ -155,6 +156,6 @@ def _end(recorded: Any, facts: dict[str, Any]) -> None:
 
 
 def traceparent() -> str | None:
-    """Return what the run passes on to whom it calls, None outside a run."""
+    """Return the traceparent header for the run's HTTP calls; None outside a run."""
     here = _current.get()
     return f"00-{here.trace_id}-{here.span_id}-{'01' if here.sampled else '00'}" if here else None

@@ -80,7 +80,7 @@ class Run:
     def __init__(self, job: Job, settings: Settings, policies: PolicySet, options: Options, display: Display) -> None:
         self.script = job.name
         self.job = job.name
-        """The job whose policy is being carried out: another one while this run does its work."""
+        """The name of the job that the run works for now; :meth:`work_of` sets another one."""
         self.settings = settings
         self.policies = policies
         self.options = options
