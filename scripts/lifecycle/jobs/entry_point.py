@@ -169,52 +169,26 @@ def _begin(run: Run) -> None:
 def _close(
     job: Job, run: Run, spec: JobSpec | None, code: ExitCode, stop_reason: str | None, message: str | None
 ) -> None:
-    """Say what happened in one line: the last thing that a person or a log store reads."""
+    """End the run: figures, audit head, closing line, table; each is a function of its own."""
     if spec and code is not ExitCode.NOT_RUN:
         _emit(run, spec, code)
-    head = _audit_head(run) if job.changes_data else None
-    if job.changes_data and not run.options.dry_run and code is not ExitCode.NOT_RUN:
-        audit_anchor.keep(run.settings, run.database, head, script=run.script, correlation_id=run.correlation_id)
+    head = _kept_head(run, code) if job.changes_data else None
     early_signals.ignore()
+    if job.changes_data and job.purges:
+        facts = _facts_of_policies(run, code, stop_reason, message, head)
+    else:
+        dry_run = {"dry_run": run.options.dry_run} if job.changes_data else {}
+        facts = {**dry_run, **run.facts, "exit_code": int(code), **({"error": message} if message else {})}
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
-    event = f"{job.events}_{_EVENT_OF.get(code, 'failed')}"
-    if not (job.changes_data and job.purges):
-        dry_run = {"dry_run": run.options.dry_run} if job.changes_data else {}
-        log(event, **dry_run, **run.facts, exit_code=int(code), **({"error": message} if message else {}))
-        return
-    results = run.results
-    stop_reason = stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done")
-    remaining = [result.records_remaining for result in results]
-    overdue = [result.oldest_overdue_seconds for result in results]
-    facts: dict[str, object] = {
-        "dry_run": run.options.dry_run,
-        "records_to_delete" if run.options.dry_run else "records_deleted": sum(r.records_deleted for r in results),
-        "dependants_to_delete" if run.options.dry_run else "dependants_deleted": sum(
-            r.dependants_deleted for r in results
-        ),
-        "partitions_to_drop" if run.options.dry_run else "partitions_dropped": sum(len(r.partitions) for r in results),
-        "records_held": _total([result.records_held for result in results]),
-        "records_queued": sum(result.records_queued for result in results),
-        "duration_seconds": round(run.duration(), 3),
-        # No result was counted, so report `warning`, never `within_sla`.
-        "sla_status": max((result.sla_status for result in results), key=SLA_ORDER.index, default="warning"),
-        "stop_reason": stop_reason,
-        "records_remaining": _total(remaining),
-        "oldest_overdue_seconds": _worst(overdue),
-        "audit_head": head,
-        "exit_code": int(code),
-    }
-    if not run.options.dry_run:
-        facts["pauses"] = total_pauses(results)
-    message = message or next((result.error for result in results if result.error), None)
-    if message:
-        facts["error"] = message
-    log(event, **facts)
-    run.display.summary(job.name, results, dry_run=run.options.dry_run, duration=run.duration())
+    # The last line that a person or a log store reads of the run.
+    log(f"{job.events}_{_EVENT_OF.get(code, 'failed')}", **facts)
+    if job.changes_data and job.purges:
+        run.display.summary(job.name, run.results, dry_run=run.options.dry_run, duration=run.duration())
 
 
 def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
+    """Send the run's figures to the metrics' sinks."""
     figures = figures_of(
         run.script,
         run.results,
@@ -225,6 +199,50 @@ def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
         policies=run.policies.policies,
     )
     run.emit(figures)
+
+
+def _kept_head(run: Run, code: ExitCode) -> str | None:
+    """Return the audit's head for the closing line; a real run also keeps it at the anchor."""
+    head = _audit_head(run)
+    if not run.options.dry_run and code is not ExitCode.NOT_RUN:
+        audit_anchor.keep(run.settings, run.database, head, script=run.script, correlation_id=run.correlation_id)
+    return head
+
+
+def _facts_of_policies(
+    run: Run, code: ExitCode, stop_reason: str | None, message: str | None, head: str | None
+) -> dict[str, object]:
+    """Return what the closing line says of a run that carries out policies.
+
+    Args:
+        run: The run.
+        code: Its exit code, before EXIT_ZERO_FOR.
+        stop_reason: Why the whole run ended; None: as the policy with this exit code says.
+        message: What went wrong with the whole run; None: as the first failed policy says.
+        head: The audit's head; None: it could not be read.
+    """
+    results, dry_run = run.results, run.options.dry_run
+    facts: dict[str, object] = {
+        "dry_run": dry_run,
+        "records_to_delete" if dry_run else "records_deleted": sum(r.records_deleted for r in results),
+        "dependants_to_delete" if dry_run else "dependants_deleted": sum(r.dependants_deleted for r in results),
+        "partitions_to_drop" if dry_run else "partitions_dropped": sum(len(r.partitions) for r in results),
+        "records_held": _total([result.records_held for result in results]),
+        "records_queued": sum(result.records_queued for result in results),
+        "duration_seconds": round(run.duration(), 3),
+        # No result was counted, so report `warning`, never `within_sla`.
+        "sla_status": max((result.sla_status for result in results), key=SLA_ORDER.index, default="warning"),
+        "stop_reason": stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done"),
+        "records_remaining": _total([result.records_remaining for result in results]),
+        "oldest_overdue_seconds": _worst([result.oldest_overdue_seconds for result in results]),
+        "audit_head": head,
+        "exit_code": int(code),
+    }
+    if not dry_run:
+        facts["pauses"] = total_pauses(results)
+    if error := message or next((result.error for result in results if result.error), None):
+        facts["error"] = error
+    return facts
 
 
 def _total(counts: Sequence[int | None]) -> int | None:
