@@ -81,7 +81,7 @@ def test_machines_get_json_lines_and_nothing_else(environment):
 
 
 def results():
-    yield PolicyResult("counted", "completed", "done", ExitCode.DONE, 1_234, 1, 2, 3, 4.0)
+    yield PolicyResult("counted", "completed", "done", ExitCode.DONE, 1_234, 0, 1, 2, 3, 4.0)
     yield PolicyResult("lost", "failed", "database_error", ExitCode.FAILED)
 
 
