@@ -226,10 +226,11 @@ def try_out(connection: Connection, selection: Selection) -> list[str]:
     """Have PostgreSQL plan the very statements of a run, and return what it refuses.
 
     EXPLAIN without ANALYZE checks rights, replica identity and rules and changes nothing, so it is allowed in a
-    transaction that is READ ONLY. A role that only reads, and a standby, cannot be asked.
+    transaction that is READ ONLY. A role that only reads, a standby and a database without ``ops`` cannot be asked.
     """
     row = connection.execute(
-        f"{DOER} SELECT doer.role = current_user AND NOT pg_is_in_recovery() FROM doer"  # noqa: S608 - a constant
+        f"{DOER} SELECT doer.role = current_user AND NOT pg_is_in_recovery()"  # noqa: S608 - a constant
+        " AND EXISTS (SELECT FROM pg_namespace WHERE nspname = 'ops') FROM doer"
     ).fetchone()
     if not (row and row[0]):
         return []

@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import psycopg
+from psycopg import sql
 
 from backend import migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.engine.catalogue import tree_of
+from scripts.lifecycle.engine.selection import names_blob, store_for
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import describe_database_error
 from scripts.utils.session_settings import unpinned
@@ -22,6 +25,22 @@ SLOW_SECONDS = 0.25
 SKEW_WARNS_SECONDS, SKEW_FAILS_SECONDS = 5.0, 60.0
 OLDEST_VERSION = 140_000
 _LOOKS = 3
+# What is found in a problem (^: at its beginning), and its cure; the first one counts.
+_CURES = {
+    ("blob.prefix", "goes to a person"): (
+        "correct blob.prefix or the rows, or decide the items on the queue: not_ours settles a row for good"
+    ),
+    ("add to dependants",): (
+        "add that line to the policy's dependants, with the action that you mean, or change the foreign key"
+    ),
+    ("SECURITY DEFINER", "replica identity"): "as the line says, as the owner of the table or the function",
+    ("--grants", "^no right"): "backend/migrate.py --grants POLICY_FILE, as the owner",
+    ("no index",): "CREATE INDEX CONCURRENTLY, as the owner; slow until then, refused once the table is large",
+    ("^foreign key",): "give the table a policy of its own, or change the foreign key in the database",
+    ("does not exist",): (
+        "correct the name in the policy file; if the application renamed it, that is a change of policy"
+    ),
+}
 # The named tables with their partitions and children.
 _PARTS = f"""
     SELECT t.relid FROM pg_class p JOIN pg_namespace s ON s.oid = p.relnamespace
@@ -207,6 +226,8 @@ def policies(context: Context) -> Iterator[Finding]:
             problems, warnings = context.run.database.read(
                 lambda link, policy=policy: preflight.inspect(link, policy, now)  # type: ignore[misc]
             )
+            if policy.blob and not problems and context.run.database.read(_ledger) is not None:
+                warnings += _unfit_blobs(context, policy, policy.blob)
         except psycopg.Error as error:
             if connection_lost(error):
                 raise
@@ -219,17 +240,36 @@ def policies(context: Context) -> Iterator[Finding]:
             yield passed(name, f"would start: {policy.table}")
 
 
+def _unfit_blobs(context: Context, policy: Policy, blob: Blob) -> list[str]:
+    """Say which rows name a blob that the store must not be asked to delete: a run hands each due one to a person."""
+    statement = sql.SQL(
+        "SELECT ops.blob_trouble(n.store, n.pathname, %(store)s, %(prefix)s), count(*)"
+        " FROM {table} t CROSS JOIN LATERAL ops.blob_parts(t.{column}) n WHERE {names} GROUP BY 1"
+    ).format(table=table_identifier(policy.table), column=sql.Identifier(blob.column), names=names_blob(blob, "t"))
+    settings = context.run.settings
+    # Without a token the store is not known, so no blob counts as another store's.
+    store = store_for(policy, settings) if settings.blob_read_write_token else ""
+    parameters = {"store": store, "prefix": blob.prefix}
+    found = dict(context.run.database.read(lambda link: link.execute(statement, parameters).fetchall()))
+    rows = sum(found.values())
+    if rows and found.get("outside_prefix") == rows:
+        return [f"blob.prefix {blob.prefix} fits none of the {rows:,} blobs that {policy.table} names"]
+    what = {
+        "foreign_store": "blobs of another store",
+        "bad_name": "blobs by a name that the store would not take",
+        "outside_prefix": f"blobs outside blob.prefix {blob.prefix}",
+    }
+    return [
+        f"{found[code]:,} rows of {policy.table} name {text}: each that is due goes to a person"
+        for code, text in what.items()
+        if code in found
+    ]
+
+
 def _cure(problem: str) -> str:
-    if "add to dependants" in problem:
-        return "add that line to the policy's dependants, with the action that you mean, or change the foreign key"
-    if "--grants" in problem or problem.startswith("no right"):
-        return "backend/migrate.py --grants POLICY_FILE, as the owner"
-    if "no index" in problem:
-        return "CREATE INDEX CONCURRENTLY, as the owner; slow until then, refused once the table is large"
-    if problem.startswith("foreign key"):
-        return "give the table a policy of its own, or change the foreign key in the database"
-    if "does not exist" in problem:
-        return "correct the name in the policy file; if the application renamed it, that is a change of policy"
+    for words, cure in _CURES.items():
+        if any(problem.startswith(each[1:]) if each.startswith("^") else each in problem for each in words):
+            return cure
     return "correct the policy file or the table; then try the job with --dry-run"
 
 

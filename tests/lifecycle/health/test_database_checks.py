@@ -241,3 +241,50 @@ def test_a_slow_or_old_server(database, monkeypatch):
     monkeypatch.setattr(database_checks, "OLDEST_VERSION", 990_000)
     (line,) = look(database.url, database_checks.connection)
     assert (line.status, line.cure) == ("FAIL", "upgrade to PostgreSQL 14 or later")
+
+
+def add_plans(admin, *names):
+    admin.cursor().executemany(
+        "INSERT INTO meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, calorie_target,"
+        " preferences_summary, ai_model, status, created_at)"
+        " VALUES (%s, %s, 'a@example.com', 'a@example.com', %s, 1800, '{}', 'm', 'completed', now())",
+        [(f"p{number}", f"pay{number}", name) for number, name in enumerate(names)],
+    )
+
+
+def test_blobs_that_a_run_would_hand_to_a_person_are_counted(check, admin):
+    foreign = "https://another1234.public.blob.vercel-storage.com/meal-plans/a.pdf"
+    add_plans(admin, "meal-plans/a.pdf", foreign, "elsewhere/a.pdf", "elsewhere/b.pdf", "meal-plans/../b.pdf")
+
+    found = {finding["message"] for finding in check().unwell if finding["subject"] == "meal_plan_pdfs"}
+
+    assert "1 rows of public.meal_plans name blobs of another store: each that is due goes to a person" in found
+    assert any(said.startswith("3 rows of public.meal_plans name blobs outside blob.prefix") for said in found), found
+
+
+def test_a_prefix_that_fits_no_blob_at_all_is_a_finding(check, admin):
+    add_plans(admin, "plans/a.pdf", "plans/b.pdf")
+
+    line = check().only()
+
+    assert (line["status"], line["check"], line["subject"]) == ("WARN", "policies", "meal_plan_pdfs")
+    assert line["message"] == "blob.prefix meal-plans/ fits none of the 2 blobs that public.meal_plans names"
+
+
+def test_blobs_that_are_the_policy_s_own_are_no_finding(check, admin):
+    add_plans(admin, "meal-plans/a.pdf", "meal-plans/b%20c.pdf")
+
+    assert [finding for finding in check().unwell if finding["subject"] == "meal_plan_pdfs"] == []
+
+
+def test_what_is_asked_of_a_table_is_asked_of_its_parts(check, admin):
+    admin.execute("CREATE TABLE tokens_2020 (UNIQUE (token_hash)) INHERITS (magic_link_tokens)")
+    admin.execute("CREATE INDEX ON tokens_2020 (expires_at); CREATE INDEX broken ON tokens_2020 (expires_at)")
+    admin.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'broken'::regclass")
+    admin.execute(
+        "ALTER TABLE tokens_2020 SET (autovacuum_enabled = off); ALTER TABLE tokens_2020 OWNER TO lifecycle_jobs"
+    )
+
+    found = {(finding["check"], finding["subject"]) for finding in check().unwell}
+
+    assert {("indexes", "broken"), ("autovacuum", "public.tokens_2020"), ("role", "lifecycle_jobs")} <= found
