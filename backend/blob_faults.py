@@ -1,4 +1,4 @@
-"""What can go wrong with the local Blob server, and what it remembers of the calls that it had."""
+"""The faults that the local Blob server can be told to make, and its record of the calls."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ LOGGED_CALLS = 10_000
 
 @dataclass
 class Faults:
-    """What goes wrong; set an attribute at any time. ``..._calls`` counts down to 0, ``ALWAYS`` never does.
+    """The faults. Set an attribute at any time. ``..._calls`` counts down to 0; ``ALWAYS`` does not count down.
 
     Attributes:
-        latency_ms: How long every call takes before anything else happens.
+        latency_ms: Milliseconds that each call waits first.
         rate_limited_calls: Calls answered with 429 ``rate_limited`` and ``retry_after`` seconds.
         failing_calls: Calls answered with ``failing_status``.
         garbled_calls: The same, with a body that is not JSON.
@@ -60,18 +60,18 @@ class Faults:
     operations: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        """Make what the dataclass has no field for."""
+        """Make the lock, which is no field of the dataclass."""
         self._lock = threading.Lock()
 
     def reset(self) -> None:
-        """Switch everything off, the latency too."""
+        """Switch every fault off, the latency too."""
         self.change(asdict(Faults()))
 
     def change(self, values: dict[str, Any]) -> None:
         """Set some of the faults by name, all or none.
 
         Raises:
-            BlobRefused: A name or a value is none.
+            BlobRefused: There is no such fault, or the value is not of its type.
         """
         defaults = asdict(Faults())
         checked: dict[str, Any] = {}
@@ -85,11 +85,11 @@ class Faults:
                 setattr(self, name, value)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the switches as JSON takes them."""
+        """Return the faults as JSON values."""
         return {name: sorted(value) if isinstance(value, set) else value for name, value in asdict(self).items()}
 
     def take(self, operation: str) -> str | None:
-        """Return the fault that a call meets, and count it off."""
+        """Return the fault of a call, and count it down; None: the call has none."""
         with self._lock:
             if self.operations and operation not in self.operations:
                 return None
@@ -102,7 +102,7 @@ class Faults:
 
 
 class Window:
-    """How many blobs there were in the last 60 seconds, and the most in any 60 seconds."""
+    """Counts blobs in the last 60 seconds, and the most in any 60 seconds."""
 
     def __init__(self) -> None:
         self._calls: deque[tuple[float, int]] = deque()
@@ -110,7 +110,7 @@ class Window:
         self.peak_at: float | None = None
 
     def add(self, now: float, blobs: int) -> None:
-        """Count blobs; ``peak_at`` is when the fullest window ended."""
+        """Count blobs; ``peak_at`` is the moment at which the fullest window ended."""
         self._expire(now)
         self._calls.append((now, blobs))
         self.total += blobs
@@ -151,7 +151,7 @@ class LoggedCall:
 
 
 class Counters:
-    """What the server was asked and did.
+    """The server's record of what it was asked and what it did.
 
     Attributes:
         named: Window of the blobs that deletes named, answered well or not.
@@ -165,7 +165,7 @@ class Counters:
         self.reset()
 
     def reset(self) -> None:
-        """Begin to count anew."""
+        """Set every count to 0."""
         with self._lock:
             self.requests = self.connections = self.blobs_named = self.blobs_deleted = 0
             self.peak_in_flight = self.in_flight
@@ -217,7 +217,7 @@ class Counters:
                 self.deletions.append((now, deleted))
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the figures as JSON takes them."""
+        """Return the counts as JSON values."""
         with self._lock:
             names = ("requests", "connections", "in_flight", "peak_in_flight", "blobs_named", "blobs_deleted")
             return {name: getattr(self, name) for name in names} | {

@@ -1,11 +1,11 @@
-"""A local server that speaks Vercel Blob's HTTP API (version 12) over a folder, and fails on request.
+"""A local server of Vercel Blob's HTTP API, version 12, that keeps blobs in a folder and fails when it is told to.
 
     python backend/blob_server.py --directory D --port P [--token-file F]     prints the settings, then serves
 
-Who tests with it switches faults and reads what was asked of it in Python (``server.faults``, ``.counters``, ``.log``)
-or, from another process, at ``/_control`` with the store's token: GET tells everything, POST takes
+A test sets faults and reads the calls in Python (``server.faults``, ``.counters``, ``.log``), or from another process
+at ``/_control`` with the store's token: GET returns everything, POST takes
 ``{"reset": true, "faults": {"latency_ms": 20}, "populate": {"count": 1000, "prefix": "plans/"}}``, each part optional.
-A blob's content is at ``/delivery/<pathname>``. The standard library is enough.
+A blob's content is at ``/delivery/<pathname>``. The server needs no package besides the standard library.
 """
 
 from __future__ import annotations
@@ -66,11 +66,15 @@ class BlobServer:
     """A Blob store on 127.0.0.1, served while the ``with`` block lasts.
 
     Args:
-        directory: Holds the blobs and their index; made if missing, used again if there.
-        token: Read-write token; by default a new one for the store id that the folder was first served under.
-        latency_ms: How long every call takes, at first.
+        directory: Holds the blobs and their index; it is made if it is missing, else used again.
+        token: The read-write token; by default a new one, for the store id that the folder had at first.
+        latency_ms: Milliseconds that each call takes, until ``faults`` says otherwise.
         access: ``public`` or ``private``, a property of the store.
-        port: By default any free one.
+        port: The TCP port; 0: any free one.
+
+    Raises:
+        ValueError: The token has not the form of one.
+        OSError: The port cannot be had.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class BlobServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop serving, answers under way included; the blobs stay."""
+        """Stop the server and the answers under way; the blobs stay."""
         self._closing.set()
         self._http.shutdown()
         self._thread.join()
@@ -124,7 +128,7 @@ class BlobServer:
         self.store.close()
 
     def settings(self) -> dict[str, str]:
-        """Return the variables that point a client here."""
+        """Return the environment variables that make a client use this server."""
         return {
             "VERCEL_BLOB_API_URL": self.url,
             "VERCEL_BLOB_DELIVERY_URL": self.root + DELIVERY,
@@ -141,11 +145,11 @@ class BlobServer:
         return f"{self.store_id.lower()}.{self.access}.blob.vercel-storage.com"
 
     def local_url_of(self, pathname: str) -> str:
-        """Return where a blob's content can really be fetched."""
+        """Return the local URL of a blob's content."""
         return f"{self.root}{DELIVERY}{quote(pathname)}"
 
     def described(self, blob: Blob) -> dict[str, object]:
-        """Return what ``head`` answers; ``put`` and ``copy`` answer the same, of which clients read a part."""
+        """Return the answer of ``head``, of which ``put`` and ``copy`` answer the part that clients read."""
         return self.listed(blob) | {
             "contentType": blob.content_type,
             "contentDisposition": _disposition(blob, "inline"),
@@ -165,10 +169,10 @@ class BlobServer:
         }
 
     def pathname(self, target: str) -> str:
-        """Return the pathname of a target, which is one already or a delivery URL of this store.
+        """Return the pathname of a target: a pathname, or a delivery URL of this store.
 
         Raises:
-            BlobRefused: It is neither.
+            BlobRefused: The target is neither.
         """
         if not target.startswith(("http://", "https://")):
             return checked_pathname(target)
@@ -181,10 +185,10 @@ class BlobServer:
             raise bad_request("the URL is not one, or its path is not UTF-8") from None
 
     def authorise(self, header: str) -> None:
-        """Check a call's credentials.
+        """Check the token of a call.
 
         Raises:
-            BlobRefused: They are none, or another store's.
+            BlobRefused: The token is missing or wrong, or belongs to another store.
         """
         found = _TOKEN.fullmatch(header.removeprefix("Bearer "))
         if found and found[1] != self.store_id:
@@ -193,7 +197,7 @@ class BlobServer:
             raise BlobRefused(403, "forbidden", "Access denied, please provide a valid token for this resource.")
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not beyond the server's end."""
+        """Wait some seconds, at most until the server stops."""
         if seconds:
             self._closing.wait(seconds)
 
@@ -240,12 +244,12 @@ class _HttpServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: _HttpServer
-    # One segment an answer: head and body apart would meet Nagle's algorithm and wait 40 ms for an acknowledgement.
+    # Send an answer's head and body together: apart, Nagle's algorithm delays the body by 40 ms.
     wbufsize = 1 << 16
     disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
-        """Keep the terminal quiet."""
+        """Log nothing to the terminal."""
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
@@ -299,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
             pass
 
     def _call(self, body: bytes) -> None:
-        """Answer one call of the API, or fail it as the switches say."""
+        """Answer one call of the API, or fail it as ``faults`` says."""
         owner, faults = self.server.owner, self.server.owner.faults
         query: dict[str, str] = {}
         targets: tuple[str, ...] = ()
@@ -336,7 +340,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(status, content, headers, fault)
 
     def _parsed(self, body: bytes) -> tuple[dict[str, str], str, tuple[str, ...]]:
-        """Tell which call this is and what it names."""
+        """Return the query, the operation and the targets of a call."""
         path, _, text = self.path.partition("?")
         try:
             query = dict(parse_qsl(text, keep_blank_values=True, errors="strict"))
@@ -356,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
         return (query, "head", (query["url"],)) if "url" in query else (query, "list", ())
 
     def _work(self, operation: str, targets: tuple[str, ...], query: dict[str, str], body: bytes) -> tuple[object, int]:
-        """Do a call; return what to answer and how many blobs it deleted."""
+        """Carry out a call; return the answer and the number of blobs that it deleted."""
         owner = self.server.owner
         owner.authorise(self.headers.get("authorization", ""))
         if "x-api-version" not in self.headers:

@@ -1,7 +1,7 @@
 """Blobs in a folder: one file a blob, and an index from which a page of names costs the same at any size.
 
-The index decides what exists; a file's name is made from a digest, so no pathname can lead out of the folder, and
-``a`` and ``a/b``, or ``A`` and ``a``, live side by side as they do in the real store.
+The index decides which blobs exist. A file's name is made from a digest, so no pathname can lead out of the folder, and
+blobs ``a`` and ``a/b``, or ``A`` and ``a``, can exist together, as in the real store.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class BlobRefused(Exception):
 
 
 def bad_request(message: str) -> BlobRefused:
-    """Return the refusal of a call that makes no sense."""
+    """Return the refusal of a malformed call."""
     return BlobRefused(400, "bad_request", message)
 
 
@@ -70,7 +70,7 @@ def checked_pathname(text: str, *, upload: bool = False) -> str:
     """Return a pathname without its leading slash.
 
     Raises:
-        BlobRefused: It is one that the real service refuses.
+        BlobRefused: The real service refuses this pathname.
     """
     pathname = text.removeprefix("/")
     try:

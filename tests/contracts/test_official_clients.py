@@ -1,4 +1,4 @@
-"""Vercel's own clients agree that the local server is Vercel Blob."""
+"""Vercel's own two clients, in Python and JavaScript, work with the local server as with Vercel Blob."""
 
 from __future__ import annotations
 
