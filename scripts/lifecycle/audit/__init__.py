@@ -1,9 +1,9 @@
 """The room of the audit log: writing entries, proving that nothing was changed since, and explaining a deletion.
 
-It may import ``scripts.utils`` and nothing else of ``scripts.lifecycle``. Begin with ``audit`` (how an entry is
-written), then ``audit_chain`` (how the chain is verified). ``audit_anchor`` and ``audit_heads`` supply heads that
-others kept, and ``definitions`` compares the schema's functions with those that the migrations made. ``provenance``
-answers under which rule a record was deleted.
+It may import ``scripts.utils`` and nothing else of ``scripts.lifecycle``. Begin with ``audit.py`` (how an entry is
+written), then ``audit_chain.py`` (how the chain is verified). ``audit_anchor.py`` and ``audit_heads.py`` supply heads
+that others kept, and ``definitions.py`` compares the schema's functions with those that the migrations made.
+``provenance.py`` answers under which rule a record was deleted.
 
 The principle: the audit is the only proof of what was deleted, so it must stay believable when the jobs' role, an
 operator or the owner of the database is not trusted.
