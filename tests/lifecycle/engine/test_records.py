@@ -35,7 +35,9 @@ def mixed(admin):
 def test_the_audit_names_every_deleted_row_once_with_the_rule_it_went_by(run_job, mixed):
     run = run_job("--batch-size", "2")
 
-    rows = mixed.execute("SELECT reason, resource_id FROM ops.audit_log ORDER BY 1, 2").fetchall()
+    rows = mixed.execute(
+        "SELECT reason, resource_id FROM ops.audit_log WHERE action = 'delete' ORDER BY 1, 2"
+    ).fetchall()
     expected = [(f"{REASON}delivered", key_of(n)) for n in ("d1", "d2", "d3")]
     expected += [(f"{REASON}abandoned", key_of(n)) for n in ("a1", "a2")]
     assert rows == sorted(expected)
@@ -48,6 +50,7 @@ def test_an_audit_entry_says_who_when_what_and_under_which_run(run_job, mixed):
 
     entries = mixed.execute(
         "SELECT DISTINCT actor, action, resource_type, run_id, metadata ->> 'due_before' FROM ops.audit_log"
+        " WHERE resource_type <> 'ops.legal_holds'"
     ).fetchall()
     run_id = record(mixed, "quiz_responses")["id"]
     due_before = (AS_OF - timedelta(hours=24)).isoformat()
