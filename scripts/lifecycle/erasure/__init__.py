@@ -19,9 +19,9 @@ behind the gate, each with its audit entry, children before parents. Her archive
 archived after it would make a new key. The last search and the certificate are in one transaction: if the search finds
 a row, in whatever spelling, there is no certificate.
 
-A legal hold wins over a request (Art. 17(3)(e)). What a hold, an open order, a blob or an unknown reference keeps stays;
-the rest goes, and a person is told by a critical item ``erasure_blocked``. The same happens if no table names who asked,
-or if a verified request has no valid address: nothing is confirmed to anybody.
+A legal hold wins over a request (Art. 17(3)(e)). What a hold, an open order, a blob or an unknown reference keeps
+stays; the rest goes, and a person is told by a critical item ``erasure_blocked``. The same happens if no table names
+the person, or if a verified request has no valid address: nothing is confirmed to anybody.
 
 A killed run leaves a request ``running``, with whole transactions behind it; the next run goes on, and counts the
 certificate from the audit, so nothing is counted twice. A message may be sent twice after a kill; an address that is
