@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Honour requests to be erased, within their deadline, and prove it; hand out what is known of a person.
+"""Honour requests to be erased within their deadline and prove it, and export a person's data for her.
 
-Without a verb or one of --add, --preview and --export: every request whose identity was verified is carried out.
+Without a verb and without --add, --preview or --export, the script carries out every request with a verified identity.
 
 Policies: erasure: in retention_policies.yaml · Schedule and budget: there, jobs · Runbook: scripts/retention/README.md
 """
@@ -27,8 +27,8 @@ from scripts.utils.errors import Misconfigured
 
 _ABOUT_A_PERSON = {
     "add": "enter a request; the address on standard input",
-    "preview": "show what would happen to whom; writes nothing",
-    "export": "write all that is known of a person to --output, a ZIP file",
+    "preview": "show what an erasure of this person would do; writes nothing; the address on standard input",
+    "export": "write a person's data to --output, a ZIP file; the address on standard input",
 }
 
 
@@ -44,10 +44,10 @@ _ONLY_WITH: dict[str, tuple[str | None, ...]] = {
 
 
 class _AboutAPerson(argparse.Action):
-    """A flag that stands for a verb: the address is never on a command line."""
+    """A flag that acts as a verb. Its only value is ``-``: an address never stands on a command line."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
-        """Note the verb."""
+        """Note the verb; two of them are refused."""
         if namespace.verb:
             parser.error(f"{namespace.verb} and {self.dest} are two different things to do")
         namespace.verb = namespace.about = self.dest

@@ -1,4 +1,7 @@
-"""A person's blobs: gone before the rows that name them, by the same ledger as every other (docs/decisions/0008)."""
+"""A person's blobs: deleted before the rows that name them, through the same outbox table as every other blob.
+
+The outbox is ops.blob_deletions (docs/decisions/0008): a crash between the database and the store loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class BlobsOfPeople:
 
     Args:
         run: The run; it holds the job's lock.
-        plan: Which rows are whose.
+        plan: Finds the rows of a person.
     """
 
     def __init__(self, run: Run, plan: ErasurePlan) -> None:
@@ -45,7 +48,7 @@ class BlobsOfPeople:
         self._client: BlobClient | None = None
         self._selections: dict[str, Selection] = {}
         self.refused: PolicyFailed | None = None
-        """The store refuses every call: no further one is made in this run."""
+        """Set once the store has refused a call that no retry helps: this run makes no further call."""
 
     def close(self) -> None:
         """Close the connections to the store."""
@@ -53,7 +56,7 @@ class BlobsOfPeople:
             self._client.close()
 
     def erase(self, policy: Policy, context: Context, parameters: dict[str, Any]) -> None:
-        """Delete what her rows of the policy's table name; what cannot be deleted keeps its row.
+        """Delete the blobs that a person's rows name in the policy's table; one that cannot be deleted keeps its row.
 
         Raises:
             PolicyFailed: The database contradicts the policy.
@@ -93,7 +96,7 @@ class BlobsOfPeople:
         return [key for (key,) in self._run.database.read(lambda c: c.execute(query, parameters).fetchall())]
 
     def _intend(self, selection: Selection, policy: Policy, context: Context, keys: list[str]) -> None:
-        """Write the intents; one that a killed run left stands for the same."""
+        """Write the intents; an intent that a killed run left is used again."""
         database = self._run.writer
 
         def once() -> None:
@@ -104,7 +107,11 @@ class BlobsOfPeople:
         repeated(once, attempts=4)
 
     def _ask(self, policy: Policy, intents: Intents, intent: Intent) -> bool:
-        """Ask the store; True: the blob is gone. What it did not answer stays open: it may have done it."""
+        """Ask the store to delete one blob.
+
+        Returns:
+            Whether the blob is gone. Without an answer the intent stays open: the store may have deleted it.
+        """
         if policy.blob is None or self.refused:
             return False
         if self._client is None:

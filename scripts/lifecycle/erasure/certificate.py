@@ -34,7 +34,7 @@ SELECT action, resource_type, CASE action WHEN 'queue_item_erased' THEN 'erasure
 
 
 class CertificateInvalid(OpsError):
-    """The certificate is not what was sealed, or the audit does not know it."""
+    """The certificate was altered, certifies nothing, or has no entry in the audit."""
 
     stop_reason = "certificate_invalid"
 
@@ -42,7 +42,18 @@ class CertificateInvalid(OpsError):
 def body(
     connection: Connection, request: Request, policies: PolicySet, settings: Settings, now: datetime
 ) -> dict[str, Any]:
-    """Return what the certificate says; counted from the audit, so that no rerun counts twice or forgets."""
+    """Return the certificate's text as data.
+
+    The records are counted from the audit by the request's id, so a run that was killed and repeated counts nothing
+    twice and forgets nothing.
+
+    Args:
+        connection: A connection inside the transaction that fulfils the request.
+        request: The request.
+        policies: The policy file that was carried out.
+        settings: Give BACKUP_RETENTION_DAYS and the version of the code.
+        now: When the request was fulfilled.
+    """
     rows = connection.execute(_DONE, (request.id,)).fetchall()
     done, kept = [], []
     readable_until = now + timedelta(days=settings.backup_retention_days)
@@ -74,7 +85,7 @@ def body(
 _GROUNDS = {
     "blob": "personal data, GDPR Art. 17(1)",
     "queue": "what was written about her went, type and times of the items stay, GDPR Art. 5(2)",
-    "holds": "they had run out; whom they named is forgotten",
+    "holds": "these holds had expired; the person that they named is forgotten",
     "archives": "her key is destroyed: what archives hold of her personal columns can be read by nobody, but until"
     " {readable_until} by somebody who has both the master key and a backup of the database from before; figures and"
     " dates stay for tax law, GDPR Art. 17(3)(b)",
@@ -87,7 +98,11 @@ def _ground(reason: str, readable_until: datetime) -> str:
 
 
 def seal(connection: Connection, request: Request, facts: dict[str, Any], *, actor: str, person: str) -> str:
-    """Write the audit entry that fulfils the request; return the head that the certificate carries."""
+    """Write the audit entry that fulfils the request, in the caller's transaction.
+
+    Returns:
+        The audit's head, which the certificate carries.
+    """
     audit.append(
         connection,
         actor=actor,

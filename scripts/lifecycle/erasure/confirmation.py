@@ -1,7 +1,8 @@
-"""What follows an erasure: the certificate beside the archives, a last message to the person, and her address is gone.
+"""What follows an erasure: the certificate is stored, the person is told, and her address is forgotten.
 
-Killed between sending and forgetting, it is sent a second time: better than an address that is kept. A mail server that
-refuses it until the deadline, or none at all, leaves her untold; that is logged, and the address goes all the same.
+A run that is killed between the message and the forgetting sends the message a second time; that is better than an
+address that is kept. Without a mail server, or if the server refuses until the deadline, the person is not told; this
+is logged, and the address is forgotten all the same.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from scripts.utils.addresses import Address, NoAddress
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.logging_utils import get_logger
 
-# In a row. A server that is down takes its time to say so: to wait for it for each person would take the whole run.
+# Failures in a row before mail is given up for this run: waiting for a server that is down, once for each person, would
+# take the whole run.
 _FAILURES = 3
 _SUBJECT = "Your data has been erased"
 _TEXT = """\
@@ -32,7 +34,7 @@ This address was used for this message and is now forgotten.
 
 
 class Aftercare:
-    """Closes what was carried out, in one run.
+    """Does what follows fulfilled requests, in one run.
 
     Args:
         run: The run.
@@ -56,7 +58,7 @@ class Aftercare:
         run = self._run
         certificate.keep(self._store, request)
         told = self._tell(request)
-        # Tried again until the deadline; no address is kept for ever on the strength of a mail server that refuses it.
+        # The next run tries again until the deadline. After it the address is forgotten, whatever the mail server says.
         later = request.email and not told and mail.can_write(run.settings)
         keep_address = bool(later and request.deadline_at and request.deadline_at > run.cutoff)
         run.writer.write(

@@ -1,10 +1,6 @@
-"""Carrying erasures out: the oldest deadline first, each safe to interrupt at any point and to run again.
+"""Carries requests out, one person at a time; each is safe to interrupt at any point and to run again.
 
-    ledger → blobs → children, parents, queue, archive key → a fresh search → certificate, sealed by the audit
-
-The ledger's line is durable before the first row goes. Rows go in one transaction a person behind the gate, with their
-audit; what a hold, an open order or a failing blob keeps becomes an ``erasure_blocked`` item, and the rest goes on. A
-request is fulfilled in the transaction whose own search finds nothing.
+The order and the reasons for it are in the docstring of this package.
 """
 
 from __future__ import annotations
@@ -41,12 +37,13 @@ from scripts.utils.retry_utils import retry
 _BATCH = Batch.model_construct(
     rows=5000, lock_timeout=timedelta(milliseconds=500), statement_timeout=timedelta(seconds=60)
 )
-# What appears while a person is being erased is taken by the next pass; who keeps writing is left for the next run.
+# Rows that appear while a person is being erased are deleted by the next pass. If somebody keeps writing, the next run
+# goes on.
 _PASSES = 3
 
 
 class _NothingDoneError(Exception):
-    """Nothing is left of somebody, and nothing was there."""
+    """The last search found nothing, and the audit has nothing that was done for the request."""
 
 
 class Outcome(Enum):
@@ -55,11 +52,11 @@ class Outcome(Enum):
     FULFILLED = auto()
     BLOCKED = auto()
     BLOCKED_ANEW = auto()
-    """Nobody knew before that something is in the way."""
+    """Blocked, and the item on the queue is new."""
     UNFINISHED = auto()
-    """Somebody keeps writing: the next run goes on."""
+    """Somebody is writing to the person's rows: the next run goes on."""
     WITHDRAWN = auto()
-    """Before its turn came."""
+    """The request was cancelled before its turn came."""
 
 
 class Eraser:
@@ -111,7 +108,7 @@ class Eraser:
         }
 
     def look(self, connection: Connection, parameters: dict[str, Any]) -> list[Found]:
-        """Search for everything about a person; what is not found is not in the list."""
+        """Search for everything that is left of a person; the list has only tables where something was found."""
         rows = connection.execute(self._look, parameters).fetchall()
         return [
             Found(table, count, {reason: rows for reason, rows in kept.items() if rows}, unnameable)
@@ -120,7 +117,7 @@ class Eraser:
         ]
 
     def search(self, address: Address) -> list[Found]:
-        """Search for everything about a person, whether she has asked or not."""
+        """Search for everything about a person, with or without a request of hers."""
         return self._search(self.parameters(address))
 
     def _search(self, parameters: dict[str, Any]) -> list[Found]:
@@ -131,7 +128,7 @@ class Eraser:
         return self._run.database.read(read)
 
     def _note_spellings(self, connection: Connection, parameters: dict[str, Any]) -> None:
-        """Let the statements look for every spelling of hers that a table has now."""
+        """Give the statements every spelling of the person's address that a table has now."""
         parameters["spellings"] = [spelling for (spelling,) in connection.execute(self._spellings, parameters)]
 
     def close(self) -> None:
@@ -278,7 +275,7 @@ class Eraser:
         return repeated(once, attempts=4)
 
     def destroy_key(self, line: erasure_ledger.Line) -> bool:
-        """Destroy the archive key of somebody whom no table names any more; a restore brought it back.
+        """Destroy the archive key of a person whom no table names any more; a restore of the database brought it back.
 
         Returns:
             Whether there is none now; False: a hold keeps it.
@@ -288,7 +285,7 @@ class Eraser:
         parameters |= {"archive_pseudonym": whose, "person": None, "facts": Jsonb({"replayed": line.request})}
 
         def once() -> bool:
-            # Holds name people, and only this process can tell whose key is whose; the gate keeps new holds out.
+            # A hold names a person; only this process can work out her pseudonym. The gate keeps new holds out.
             with self._gated.opened(self._run.writer) as connection:
                 people = connection.execute("SELECT person FROM ops.holds_in_force WHERE scope = 'person'").fetchall()
                 if self._keys and whose in self._keys.pseudonyms(person.encode() for (person,) in people):
@@ -364,15 +361,15 @@ class Eraser:
 
 
 def _passes(error: psycopg.Error) -> bool:
-    """Tell whether somebody is writing to her rows right now."""
+    """Tell whether the error passes by itself: another session holds a row lock."""
     return isinstance(error, psycopg.errors.LockNotAvailable) or is_deadlock(error)
 
 
 def _is_about_her(error: psycopg.Error) -> bool:
-    """Tell whether the server refused because of her rows: then everybody else's turn comes all the same.
+    """Tell whether the server refused because of this person's rows: then everybody else is erased all the same.
 
-    The rights were looked at before: what is missing now, a trigger of the application's wants. Who has very many rows
-    runs out of time.
+    The preflight has checked the rights, so a right that is missing now is one that a trigger of the application needs.
+    A statement time-out counts too: this person has very many rows.
     """
     return is_about_a_row(error) or str(error.sqlstate).startswith("42") or error.sqlstate == "57014"
 

@@ -1,8 +1,11 @@
-"""The erasure ledger: what must be erased again after a restore of the database to a point in time.
+"""The erasure ledger: which erasures must be repeated after a restore of the database to a point in time.
 
-One object a request beside the archives, written before the first row goes. It names nobody: a keyed digest stands for
-the person, and is compared with whom the restored tables name. After BACKUP_RETENTION_DAYS no backup can bring anybody
-back, and the object goes.
+The ledger has one object a request in ARCHIVE_URL, written before the first row goes. A line names nobody: it has a
+keyed digest of the person's address, which a replay compares with the digests of all addresses in the restored tables.
+Each line carries an authentication code over its content and its name in the store, under a key derived from
+SUPPRESSION_KEY: who may write to the store, but has not that key, can erase nobody through it. After
+BACKUP_RETENTION_DAYS no backup can bring anybody back, and the line is deleted. A line that somebody deletes is not
+missed: a restored database does not know how many lines there were.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ _PAGE = 5000
 
 
 class LedgerBroken(Misconfigured):
-    """A line of the ledger is not one that this suite wrote under this key: whom it would erase is not believed."""
+    """An object of the ledger is no line that this suite wrote there under this SUPPRESSION_KEY."""
 
     stop_reason = "ledger_broken"
 
@@ -101,6 +104,12 @@ def take_back(store: ArchiveStore, request: UUID) -> None:
 
 def forget(database: Database, store: ArchiveStore, *, days: int, between: Callable[[], None]) -> int:
     """Delete the lines of erasures that no backup can undo any more.
+
+    Args:
+        database: Knows the requests.
+        store: Where the ledger is.
+        days: BACKUP_RETENTION_DAYS.
+        between: Called before each deletion; may raise to stop.
 
     Returns:
         How many went.

@@ -124,7 +124,8 @@ _WORDS_HELD = sql.SQL(
 )
 
 # Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
-# And before the first audited statement: whoever waits for a row after it keeps everybody from the audit's head.
+# And before the first audited statement: a session that waits for a row after it would make everybody wait for the
+# audit's head.
 _LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which}{limit} FOR UPDATE) locked")
 
 
@@ -155,9 +156,9 @@ class Target:
     table: str
     record: RecordKey
     whose: sql.Composed
-    """Her rows, whatever was done to them."""
+    """The person's rows, whatever was done to them."""
     left: sql.Composed
-    """Of those, the ones to which something has yet to be done."""
+    """Those of them that a step has yet to delete or change."""
     held: sql.Composed
     blocked: dict[str, sql.Composed]
     referenced: sql.Composed
@@ -176,7 +177,7 @@ class Target:
 
     @property
     def unnameable(self) -> sql.Composed:
-        """Rows whose key could itself be personal."""
+        """Rows with a key that could itself be personal."""
         return sql.SQL("NOT ({})").format(self.record.nameable("t"))
 
 

@@ -1,4 +1,8 @@
-"""Everything about one person, as she may take it along: a ZIP of JSON and of her PDFs (GDPR Art. 15 and 20)."""
+"""The export of one person's data: a ZIP of JSON files and of her PDFs (GDPR Art. 15 and 20).
+
+It writes what can be had and lists the rest, because a file with most of her data in time is worth more to her than a
+complete one after the deadline. Secrets are left out: a password's hash would help only a thief of the file.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,7 @@ def export(run: Run, address: Address, output: Path) -> Export:
 
     Args:
         run: The command's run.
-        address: Whose data.
+        address: The person.
         output: The file.
 
     Returns:

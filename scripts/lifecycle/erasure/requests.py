@@ -39,7 +39,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A request; who made it is not shown."""
+    """A request. Its ``repr`` does not show the person."""
 
     id: UUID
     channel: str
@@ -352,7 +352,7 @@ def find(connection: Connection, request: UUID) -> Request:
 
 
 def to_carry_out(database: ReadOnlyDatabase) -> Iterator[Request]:
-    """Return what is to be done, the oldest deadline first; it may have been withdrawn when its turn comes."""
+    """Return the requests to carry out, the oldest deadline first; each may be cancelled before its turn comes."""
     return _walk(database, "closed_at IS NULL AND person IS NOT NULL AND identity_verified_at IS NOT NULL")
 
 
@@ -362,7 +362,7 @@ def listed(database: ReadOnlyDatabase, *, everything: bool) -> Iterator[Request]
 
 
 def to_finish(database: ReadOnlyDatabase) -> Iterator[Request]:
-    """Return what is fulfilled, but not yet told to its author, or whose certificate is not yet with the archives."""
+    """Return the fulfilled requests of which the person was not told, or the certificate is not stored yet."""
     return _walk(database, "status = 'fulfilled' AND (email IS NOT NULL OR certified_at IS NULL)")
 
 

@@ -113,27 +113,12 @@ def open_alerts(connection: Connection) -> list[dict[str, Any]]:
         ).fetchall()
 
 
-def note_closing(database: Database, key: str, *, operator: str) -> bool:
-    """Audit that an operator closes an open alert; before it is closed, so that no closing goes unaudited.
-
-    Returns:
-        Whether such an alert is open.
-    """
-    with database.transaction() as connection:
-        row = connection.execute("SELECT id FROM ops.alerts WHERE key = %s AND resolved_at IS NULL", (key,)).fetchone()
-        if row:
-            _audit(connection, "alert_closed", row[0], operator, resource_type="ops.alerts")
-    return row is not None
-
-
-def _audit(
-    connection: Connection, action: str, record: UUID, operator: str, *, resource_type: str = "ops.alert_silences"
-) -> None:
+def _audit(connection: Connection, action: str, silence_id: UUID, operator: str) -> None:
     audit.append(
         connection,
         actor=f"operator:{operator}",
         action=action,
-        resource_type=resource_type,
-        resource_ids=[str(record)],
+        resource_type="ops.alert_silences",
+        resource_ids=[str(silence_id)],
         reason="maintenance",
     )
