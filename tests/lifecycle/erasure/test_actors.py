@@ -83,7 +83,7 @@ def test_every_verb_of_every_script_says_who_acted(world, act):
     assert by == ended == {OTTO}
 
     row = world.add("third@example.com")["users"]
-    item = ("--item-type", "retention_exception", "--resource-type", "public.users", "--resource-id", row)
+    item = ("--item-type", "archive_failed", "--resource-type", "public.users", "--resource-id", row)
     act("manual-resolution", "add_to_queue", *item, "--priority", "low", "--reason", "r", *BY_HAND)
     ((key, raised),) = world.rows("ops.manual_resolution_queue", "id::text, raised_by", f"resource_id = '{row}'")
     assert raised == OTTO
@@ -91,6 +91,7 @@ def test_every_verb_of_every_script_says_who_acted(world, act):
         ("claim", key),
         ("defer", key, "--until", "7d"),
         ("undo", key),
+        ("claim", key),
         ("release", key),
         ("escalate", key),
         ("claim", key),
