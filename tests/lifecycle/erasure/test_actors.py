@@ -42,7 +42,8 @@ def act(world, erase):
 
 def _verbs(folder, script):
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"scripts.{folder}.{script}").arguments(parser)
+    module = importlib.import_module(f"scripts.{folder}.{script}")
+    getattr(module, "arguments", lambda _: None)(parser)
     actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return {name for action in actions for name in action.choices}
 
