@@ -102,7 +102,7 @@ def test_a_narrow_terminal_cuts_no_figure_and_no_name(monkeypatch, capsys):
     with Display(enabled=True) as display:
         display.summary(
             "a_job",
-            [PolicyResult("quiz_responses", "completed", "done", ExitCode.DONE, 1_234_567, 0, 0, 0)],
+            [PolicyResult("quiz_responses", "completed", "done", ExitCode.DONE, 1_234_567, 0, 0, 0, 0)],
             dry_run=False,
             duration=1,
         )
