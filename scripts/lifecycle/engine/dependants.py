@@ -50,11 +50,11 @@ def _rows(selection: Selection, limit: int | None) -> sql.Composed:
     """Return the policy's rows that go, as a subquery."""
     names = {"table": selection.table, "removable": selection.removable_in_the_end}
     if limit is None or len(selection.due_before) > 1:
-        return sql.SQL("(SELECT t.* FROM {table} t WHERE {removable})").format(**names)
+        return sql.SQL("(SELECT t.tableoid, t.* FROM {table} t WHERE {removable})").format(**names)
     (rule,) = selection.due_before
     order = sql.SQL("t.{}, {}").format(
         sql.Identifier(selection.policy.rules[rule].anchor), selection.record.columns("t")
     )
-    return sql.SQL("(SELECT t.* FROM {table} t WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
+    return sql.SQL("(SELECT t.tableoid, t.* FROM {table} t WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
         order=order, limit=sql.Literal(limit), **names
     )
