@@ -22,7 +22,7 @@ class StrictLoader(yaml.CSafeLoader):
     """
 
     def __init__(self, stream: str) -> None:
-        _require_bounds(stream)
+        require_bounds(stream)
         super().__init__(stream)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -55,8 +55,10 @@ class StrictLoader(yaml.CSafeLoader):
         return value
 
 
-def _require_bounds(text: str) -> None:
+def require_bounds(text: str) -> None:
     """Refuse a document that is nested too deeply or too large, before any part of it is built.
+
+    libyaml builds a document by recursion in C: without this check, deep nesting ends the process with SIGSEGV.
 
     Raises:
         yaml.MarkedYAMLError: Says what, and where.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from backend import migrate
+from scripts.lifecycle.audit.provenance import PolicyFile
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 from tests.lifecycle.support import policy, seal_anew
@@ -195,3 +197,9 @@ def test_a_deletion_by_retention_is_found_again_by_its_personal_key(call, databa
     _, (found,), _ = call(SCRIPT, "--record", "-", stdin=f"{PERSON}\n", **key)
 
     assert (found["action"], found["policy"]) == ("delete", "counts")
+
+
+@pytest.mark.parametrize("document", ["[" * 200_000, "a: 2026-99-99", "policies: {a: *nothing}", "\t- a"])
+def test_a_planted_document_that_is_no_policy_file_ends_nothing(document):
+    planted = PolicyFile("0" * 64, document, datetime(2026, 1, 1, tzinfo=UTC))
+    assert (planted.section("policies", "a"), planted.said_of("policies", "a")) == (None, {})

@@ -20,6 +20,7 @@ from psycopg.rows import class_row
 from scripts.lifecycle.audit.audit_chain import Span, verify_within
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import AuditBroken
+from scripts.utils.strict_yaml import require_bounds
 
 KnownBy = Literal["audit", "run", "time"]
 
@@ -119,7 +120,11 @@ class PolicyFile:
 
     def section(self, part: str, name: str) -> str | None:
         """Return the text of a policy or of an erasure's step, as it was written, comments and all; None: no such."""
-        root = yaml.compose(self.document, Loader=yaml.CSafeLoader)
+        try:
+            require_bounds(self.document)
+            root = yaml.compose(self.document, Loader=yaml.CSafeLoader)
+        except yaml.YAMLError:
+            return None
         within = _child(root, part)
         found = _child(within[1], name) if within else None
         if found is None:
@@ -133,9 +138,13 @@ class PolicyFile:
     def said_of(self, part: str, name: str) -> dict[str, Any]:
         """Return the keys and values of a policy or of an erasure's step.
 
-        Read without judging them: older files may know other keys.
+        Read without judging them: older files may know other keys. Empty where the document is no YAML.
         """
-        content = yaml.load(self.document, yaml.CSafeLoader)
+        try:
+            require_bounds(self.document)
+            content = yaml.load(self.document, yaml.CSafeLoader)
+        except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
+            return {}
         found = (content.get(part) or {}).get(name) if isinstance(content, dict) else None
         return found if isinstance(found, dict) else {}
 

@@ -2,7 +2,7 @@
 
 The room is for what happens around a script's work. It may import the rooms ``policy`` and ``audit``, and ``utils``; it
 knows neither of rows nor of policies' actions. Every other room is given a :class:`~.run.Run` from here. A script names
-a :class:`~.run.Job` and hands it to ``entry_point.main``. Begin reading there: its functions stand in a run's order.
+a :class:`~.run.Job` and hands it to ``main`` of ``entry_point.py``. Begin there: its functions stand in a run's order.
 
 The principle: a script says what it is and supplies the work; nothing else of a run is a script's to decide.
 
