@@ -1,4 +1,4 @@
-"""What is kept on purpose, counted and never touched: a policy whose action is ``retain``."""
+"""Count the rows of a policy whose action is ``retain``; such a policy deletes nothing."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from scripts.utils.logging_utils import get_logger
 
 @dataclass(frozen=True)
 class Inventory:
-    """How much is kept, and since when."""
+    """The number of rows that a policy keeps, and the oldest."""
 
     rows: int
     oldest: datetime | None
-    """Of the rules' anchors; None: the policy names none, or there are no rows."""
+    """The earliest of the rules' anchors; None: the policy has no rule, or the table no rows."""
 
 
 def count(connection: Connection, run: Run, policy: Policy) -> Inventory:
-    """Check the policy against the database, and count.
+    """Check the policy against the database, and count its rows.
 
     Raises:
         PolicyFailed: Table or column is missing, or hidden from this role.
@@ -49,7 +49,7 @@ def count(connection: Connection, run: Run, policy: Policy) -> Inventory:
 
 
 def tell(policy: Policy, found: Inventory) -> None:
-    """Say what is kept, and why."""
+    """Log what is kept, and the legal basis for keeping it."""
     get_logger().info(
         "policy_retained",
         policy=policy.name,
@@ -60,10 +60,10 @@ def tell(policy: Policy, found: Inventory) -> None:
 
 
 def look(run: Run, policy: Policy) -> PolicyResult:
-    """Take the inventory in a dry run.
+    """Take the inventory in a dry run, which writes no record.
 
     Raises:
-        PolicyFailed: It could not be taken.
+        PolicyFailed: The policy does not fit the database, or the database refused the count.
     """
     try:
         found = within_budget(run, lambda link: count(link, run, policy))
@@ -82,10 +82,14 @@ def look(run: Run, policy: Policy) -> PolicyResult:
 
 
 class InventoryRun(PolicyRun):
-    """The same in a real run, which leaves a record."""
+    """Take the inventory in a real run, which leaves a record in ops.job_runs."""
 
-    def work(self, run_id: UUID) -> Ending:  # noqa: ARG002 - nothing is written that would name the run
-        """Count."""
+    def work(self, run_id: UUID) -> Ending:  # noqa: ARG002 - counting writes nothing that names the run
+        """Count the rows and log the result.
+
+        Raises:
+            PolicyFailed: Table or column is missing, or hidden from this role.
+        """
         found = within_budget(self._run, lambda link: count(link, self._run, self._policy))
         tell(self._policy, found)
         self._residue = Survey()

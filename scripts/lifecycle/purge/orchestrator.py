@@ -1,8 +1,8 @@
-"""Many policies in one run: in order, each with its share of the time, none stopping the others.
+"""Carry out many policies in one run: in order, each with a share of the time; a failure stops its policy alone.
 
 A policy that belongs to another job is carried out under that job's lock and stop switch, so that the two never work at
-once. What a share was too short for goes on with the time that the others left; what the whole budget was too short for
-goes first next time.
+once. A policy that its share was too short for goes on in the time that the others leave. A policy that the whole time
+budget was too short for is taken first in the next run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from scripts.utils.errors import (
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redis_lock import JobLock
 
-# A shorter share is not worth a policy's beginning and end.
+# In a shorter share, a policy would spend the time on its preflight and its last count.
 SHORTEST_SHARE_SECONDS = 1.0
 
 
@@ -51,7 +51,7 @@ def own_policies(run: Run) -> list[str]:
 
 
 def ordered(run: Run, names: Sequence[str]) -> list[str]:
-    """Put policies in the order in which this run takes them; a cycle of foreign keys is said."""
+    """Put policies in the order in which this run takes them; log a warning for each cycle of foreign keys."""
 
     def look(connection: Connection) -> Order:
         policies = [run.policies.policies[name] for name in names]
@@ -66,11 +66,12 @@ def ordered(run: Run, names: Sequence[str]) -> list[str]:
 
 
 def carry_out(run: Run, names: Sequence[str]) -> None:
-    """Carry out policies, in the order given; one result each is added to ``run.results``.
+    """Carry out policies in the order given; add one result for each to ``run.results``.
 
     Raises:
-        StoppedEarly: A signal, the run's own lock or stop switch, or the time budget: those not begun are recorded.
-        DatabaseUnavailable: PostgreSQL went away for good.
+        StoppedEarly: A signal came, the run lost its own lock, its stop switch is on, or the time budget is used up.
+            Each policy that was not begun has a result that says so.
+        DatabaseUnavailable: PostgreSQL went away and did not come back.
     """
     _Orchestra(run).carry_out(names)
 
@@ -100,7 +101,16 @@ class _Orchestra:
             raise
 
     def _one(self, name: str, seconds: float) -> bool:
-        """Carry one policy out, and tell whether its share of the time was too short."""
+        """Carry out one policy; return whether its share of the time was too short.
+
+        Args:
+            name: The policy's name.
+            seconds: Its share of the time.
+
+        Raises:
+            StoppedEarly: The whole run must stop.
+            DatabaseUnavailable: PostgreSQL went away and did not come back.
+        """
         run = self._run
         before = list(run.results)
         began = run.duration()
@@ -122,7 +132,7 @@ class _Orchestra:
             failure = explained(error)
             if isinstance(failure, DatabaseUnavailable):
                 raise failure from error
-        except Exception as error:  # noqa: BLE001 - a bug that one policy meets must not keep the others from their data
+        except Exception as error:  # noqa: BLE001 - a bug in one policy must not stop the others
             error_reporting.report(error)
             failure = PolicyFailed("bug", error_reporting.describe(error))
         finally:
@@ -144,19 +154,27 @@ class _Orchestra:
         if self._run.policies.policies[name].action != "archive_then_delete":
             purge(self._run, policy=name)
             return
-        from scripts.lifecycle.purge.archive_job import archive_policy  # a tenth of a second that others need not wait
+        from scripts.lifecycle.purge.archive_job import (
+            archive_policy,
+        )  # importing it takes 0.1 s; other runs do without
 
         archive_policy(self._run, name)
 
     def _join(self, name: str, before: list[PolicyResult], failure: OpsError | None) -> None:
-        """Make one result of what an earlier share and this one came to; one that broke off early has none yet."""
+        """Add the result of this share to that of an earlier share, so that each policy has one result.
+
+        Args:
+            name: The policy's name.
+            before: The run's results before this share.
+            failure: Why the share ended early; None: it did not. A share that ended before it had a result gets one.
+        """
         run = self._run
         new = run.results[len(before) :]
         if failure is not None and not new:
             run.fail(name, failure)
             new = run.results[len(before) :]
         elif failure is not None and new[-1].exit_code is ExitCode.DONE:
-            # The rows are done, and what comes after them is not: archives past their own period.
+            # The rows are done; what failed came after them: the expiry of archives past their own period.
             run.fail(name, failure)
             reason, code = failure.stop_reason, failure.exit_code
             status = "partial" if isinstance(failure, StoppedEarly) else "failed"
@@ -171,11 +189,14 @@ class _Orchestra:
 
     @contextmanager
     def _its_lock(self, name: str) -> Iterator[JobLock | None]:
-        """Take the lock that the policy's own job takes; None: it is this run's own, or nothing is written.
+        """Take the lock of the job that the policy belongs to.
+
+        Yields:
+            The lock; None: the run's own lock covers the policy, or this is a dry run.
 
         Raises:
-            LockHeld: That job is running; says who.
-            SwitchedOff: That job is stopped.
+            LockHeld: That job is running; the message names the run that holds the lock.
+            SwitchedOff: The job's stop switch is on.
         """
         run, job = self._run, self._job_of(name)
         if self._own is None:
@@ -200,11 +221,11 @@ class _Orchestra:
             lock.release()
 
     def _show_life(self, lock: JobLock) -> None:
-        """Keep the run's own lease fresh: the batches renew that of the policy's job."""
+        """Renew the run's own lease: the batches renew only the lease of the policy's job."""
         self._run.writer.write(lambda connection: leases.show_life(connection, lock.name, lock.fencing_token))
 
     def _ends_everything(self, stop: StoppedEarly) -> bool:
-        """Tell what stops the whole run from what stops one policy."""
+        """Return whether a stop ends the whole run; False: it ends one policy."""
         if stop.stop_reason == "time_budget" or stop.exit_code in (ExitCode.SIGTERM, ExitCode.SIGINT):
             return True
         if self._own is not None and self._own.lost.is_set():
@@ -217,7 +238,7 @@ class _Orchestra:
         return stop.stop_reason == "lock_lost" and not self._still_own()
 
     def _still_own(self) -> bool:
-        """Ask the lease, which decides, whether this run still has it."""
+        """Return whether this run still holds its lease in PostgreSQL: the lease decides, not Redis."""
         if self._own is None:
             return True
         name, token = self._own.name, self._own.fencing_token

@@ -1,7 +1,8 @@
-"""A partition's rows in archives, before it leaves its table: the store has each version that is going to be dropped.
+"""Archive a partition's rows before the partition is detached and dropped.
 
-Nothing is deleted for them one by one. The transaction that drops the partition works out anew, piece by piece, which
-versions of which rows are there; only if they are those of the archives are the archives sealed and the partition gone.
+The rows are not deleted one by one. The transaction that drops the partition computes a digest of the row versions that
+are there, for the range of each archive. It seals the archives and drops the partition only if every digest is the one
+of the archive. So the store has each row version that is dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from scripts.utils.odd_moments import FIRST
 
 @dataclass(frozen=True)
 class Piece:
-    """An archive, and what ops.drop_partition compares it with: how far it reaches, and the digest of its rows."""
+    """An archive, with what ops.drop_partition checks: the last anchor and key in it, and the digest of its rows."""
 
     archive: Begun
     until_anchor: str
@@ -31,7 +32,7 @@ class Piece:
 
     @property
     def claim(self) -> dict[str, str]:
-        """The same as ops.drop_partition takes it."""
+        """The piece as a JSON object that ops.drop_partition takes."""
         return {
             "archive": str(self.archive.id),
             "until_anchor": self.until_anchor,
@@ -42,10 +43,10 @@ class Piece:
 
 @contextmanager
 def archived(archiver: Archiver, walk: IndexWalk) -> Iterator[list[Piece]]:
-    """Archive what a walk meets; what is not sealed by the end of the block is thrown away.
+    """Archive the rows that a walk meets; discard at the end of the block the archives that were not sealed in it.
 
     Yields:
-        The archives in their order: a few words each, for the rows themselves may be many.
+        The archives in the order of the walk, without their rows: memory does not grow with the partition.
 
     Raises:
         StoppedEarly: The run must stop.
@@ -63,27 +64,28 @@ def archived(archiver: Archiver, walk: IndexWalk) -> Iterator[list[Piece]]:
     finally:
         for piece in pieces:
             if not archiver.discard(piece.archive):
-                break  # what is away now stays away for the others; the next run removes them
+                break  # database or store cannot be reached for the others either; the next run removes them
 
 
 def walk_through(
     selection: Selection, anchor: str, partition: int, starts_at: datetime | None, ends_at: datetime
 ) -> IndexWalk:
-    """Return the walk through one partition, by way of its table: the jobs have no rights on the partition itself.
+    """Return the walk through one partition, by queries on the parent table: the jobs may not read the partition.
 
     Args:
-        selection: On the table.
-        anchor: The column that it is partitioned by.
-        partition: Its oid.
-        starts_at: The beginning of its bound; None: it has none.
-        ends_at: The end of its bound.
+        selection: The selection on the parent table.
+        anchor: The column that the table is partitioned by.
+        partition: The partition's oid.
+        starts_at: The lower bound of the partition; None: it has none.
+        ends_at: The upper bound of the partition.
     """
-    # Says nothing new after the first, but PostgreSQL leaves the other partitions out by the column's bounds only.
+    # The oid alone decides which rows are read. PostgreSQL prunes partitions by bounds of the column only, so these
+    # are given as well.
     bounds = [
         fragment("t.tableoid = %(partition)s::oid", parameters={"partition": partition}),
         selection.before(anchor, ends_at, "partition_ends"),
     ]
-    # A bound at -infinity is no bound; read, it is the first moment that Python can hold.
+    # Read into Python, a bound at -infinity is the first moment that Python can hold: the same as no bound.
     if starts_at is not None and starts_at > FIRST:
         bounds.append(selection.not_before(anchor, starts_at, "partition_starts"))
     return IndexWalk(selection, anchor, joined(" AND ", bounds))

@@ -1,9 +1,10 @@
-"""Drop partitions of which every row is due: audited, and archived first if their policy says so.
+"""Drop partitions of which every row is due; audit the drop, and archive the rows first if the policy says so.
 
-A short DETACH, marked in ops.detached_partitions and committed; then, behind the gate and in one transaction, every
-row looked at once more, the audit, the DROP. What is killed in between stands marked: its rows are counted as still to
-go, and the next run drops the partition or attaches it again. The functions of migration 0011 do it, with the rights of
-the migrations' role, and check by themselves what may be dropped. What cannot go so goes by batches.
+The first transaction detaches the partition and marks it in ops.detached_partitions; it is short. The second one holds
+the gate: it looks at every row once more, writes the audit and drops the table. A run that is killed in between leaves
+the mark: the partition's rows count as still to go, and the next run drops the partition or attaches it again. The
+functions of migration 0011 detach, drop and attach with the rights of the migrations' role, and they check what may be
+dropped by themselves. Rows of a partition that cannot be dropped are deleted in batches.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _ATTEMPTS = 6
 _SECONDS = 60.0
 _BUSY = (psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
 
-# The jobs' own session may write dates otherwise, so the bounds are read by a function.
+# A function reads the bounds, because the jobs' session may write dates in another style than the catalogue does.
 _EXPIRED = """
 SELECT p.partition::bigint AS oid, p.schema_name || '.' || p.partition_name AS name, p.ends_at,
        ops.bound_start(p.bound, (SELECT a.atttypid FROM pg_attribute a
@@ -78,38 +79,39 @@ SELECT d.id, d.partition_oid::bigint AS oid, n.nspname || '.' || c.relname AS na
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition of the policy's table, or one that was."""
+    """A partition of the policy's table, attached or detached."""
 
     oid: int
     name: str
-    """With its schema."""
+    """Schema and table, joined by a dot."""
     rows: int = 0
     mark: UUID | None = None
-    """Set: a run left it detached."""
+    """Id of its row in ops.detached_partitions; None: it is attached."""
     starts_at: datetime | None = None
     ends_at: datetime | None = None
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is to become of the partitions that have expired."""
+    """What a run does with the partitions that have expired."""
 
     drop: tuple[Partition, ...] = ()
-    """Every row of them is due and nothing keeps it; what is detached already, then the oldest, first."""
+    """Partitions of which every row may go: the detached ones first, then by age, the oldest first."""
     attach: tuple[Partition, ...] = ()
-    """Detached, and not to be dropped now."""
+    """Detached partitions that this run must not drop."""
     kept: dict[str, int] = field(default_factory=dict)
-    """Why others go by batches, and how many."""
+    """Number of expired partitions whose rows go in batches, by the reason."""
 
 
 def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: bool = True) -> Look:
-    """Find the partitions that could go whole: a dry run's prediction and a run's list are the same.
+    """Find the partitions that can be dropped whole. A dry run predicts by the same list that a run works from.
 
     Args:
-        connection: In a transaction that cannot write.
-        cleared: The policy's selection.
-        cutoff: The run's.
-        count: Look at every row of them; else every row that is past its date may go, as was counted just before.
+        connection: A connection in a transaction that cannot write.
+        cleared: The policy's selection, as the preflight cleared it.
+        cutoff: The run's cut-off.
+        count: True: look at every row of the partitions. False: the caller has just counted that every row past its
+            date may go, so the partitions' bounds decide.
     """
     selection = cleared.selection
     policy, rule = selection.policy, selection.policy.dropping_rule
@@ -135,7 +137,7 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
     attach: list[Partition] = []
     for mark in marked:
         rows, removable = _count(connection, selection.at(mark.name)) if mark.oid else (0, -1)
-        # What is archived is archived from its table.
+        # A policy that archives exports rows through the parent table, so its detached partitions are attached first.
         whole = rows == removable and policy.archive is None
         (drop if whole else attach).append(Partition(mark.oid, mark.name, rows, mark.mark))
     for row in free:
@@ -148,12 +150,12 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
 
 
 def within(partitions: Iterable[Partition], limit: int | None, done: Callable[[], int]) -> Iterator[Partition]:
-    """Yield those that a limit leaves room for; the others go by batches, as far as it reaches.
+    """Yield the partitions that fit into what is left of a limit; rows of the others go in batches up to the limit.
 
     Args:
-        partitions: In the order in which they go.
-        limit: Rows at most; None: no limit.
-        done: Tells how many rows are gone by now.
+        partitions: The partitions, in the order in which they are dropped.
+        limit: Rows that may go at most; None: no limit.
+        done: Returns the number of rows that are gone by now.
     """
     for partition in partitions:
         if limit is not None and done() >= limit:
@@ -166,22 +168,22 @@ def predicted(found: Look, limit: int | None) -> tuple[str, ...]:
     """Return the names of the partitions that a run would drop."""
     gone: list[Partition] = []
     for partition in within(found.drop, limit, lambda: sum(partition.rows for partition in gone)):
-        gone.append(partition)  # noqa: PERF402 - the next one depends on it
+        gone.append(partition)  # noqa: PERF402 - within() asks for the sum before each step
     return tuple(partition.name for partition in gone)
 
 
 class _Kept(Exception):
-    """A row of the partition may not go after all, or the table is no longer what was marked."""
+    """A row of the partition may not go, or the table is no longer the one that was marked."""
 
 
 class PartitionDrops:
-    """Drops what has expired whole, in one run of one policy.
+    """Drops the partitions that have expired whole, in one run of one policy.
 
     Args:
         run: The run; it holds the job's lock.
-        cleared: The policy's selection.
-        context: Lease and run record.
-        worker: Takes what is left by batches; its figures are the run's.
+        cleared: The policy's selection, as the preflight cleared it.
+        context: The lease's fencing token and the id of the run's record.
+        worker: Deletes the rows that are left in batches; it counts rows and batches for the whole run.
     """
 
     def __init__(self, run: Run, cleared: Cleared, context: Context, worker: Deleter | Archiver) -> None:
@@ -194,16 +196,16 @@ class PartitionDrops:
         self._gated = GatedTransaction(self._policy.batch)
         self._log = get_logger().bind(policy=self._policy.name)
         self.dropped: list[str] = []
-        """Names of the partitions that are gone."""
+        """Names of the partitions that were dropped."""
         self.stuck: list[str] = []
-        """Names of those that stay detached: a person has to look."""
+        """Names of the partitions that stay detached until a person has looked at them."""
         self.queued = 0
 
     def carry_out(self, survey: Survey) -> None:
-        """Finish what an earlier run left, then drop what has expired, partition by partition.
+        """Finish the partitions that an earlier run left detached, then drop the expired ones, one by one.
 
         Args:
-            survey: What is past its date, counted just before.
+            survey: The rows past their date, counted just before.
 
         Raises:
             StoppedEarly: The run must stop.
@@ -212,7 +214,8 @@ class PartitionDrops:
         if not self._selection.partitioned:
             return
         policy = self._policy
-        # Then a row of an expired partition is a row that may go. Each is looked at again before it is dropped.
+        # If nothing is kept, every row of an expired partition may go, and no count is needed here: _drop_now looks at
+        # every row again before it drops.
         nothing_kept = survey.due == survey.removable and not policy.exceptions
         nothing_kept &= not any(rule.when for rule in policy.rules.values())
         count = not nothing_kept or self._run.options.limit is not None
@@ -220,7 +223,7 @@ class PartitionDrops:
         for partition in found.attach:
             self._attach(partition, "not to be dropped by this run")
         if found.attach and policy.archive:
-            found = self._look(count=count)  # they may go with the others, from their table
+            found = self._look(count=count)  # what was attached may be dropped now
         if found.kept:
             self._log.info("partitions_by_batches", because=found.kept)
         room = within(found.drop, self._run.options.limit, lambda: self._worker.deleted)
@@ -235,7 +238,7 @@ class PartitionDrops:
                 self._attach(partition, "larger than what the limit leaves")
 
     def put_back(self) -> None:
-        """Attach what an earlier run left detached, and drop nothing."""
+        """Attach the partitions that an earlier run left detached; drop none."""
         found = self._look(count=False)
         for partition in (*found.attach, *found.drop):
             if partition.mark:
@@ -247,10 +250,10 @@ class PartitionDrops:
         )
 
     def _archived(self, partition: Partition) -> AbstractContextManager[list[Piece] | None]:
-        """Archive a partition's rows if the policy does; None: it does not."""
+        """Archive a partition's rows if the policy archives; the context's value is None if it does not."""
         if self._policy.archive is None or partition.ends_at is None:
             return nullcontext()
-        from scripts.lifecycle.purge.partition_archives import (  # cryptography: others need not wait
+        from scripts.lifecycle.purge.partition_archives import (  # imports cryptography, which other policies do without
             archived,
             walk_through,
         )
@@ -260,7 +263,12 @@ class PartitionDrops:
         return archived(cast("Archiver", self._worker), walk)
 
     def _drop(self, partition: Partition, pieces: list[Piece] | None) -> int:
-        """Let a partition go; returns how many rows it had, 0 if it stays."""
+        """Detach and drop a partition; return the number of its rows, or 0 if it stays.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            DatabaseUnavailable: PostgreSQL went away.
+        """
         started = time.monotonic()
         detached = partition if partition.mark else self._detach(partition)
         if detached is None:
@@ -274,7 +282,7 @@ class PartitionDrops:
         except _BUSY:
             return self._attach(detached, "it was locked, or took too long")
         except StoppedEarly as stop:
-            if stop.stop_reason != "lock_lost":  # then it is another run's
+            if stop.stop_reason != "lock_lost":  # the run that has the lock now finishes the partition
                 self._attach(detached, stop.stop_reason)
             raise
         except psycopg.Error as error:
@@ -297,7 +305,8 @@ class PartitionDrops:
         detached = Partition(partition.oid, partition.name, partition.rows, mark)
 
         def step(connection: Connection) -> Partition:
-            # It needs the locks of the table, of the partition and of the default one: all within the time of one.
+            # DETACH locks the table, the partition and the default partition. lock_timeout counts for each lock, so
+            # statement_timeout limits the three together to the time of one.
             milliseconds = max(1, int(self._policy.batch.lock_timeout.total_seconds() * 1000))
             connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(milliseconds),))
             connection.execute(
@@ -318,7 +327,11 @@ class PartitionDrops:
         return None
 
     def _drop_now(self, connection: Connection, partition: Partition, pieces: list[Piece] | None) -> int:
-        """Look at every row once more, audit, seal the archives and drop, in a transaction behind the gate."""
+        """Look at every row once more, write the audit, seal the archives and drop, in one gated transaction.
+
+        Raises:
+            _Kept: The partition must stay.
+        """
         row = connection.execute("SELECT ops.lock_partition(%s)", (partition.mark,)).fetchone()
         if row is None or row[0] is None:
             raise _Kept
@@ -350,7 +363,7 @@ class PartitionDrops:
         return int(state[1]) if state and state[0] == "dropped" else None
 
     def _state(self, mark: UUID | None) -> tuple[str, Any] | None:
-        """Return the state of a mark; the gate makes sure that no transaction works on it any more."""
+        """Return the state of a mark. The gate is closed first, so that no transaction still works on the mark."""
         with self._run.writer.closing_gate() as connection:
             row = connection.execute(
                 "SELECT state, row_count FROM ops.detached_partitions WHERE id = %s", (mark,)
@@ -358,7 +371,16 @@ class PartitionDrops:
         return (row[0], row[1]) if row else None
 
     def _surely(self, step: Callable[[Connection], Result], settled: Callable[[], Result | None]) -> Result:
-        """Do a step behind the gate; one whose COMMIT got no answer is settled by its mark."""
+        """Do a step in a gated transaction and return its result.
+
+        Args:
+            step: The work; it gets the transaction's connection.
+            settled: Reads from the mark whether a step was committed when its COMMIT got no answer; None: it was not.
+
+        Raises:
+            StoppedEarly: The gate stays closed, the lease is lost, or the stop switch is on.
+            psycopg.Error: The database refuses the step, or the connection broke in every attempt.
+        """
 
         def once() -> Result:
             try:
@@ -393,7 +415,11 @@ class PartitionDrops:
         require_may_run(owned=owned, stopped=stopped)
 
     def _attach(self, partition: Partition, why: str) -> int:
-        """Put a detached partition back; returns 0: how many of its rows are gone."""
+        """Attach a detached partition again; return 0, the number of its rows that are gone.
+
+        Raises:
+            DatabaseUnavailable: The connection broke in every attempt.
+        """
         batch = self._policy.batch
 
         def once() -> str:
@@ -433,7 +459,10 @@ class PartitionDrops:
         return 0
 
     def _hand_over(self, partition: Partition, error: psycopg.Error) -> None:
-        """Hand over a partition that can be neither dropped nor attached: rows came, or its table changed."""
+        """Raise a queue item for a partition that can be neither dropped nor attached.
+
+        Its range has rows in another partition by now, or its table was changed.
+        """
         self.stuck.append(partition.name)
         problem = describe_database_error(error)
         self._log.error("partition_stuck", partition=partition.name, error=problem)
@@ -453,7 +482,7 @@ def _broken() -> DatabaseUnavailable:
 
 
 def _marked(connection: Connection, selection: Selection) -> list[Partition]:
-    """Return what a run left detached; without a name what is no table of its own any more."""
+    """Return the partitions that a run left detached; oid 0: no detached table of that oid is there any more."""
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_MARKED, (selection.policy.name, selection.policy.table)).fetchall()
     return [
@@ -463,7 +492,7 @@ def _marked(connection: Connection, selection: Selection) -> list[Partition]:
 
 
 def _count(connection: Connection, selection: Selection) -> tuple[int, int]:
-    """Return how many rows a table has, and how many of them may go."""
+    """Return the number of a table's rows, and the number of those that may go."""
     statement = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {removable}) FROM {table} t").format(
         removable=selection.droppable, table=selection.table
     )
@@ -474,7 +503,14 @@ def _count(connection: Connection, selection: Selection) -> tuple[int, int]:
 def _counts_by_partition(
     connection: Connection, selection: Selection, anchor: str, ends_at: datetime
 ) -> dict[int, tuple[int, int]]:
-    """Return the same of each partition that ends by then: one pass over all of them."""
+    """Return the two numbers of :func:`_count` for each partition, by oid, in one pass over the table.
+
+    Args:
+        connection: A connection.
+        selection: The selection on the partitioned table.
+        anchor: The column that the table is partitioned by.
+        ends_at: Rows before this moment are counted: the end of the newest partition that could be dropped.
+    """
     query = fragment(
         "SELECT t.tableoid::bigint, count(*), count(*) FILTER (WHERE {removable}) FROM {table} t"
         " WHERE {ended} GROUP BY 1",

@@ -1,7 +1,7 @@
-"""Write a plan, what a run would do, to a file that a person can read and approve, and carry out exactly that.
+"""Write what a run would do to a plan that a person can read and approve, and carry out exactly that plan.
 
-It holds no personal data: keys stand in it as they stand in the audit. Its digest shows that it was not altered; the
-policy file's hash and each policy's count show that what it was made of is still so.
+A plan holds no personal data: it has the keys that the audit would have. Its digest shows that the file was not
+altered. The policy file's hash and each policy's count show that policies and data are still those of the plan.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from scripts.utils.errors import Misconfigured, OpsError, PlanDrifted, PolicyFai
 from scripts.utils.logging_utils import get_logger
 
 SAMPLE_KEYS = 5
-# Where a policy has no history: half of what the slowest measured path does (benchmarks/README.md).
+# For a policy without history: half the speed of the slowest path that was measured (benchmarks/README.md).
 ASSUMED_ROWS_A_SECOND = 2_000.0
 ASSUMED_BLOBS_A_SECOND = 10.0
 
@@ -49,26 +49,26 @@ class Planned:
     table: str
     action: str
     records: int = 0
-    """Rows, or blobs, that would go; of what is retained, none."""
+    """Rows or blobs that would go; 0 for a policy that retains."""
     by_rule: dict[str, int] = field(default_factory=dict)
     cascade: dict[str, int] = field(default_factory=dict)
-    """Rows of dependants that would go along or be set to null, by foreign key."""
+    """Rows of dependants that would be deleted along or set to null, by foreign key."""
     partitions: tuple[str, ...] = ()
     """Partitions that would be dropped whole; their rows are among the records."""
     blobs: int = 0
     held: int | None = 0
     queued: int = 0
     kept: int | None = None
-    """Rows of a policy that retains."""
+    """Rows that a policy retains; None: it is not one that retains."""
     oldest_overdue_seconds: float | None = 0.0
     estimated_seconds: float | None = None
     estimated_by: str | None = None
-    """``history``, or ``assumption`` where the policy has none."""
+    """``history``: the policy's own runs; ``assumption``: it has too few."""
     sample_keys: tuple[str, ...] = ()
     fingerprint: str | None = None
-    """Of all the keys: the same rows have the same one."""
+    """Sum of the hashes of all the keys: the same rows have the same fingerprint."""
     error: str | None = None
-    """Why a run would refuse, or could not look."""
+    """Why a run would refuse, or why nothing could be counted."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class Plan:
 
     @property
     def sealed_by(self) -> str:
-        """What the digest must be."""
+        """The digest that the plan must have."""
         content = asdict(self) | {"digest": ""}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def make(run: Run, names: Sequence[str]) -> Plan:
-    """Work out what a run would do; each policy's prediction is added to ``run.results``.
+    """Work out what a run would do; add each policy's prediction to ``run.results``.
 
     Raises:
         StoppedEarly: The run must stop.
@@ -164,7 +164,7 @@ def _details(connection: Connection, run: Run, policy: Policy, result: PolicyRes
 
 
 def _keys(connection: Connection, selection: Selection) -> tuple[int, str, tuple[str, ...]]:
-    """Return how many rows would go, their fingerprint and a sample, also of what a run left detached."""
+    """Return the number of rows that would go, their fingerprint and a sample; detached partitions count too."""
     places = [selection]
     if selection.partitioned:
         places += [selection.at(name) for name in detached_from(connection, selection.policy.table)]
@@ -191,7 +191,10 @@ def _count(connection: Connection, statement: sql.Composed, selection: Selection
 
 
 def _estimate(connection: Connection, policy: Policy, records: int) -> tuple[float, str]:
-    """Return how many seconds so many records take, by the median of the policy's own runs where there are any."""
+    """Return the seconds that a number of records will take, and ``history`` or ``assumption``.
+
+    The speed is the median of the policy's completed runs of the last 90 days with 100 records or more.
+    """
     row = connection.execute(
         "SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY records_processed"
         " / greatest(0.001, extract(epoch FROM finished_at - started_at)))"
@@ -205,10 +208,10 @@ def _estimate(connection: Connection, policy: Policy, records: int) -> tuple[flo
 
 
 def write(plan: Plan, path: Path) -> None:
-    """Write a plan, whole or not at all.
+    """Write a plan to a file: the whole plan, or nothing.
 
     Raises:
-        As :func:`pages.write` does.
+        ReportNotWritten: The file cannot be written; an older file is unchanged.
     """
     pages.write(path, json.dumps(asdict(plan), indent=2) + "\n", "--plan")
 
@@ -217,7 +220,7 @@ def read(path: Path) -> Plan:
     """Read a plan back.
 
     Raises:
-        Misconfigured: It is none, or was altered.
+        Misconfigured: The file is not a plan, or was altered since it was made.
     """
     try:
         document = strict_json.loads(path.read_bytes())
@@ -225,23 +228,24 @@ def read(path: Path) -> Plan:
         datetime.fromisoformat(plan.cutoff_at)
     except (OSError, ValidationError, ValueError) as error:
         raise Misconfigured(f"{path}: is no plan that can be read ({type(error).__name__})") from None
-    # The document too: the digest says nothing about a name that no Plan has.
+    # Compare the document as well: the digest does not cover a field that Plan does not have.
     if plan.digest != plan.sealed_by or json.loads(json.dumps(asdict(plan))) != document:
         raise Misconfigured(f"{path}: was altered since it was made; make a new one with --plan")
     return plan
 
 
 def require_current(run: Run, plan: Plan, tolerance: float) -> None:
-    """Compare a plan with what is so now, at the plan's own cut-off, before anything is done.
+    """Compare a plan with the policies and the data as they are now, at the plan's cut-off, before anything is done.
 
     Args:
-        run: The run; it judges by the plan's cut-off from now on.
+        run: The run; from now on it judges rows by the plan's cut-off.
         plan: The plan.
-        tolerance: Percent by which a policy's count may differ; at 0 it must be the very same rows.
+        tolerance: Percent by which the count of a policy may differ; at 0, the rows must be the same ones.
 
     Raises:
-        PlanDrifted: Names every policy that differs.
-        Misconfigured: The plan is about the future.
+        PlanDrifted: Policies or data differ from the plan; the message names every policy that does.
+        Misconfigured: The plan's cut-off lies in the future.
+        StoppedEarly: The run must stop.
     """
     if plan.policy_hash != run.policies.hash:
         raise PlanDrifted(
@@ -263,7 +267,7 @@ def require_current(run: Run, plan: Plan, tolerance: float) -> None:
 def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
     policy = run.policies.policies[planned.policy]
     if policy.action == "retain" or planned.fingerprint is None:
-        return None  # nothing would be done with it
+        return None  # a run would do nothing for this policy
 
     def look(connection: Connection) -> tuple[int, str, tuple[str, ...]]:
         selection = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings)).selection
@@ -281,7 +285,7 @@ def _difference(run: Run, planned: Planned, tolerance: float) -> str | None:
 
 
 def tell_differences(plan: Plan, results: Sequence[PolicyResult]) -> None:
-    """Say where a run came to more or to less than its plan."""
+    """Log a warning for each policy that deleted more or fewer records than its plan says."""
     done = {result.policy: result.records_deleted for result in results}
     for planned in plan.policies:
         if planned.policy in done and done[planned.policy] != planned.records:
@@ -292,21 +296,23 @@ def tell_differences(plan: Plan, results: Sequence[PolicyResult]) -> None:
 
 @dataclass(frozen=True)
 class Change:
-    """What a second plan does differently with one policy."""
+    """The difference between two plans for one policy."""
 
     policy: str
     first: int | None
-    """Records of the first plan; None: it does not have the policy, or could not look."""
+    """Records of the first plan; None: the plan does not have the policy, or could not count them."""
     second: int | None
+    """Records of the second plan; None as in the first."""
     frees: int
-    """Records that only the second plan takes."""
+    """Number of records by which the second plan takes more."""
     keeps: int
-    """Records that only the first plan takes."""
+    """Number of records by which the second plan takes fewer."""
     by_rule: dict[str, int]
+    """Records of the second plan less those of the first, by rule."""
 
 
 def compare(first: Plan, second: Plan) -> list[Change]:
-    """Return what changes from one plan to the other, policy by policy, in the second one's order."""
+    """Return the difference between two plans for each policy, in the order of the second plan."""
     before = {planned.policy: planned for planned in first.policies}
     after = {planned.policy: planned for planned in second.policies}
     return [_change(name, before.get(name), after.get(name)) for name in dict.fromkeys([*after, *before])]
