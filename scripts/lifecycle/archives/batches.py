@@ -1,9 +1,9 @@
-"""Archives along a path: exported, uploaded, read back, and only then deleted, a batch at a time.
+"""Archive rows in batches along a path: export, upload and read back each batch, and only then delete its rows.
 
-The DELETE asks for every row once more, in the version that was exported, under the gate: hold, period, fencing token
-and stop switch are looked at there. If one row is not as it was, nothing goes, the object is thrown away and made anew
-without that row. So an archive holds exactly what was deleted with it. While PostgreSQL deletes, threads write the
-next archives.
+The DELETE runs under the gate and names each row in the version that was exported. It checks legal hold, period,
+fencing token and stop switch once more. If one row is not as it was exported, nothing is deleted: the object is
+discarded, and a new one is written without that row. So an archive has exactly the rows that were deleted with it.
+While PostgreSQL deletes, a thread writes the next archive.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly, describe_
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.retry_utils import retry
 
-_NOT_EXACTLY = "LA001"  # ops.seal_archive's
-# Rows may change under every new attempt; what is left then is the closing pass's, or the next run's.
+_NOT_EXACTLY = "LA001"  # raised by ops.seal_archive: not exactly the archive's rows were deleted
+# Rows may change during every new attempt. The closing pass or the next run takes what is left after these.
 _ATTEMPTS = 5
-# Archives that are written while one is deleted; two at once were slower, for they share one interpreter.
+# Archives written while the rows of another are deleted. Two at once were slower: threads share one interpreter.
 _AHEAD = 1
-# Transactions of one archive besides its keys' and its DELETE: what the server counts as this run's own.
+# Transactions of one archive besides those for its keys and its DELETE. Politeness takes them for the run's own.
 _OWN_TRANSACTIONS = 11
 
 _EXPORTED = sql.SQL("""
@@ -62,11 +62,12 @@ exported AS MATERIALIZED (
     SELECT * FROM unnest(%(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[]) AS e (tid, xmin, key)
 )
 """)
-# The window too: without its bounds every archive would look through all that is due, and the last one cost what all
-# before it did.
+# The window's bounds are needed for speed: without them, the statements of each archive would look through every row
+# that is due, and the last archive would cost as much as all before it.
 _SAME = sql.SQL("{window} AND t.ctid = e.tid AND t.xmin = e.xmin AND {id} = e.key AND {removable}")
 
-# As in every batch: a child that is being added while its parent goes would be deleted or cut off unseen.
+# The rows are locked first, as in every batch: otherwise a child row that another session inserts meanwhile would be
+# deleted or set to null with its parent, without being counted.
 _LOCK = sql.SQL("WITH {exported} SELECT count(*) FROM (SELECT FROM {table} t, exported e WHERE {same} FOR UPDATE) l")
 _DELETE = sql.SQL("""
 WITH {may_run}, {exported}, gone AS (
@@ -91,10 +92,10 @@ WITH {exported} SELECT e.key FROM {table} t, exported e WHERE {same} FOR UPDATE 
 
 
 def require_place(run: Run) -> None:
-    """See that archives have a place and the right master key, before anything is looked at; writes nothing.
+    """Check, before any row is looked at, that the archive store is set and the master key is right; write nothing.
 
     Raises:
-        Misconfigured: They have not.
+        Misconfigured: The store is not set, or the master key is missing or another one.
     """
     store_of(run.settings)
     ArchiveKeys(run.database, run.settings).check()
@@ -102,9 +103,9 @@ def require_place(run: Run) -> None:
 
 @contextmanager
 def cycles_left_alone() -> Iterator[None]:
-    """Let Python not look for reference cycles: rows make none, and the search costs as much as their encryption."""
+    """Turn off Python's cycle collector: rows make no reference cycles, and its search costs as much as encryption."""
     gc.collect()
-    gc.freeze()  # so that collecting between two archives looks at what is new only
+    gc.freeze()  # a collection between two archives then looks at new objects only
     gc.disable()
     try:
         yield
@@ -114,20 +115,20 @@ def cycles_left_alone() -> Iterator[None]:
 
 
 class _NotAsExported(Exception):
-    """A row is not as it was, is held, or is locked by somebody else: nothing was deleted."""
+    """A row was changed since its export, is held, or is locked by another session: nothing was deleted."""
 
 
 class Archiver:
-    """Archives and deletes what one policy selects, in one run; as far as a purge is concerned, a Deleter.
+    """Archives and deletes what one policy selects, in one run; a purge uses it like a Deleter.
 
     Args:
         run: The run; it holds the job's lock.
-        selection: What is to go.
-        context: Lease and run record.
-        politeness: What is known of the others; its first look was taken.
+        selection: The rows that may go.
+        context: The lease's fencing token and the id of the run's record.
+        politeness: Decides on pauses for other sessions; its first look was taken.
 
     Raises:
-        Misconfigured: Store or master key is not set, or is not the right one.
+        Misconfigured: The store is not set, or the master key is missing or another one.
     """
 
     def __init__(self, run: Run, selection: Selection, context: Context, politeness: Politeness) -> None:
@@ -161,15 +162,15 @@ class Archiver:
         self._writer = ThreadPoolExecutor(_AHEAD, thread_name_prefix="archive")
         self._ending = False
         self.batch_rows = min(run.options.batch_size or archive_of(policy).rows, 50_000)
-        """Rows an archive at most."""
+        """Rows that an archive may have."""
         self.deleted = 0
         self.batches = 0
-        """Archives sealed."""
+        """Number of archives sealed."""
         self.queued = 0
         self.poison: list[str] = []
         """Keys of rows that the database refuses to delete."""
         self.locked = False
-        """Whether rows were left out because somebody else was at them."""
+        """Whether rows were left out because another session had changed or locked them."""
 
     def close(self) -> None:
         """End the writing threads and give the connection back."""
@@ -181,7 +182,11 @@ class Archiver:
         self._lent.close()
 
     def _between(self) -> None:
-        """Stop between two blocks of an archive: nothing is deleted for it yet."""
+        """Stop between two blocks of an archive, if the run must stop: no row of it is deleted yet.
+
+        Raises:
+            StoppedEarly: The run must stop, or the archive is not wanted any more.
+        """
         if self._ending:
             raise StoppedEarly("not_wanted", "the run ends")
         self._run.checkpoint()
@@ -193,21 +198,23 @@ class Archiver:
         return limit is not None and self.deleted >= limit
 
     def follow(self, path: Path) -> None:
-        """Archive and delete along a path.
+        """Archive the rows along a path, and delete them.
 
         Raises:
-            StoppedEarly: The run must stop; nothing is half done.
-            PolicyFailed: The store fails, an object is not what was written, or too many rows are refused.
+            StoppedEarly: The run must stop; no archive is sealed without its rows being deleted.
+            PolicyFailed: The store fails, an object read back is not what was written, or too many rows are refused.
         """
         with cycles_left_alone():
             self._follow(path)
 
     def written(self, path: Path) -> Iterator[tuple[Window, Exported]]:
-        """Archive along a path and delete nothing: whoever asks seals what comes, all at once, or discards it.
+        """Archive the rows along a path, and delete none. The caller seals all archives in one transaction.
+
+        An archive that the caller does not seal, it discards.
 
         Raises:
             StoppedEarly: The run must stop.
-            PolicyFailed: The store fails, or an object is not what was written.
+            PolicyFailed: The store fails, or an object read back is not what was written.
         """
         for window in self._windows(path):
             try:
@@ -221,10 +228,11 @@ class Archiver:
             self._run.writer.write(lambda connection: connection.execute(*self._heartbeat()))
 
     def _follow(self, path: Path) -> None:
-        self._changed.clear()  # what another path leaves out
+        self._changed.clear()  # a row that one path left out is tried again on the next
         windows = self._windows(path)
         ahead: deque[tuple[Window, Future[Exported | None]]] = deque()
-        # While PostgreSQL deletes, the next ones are written. A limit depends on what this one deletes.
+        # The next archive is written while PostgreSQL deletes. With a limit, its size depends on what was deleted, so
+        # it has to wait.
         depth = _AHEAD if self._run.options.limit is None else 0
         try:
             while True:
@@ -256,20 +264,26 @@ class Archiver:
     def _fill(
         self, ahead: deque[tuple[Window, Future[Exported | None]]], windows: Iterator[Window], depth: int
     ) -> None:
-        """Let archives be written meanwhile."""
+        """Submit windows to the writing thread until a number of archives is ahead.
+
+        Args:
+            ahead: The archives that are being written or wait for their DELETE; new ones are appended.
+            windows: The windows that are left.
+            depth: Archives that may be ahead.
+        """
         while len(ahead) < depth and (window := next(windows, None)):
-            # A copy of the context: the thread's log lines carry the correlation id too.
+            # The thread gets a copy of the context, so that its log lines have the correlation id.
             context = contextvars.copy_context()
             ahead.append((window, self._writer.submit(context.run, self._prepare, window, self._left_out)))
 
     def _forget(self, ahead: list[Future[Exported | None]]) -> None:
-        """Throw away what was written in advance and is not wanted any more."""
+        """Discard the archives that were written in advance and whose rows will not be deleted."""
         self._ending = True
         try:
             for prepared in ahead:
                 if prepared.cancel():
                     continue
-                with suppress(Exception):  # why the run ends is known already, and what failed has discarded itself
+                with suppress(Exception):  # why the run ends is known; an export that failed has discarded itself
                     if exported := prepared.result():
                         self._discard(exported)
         finally:
@@ -294,7 +308,10 @@ class Archiver:
         return answer
 
     def _failed(self, error: ArchiveStoreFailed | ArchiveBroken) -> PolicyFailed:
-        """Hand the store's failure to a person too, once: a monthly job has time to be forgotten."""
+        """Raise a queue item for the store's failure, once, and return the error.
+
+        The job runs monthly: without an item, its failure could be forgotten before the next run.
+        """
         item = Item(
             item_type="archive_failed",
             resource_type=self._policy.table,
@@ -307,7 +324,17 @@ class Archiver:
         return PolicyFailed(error.stop_reason, f"policy {self._policy.name}: {error}; nothing was deleted for it")
 
     def _carry_out(self, window: Window, exported: Exported | None) -> None:
-        """Delete what an archive holds; where rows stood in the way, archive the window again without them."""
+        """Delete the rows of an archive. If rows changed meanwhile, archive the window again without them.
+
+        Args:
+            window: The part of the path that was exported.
+            exported: The archive; None: the window has no row that may go.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: A row takes too long, or too many rows are refused.
+            psycopg.Error: The database refuses the batch for another reason than a row.
+        """
         for _ in range(_ATTEMPTS):
             if exported is None:
                 return
@@ -335,7 +362,20 @@ class Archiver:
             self._log.warning("window_locked", effect="left for the closing pass")
 
     def _prepare(self, window: Window, excluded: list[str]) -> Exported | None:
-        """Write an archive and read it back; nothing is deleted yet."""
+        """Write an archive and read it back; delete nothing.
+
+        Args:
+            window: The part of the path to export.
+            excluded: Keys of rows to leave out.
+
+        Returns:
+            The archive; None: the window has no row that may go.
+
+        Raises:
+            PolicyFailed: The table is locked.
+            ArchiveStoreFailed: The store fails.
+            ArchiveBroken: The object read back is not what was written.
+        """
         try:
             exported = retry(
                 lambda: self._exporter.export(window, excluded),
@@ -350,7 +390,7 @@ class Archiver:
             return None
         begun, written = exported.begun, exported.written
         try:
-            # With the key that the database has: it is the one that will be there in years.
+            # Decrypt with the key as the database has it: in years, that is the key that a restore will use.
             key = self._keys.object_key(begun.id)
             read_back(self._store, begun.object, key, rows=written.rows, sha256=written.sha256)
         except BaseException:
@@ -359,7 +399,16 @@ class Archiver:
         return exported
 
     def _in_halves(self, keys: list[str], error: psycopg.Error) -> None:
-        """Find the row that a batch was refused for, or do in two batches what took too long in one."""
+        """Find a refused row by bisection, or split a batch that took too long in two.
+
+        Args:
+            keys: The keys of the batch.
+            error: Why the database refused it.
+
+        Raises:
+            PolicyFailed: A single row takes too long, or too many rows are refused.
+            psycopg.Error: The error, if it is not about a row.
+        """
         if isinstance(error, psycopg.errors.QueryCanceled):
             if len(keys) == 1:
                 raise poison.too_slow(self._run, self._policy) from error
@@ -381,7 +430,15 @@ class Archiver:
         poison.require_few(self._policy, self.poison)
 
     def _seal(self, window: Window, exported: Exported) -> bool:
-        """Delete an archive's rows and seal it, in one transaction; False: a row is not as it was, and nothing went."""
+        """Delete an archive's rows and seal it, in one transaction.
+
+        Returns:
+            Whether that was done; False: a row is not as it was exported, or is locked, and nothing was deleted.
+
+        Raises:
+            StoppedEarly: The gate stays closed, the lease is lost, or the stop switch is on.
+            psycopg.Error: The database refuses the DELETE.
+        """
         started = time.monotonic()
         try:
             owned, stopped, deleted = retry(
@@ -438,7 +495,7 @@ class Archiver:
 
     def _before_retry(self, attempt: int, error: BaseException) -> None:
         self._log.warning("batch_retry", attempt=attempt, error=type(error).__name__)
-        self._run.checkpoint()  # nothing of the batch happened
+        self._run.checkpoint()  # the batch was rolled back, so the run may stop here
 
     def _parameters(self, window: Window, exported: Exported) -> dict[str, Any]:
         return {
@@ -453,7 +510,7 @@ class Archiver:
         }
 
     def _composed(self, window: Window) -> list[sql.Composed]:
-        """Compose what deletes an archive's rows; the DELETE last."""
+        """Return the statements that delete an archive's rows; the DELETE is the last."""
         names = {"exported": _EXPORTED, "table": self._selection.table, "same": self._same(window)}
         delete = _DELETE.format(may_run=MAY_RUN, rule=self._selection.rule_name, **names)
         if any(foreign_key.changes_children for foreign_key in self._selection.refusing):
@@ -475,7 +532,7 @@ class Archiver:
         )
 
     def _unchanged(self, window: Window, exported: Exported) -> set[str]:
-        """Return the keys of the rows that are as they were exported and that nobody has locked."""
+        """Return the keys of the rows that are as they were exported and that no session has locked."""
         statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same(window))
         with self._run.writer.transaction() as connection:
             connection.execute("SELECT set_config('enable_seqscan', 'off', true)")  # as in a batch
@@ -485,23 +542,23 @@ class Archiver:
         self.discard(exported.begun)
 
     def discard(self, archive: Begun) -> bool:
-        """Throw an archive away, unless it is sealed; returns whether the database and the store could be asked."""
+        """Discard an archive, unless it is sealed; return whether database and store could be reached."""
         try:
             self._catalogue.discard(archive.id, archive.object)
         except (OpsError, psycopg.Error) as error:
-            # It stays 'writing': the next run tries again.
+            # The archive stays in the state 'writing': the next run tries again.
             self._log.warning("archive_not_discarded", archive=str(archive.id), error=type(error).__name__)
             return False
         return True
 
     def _make_room(self) -> None:
-        """Pause if somebody needs it; only the DELETE was in anybody's way."""
+        """Pause if other sessions need it. Only the seconds of the DELETE count, because only it was in their way."""
         step = self._politeness.after(self.batch_rows, self._deleting_seconds)
         if step.reason is None:
             return
         started = time.monotonic()
         try:
-            # The heartbeat rides in the batches: a pause may not be longer than it can wait.
+            # The heartbeat is sent with the batches, so a pause must be shorter than its interval.
             self._run.pause(min(step.pause, self._heartbeat_every))
         finally:
             self._politeness.paused(step.reason, time.monotonic() - started)

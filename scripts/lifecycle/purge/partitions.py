@@ -253,7 +253,7 @@ class PartitionDrops:
         """Archive a partition's rows if the policy archives; the context's value is None if it does not."""
         if self._policy.archive is None or partition.ends_at is None:
             return nullcontext()
-        from scripts.lifecycle.purge.partition_archives import (  # imports cryptography, which other policies do without
+        from scripts.lifecycle.purge.partition_archives import (  # imports cryptography; other policies do without
             archived,
             walk_through,
         )

@@ -211,7 +211,8 @@ def write(plan: Plan, path: Path) -> None:
     """Write a plan to a file: the whole plan, or nothing.
 
     Raises:
-        ReportNotWritten: The file cannot be written; an older file is unchanged.
+        Misconfigured: The path is no place for a file; see :func:`pages.write`.
+        ReportNotWritten: The file system refused; an older file is unchanged.
     """
     pages.write(path, json.dumps(asdict(plan), indent=2) + "\n", "--plan")
 
