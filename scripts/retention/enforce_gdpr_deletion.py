@@ -67,9 +67,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", action="store_true", help="erase again what a restore of the database undid")
     for name, what in _ABOUT_A_PERSON.items():
         parser.add_argument(f"--{name}", choices=["-"], action=_AboutAPerson, default=argparse.SUPPRESS, help=what)
-    parser.add_argument("--requested-at", type=moment, metavar="T", help="with --add: when she asked; else now")
-    parser.add_argument("--channel", help="with --add: how she asked, such as web; else operator")
-    parser.add_argument("--identity", metavar="METHOD", help="with --add: how her identity was verified")
+    parser.add_argument("--requested-at", type=moment, metavar="T", help="with --add: when the person asked; else now")
+    parser.add_argument("--channel", help="with --add: how the person asked, such as web; else operator")
+    parser.add_argument("--identity", metavar="METHOD", help="with --add: how the identity was verified")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --export, or of a certificate")
     parser.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
     verbs = parser.add_subparsers(dest="verb", metavar="{list,show,identify,cancel,certificate,verify}")
@@ -83,7 +83,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     paper.add_argument("--format", choices=["json", "html"], default="json", help="default: json")
     check = verbs.add_parser("verify", help="check a certificate against the audit")
     check.add_argument("certificate", type=Path, help="its JSON file")
-    check.add_argument("--archives", action="store_true", help="read the archives too: does anything open hers?")
+    check.add_argument(
+        "--archives", action="store_true", help="read the archives too: can a key still open the columns?"
+    )
     for verb in (show, identify, cancel, paper):
         verb.add_argument("request", type=UUID, help="the request's reference")
     for verb in (listing, show, identify, cancel, paper, check):

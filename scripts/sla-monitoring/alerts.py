@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     unsilence.add_argument("silence", type=UUID, help="the silence's id")
     close = verbs.add_parser("close", help="close an alert whose monitor is gone; any other comes back")
     close.add_argument("key", help="the alert's key")
-    test = verbs.add_parser("test", help="raise and end a test alert: does it reach whoever is on call?")
+    test = verbs.add_parser("test", help="raise and end a test alert, to see whether it reaches the person on call")
     test.add_argument("--severity", choices=SEVERITIES, default="warning", help="critical wakes somebody up")
     for verb in (listing, silence, unsilence, close, test):
         add_common_flags(verb)

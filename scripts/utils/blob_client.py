@@ -81,7 +81,7 @@ class BlobClient:
         settings: Token, URLs and limits.
         breaker: Counts every attempt of ``delete``, ``page`` and ``exists``, unless ``counted`` is false.
         limit: Counts the blobs of every delete.
-        pause: Waits so many seconds; raises an exception to give up.
+        pause: Waits for the given seconds; raises an exception to give up.
 
     Raises:
         Misconfigured: There is no token.

@@ -6,7 +6,7 @@ Two types say what a run may do: a :class:`ReadOnlyDatabase` has READ ONLY trans
 Nothing that a statement relies on is kept in a session: PgBouncer in transaction mode hands the next transaction to
 another one. Every setting is ``SET LOCAL`` (``session_settings.py``), nothing is prepared, no session advisory lock is
 taken (PgBouncer documentation, "Features"). A serverless database (Neon) refuses or cuts connections while it wakes up:
-connecting is retried, within bounds. The server must show who it is (``tls.py``).
+connecting is retried, within bounds. The server must prove its identity by a certificate (``tls.py``).
 """
 
 from __future__ import annotations
@@ -147,10 +147,10 @@ class ReadOnlyDatabase:
         """Connect, waiting for a database that is waking up.
 
         Args:
-            pause: Waits for so many seconds between two attempts; may raise to give up.
+            pause: Waits for the given seconds between two attempts; may raise to give up.
 
         Raises:
-            DatabaseRefused: Wrong password, role or database, or a server that does not show who it is.
+            DatabaseRefused: Wrong password, role or database, or a server without a trusted certificate.
             DatabaseUnavailable: No answer within the bounds; the message says why.
         """
         try:
@@ -203,11 +203,15 @@ class ReadOnlyDatabase:
     def _alive(self, patience: float) -> Connection:
         """Return a connection that answers.
 
-        Where one does not, the others in the pool are as old: all are replaced at once. The pool's own check would try
-        them one by one, and wait twice as long after each (psycopg_pool 3.3, ``_getconn_with_check_loop``).
+        If one does not answer, all connections in the pool are replaced at once, because the others are as old. The
+        pool's own check would try them one by one, and wait twice as long after each (psycopg_pool 3.3,
+        ``_getconn_with_check_loop``).
+
+        Args:
+            patience: Seconds to wait at most.
 
         Raises:
-            PoolTimeout: There was none within so many seconds.
+            PoolTimeout: No connection answered in that time.
         """
         until = time.monotonic() + patience
         while True:
@@ -401,10 +405,11 @@ class Database(ReadOnlyDatabase):
             ) from None
 
     def write(self, work: Callable[[Connection], Result]) -> Result:
-        """Write in one transaction, again from the start where the connection breaks.
+        """Write in one transaction; if the connection breaks, repeat the transaction from the start.
 
         Args:
-            work: May be done twice: a COMMIT whose answer was lost is not told from one that never arrived.
+            work: The statements. They may be carried out twice: if the answer to a COMMIT is lost, the client cannot
+                know whether the COMMIT arrived.
 
         Raises:
             DatabaseUnavailable: The connection broke in every attempt.

@@ -39,10 +39,10 @@ class Held:
 
 
 def held(connection: Connection, name: str, timeout: float) -> Held | None:
-    """Return who holds a lease; None: it is free.
+    """Return the holder of a lease; None: it is free.
 
     Args:
-        connection: Where the lease is.
+        connection: A connection to the database that has the lease.
         name: The lease's name.
         timeout: Seconds after which a lease without a heartbeat ends (REDIS_LOCK_TIMEOUT).
     """

@@ -23,7 +23,7 @@ class MailNotSent(OpsError):
 
 
 def require_mail_settings(settings: Settings) -> None:
-    """Check the mail settings before the work whose result is to be mailed.
+    """Check the mail settings before the work, so that its result can be mailed.
 
     Raises:
         Misconfigured: Names every variable that is missing.
@@ -66,10 +66,10 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
 
 
 def send_to(settings: Settings, recipient: Address, *, subject: str, text: str) -> None:
-    """Send a text to one person, whose address is used and not kept here.
+    """Send a text to one person; the address is not kept.
 
     Raises:
-        MailNotSent: There is no server, or it did not take it; the error does not name her.
+        MailNotSent: No server is set, or it did not take the mail; the error does not hold the address.
     """
     if not can_write(settings):
         raise MailNotSent("SMTP_HOST or SMTP_FROM is not set")

@@ -18,7 +18,7 @@ LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def before(moment: datetime, seconds: float) -> datetime:
-    """Return the moment so many seconds earlier, or the first one that Python can hold."""
+    """Return the moment ``seconds`` earlier, or the first moment that Python can hold."""
     try:
         return moment - timedelta(seconds=seconds)
     except OverflowError:

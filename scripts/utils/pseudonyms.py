@@ -54,7 +54,7 @@ def ledger_digest(settings: Settings, address: str) -> str:
 def ledger_code(settings: Settings) -> Callable[[bytes], str]:
     """Return the function that authenticates a line of the erasure ledger (RFC 2104), with the id of its key in front.
 
-    Its key is derived (HKDF, RFC 5869): who has seen pseudonyms and digests under SUPPRESSION_KEY knows no code.
+    Its key is derived by HKDF (RFC 5869): pseudonyms and digests under SUPPRESSION_KEY let nobody compute a code.
 
     Raises:
         Misconfigured: SUPPRESSION_KEY is not set.

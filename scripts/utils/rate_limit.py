@@ -60,14 +60,17 @@ class SharedRateLimit:
         self._lock = threading.Lock()
 
     def acquire(self, units: int, pause: Callable[[float], None]) -> float:
-        """Wait until so many units may go, and count them.
+        """Wait until the limit has room for the units, and count them.
 
         Args:
-            units: At most the limit itself.
-            pause: Waits for so many seconds; may raise to give up.
+            units: Number of units, at most the limit of a minute.
+            pause: Waits for the given seconds; may raise to give up.
 
         Returns:
             Seconds waited.
+
+        Raises:
+            ValueError: There are more units than the limit of a minute.
         """
         if units > self._per_minute:
             raise ValueError(f"{units} units never fit a limit of {self._per_minute} a minute")

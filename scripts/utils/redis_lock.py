@@ -38,7 +38,7 @@ _READING = frozenset({"PING", "INFO", "GET", "EXISTS", "PTTL", "TTL"})
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock: enough for an operator to find the process."""
+    """The holder of a lock: enough for an operator to find the process."""
 
     run: str
     host: str
@@ -165,12 +165,13 @@ class JobLock:
         """Take lock and lease.
 
         Raises:
-            LockHeld: Another run has them; the message says who, and until when at most.
-            Misconfigured: Redis refuses the credentials, does not show who it is, or holds the lock of a job of another
-                database.
+            LockHeld: Another run has them; the message names it, and until when it has them at most.
+            Misconfigured: Redis refuses the credentials, has no trusted certificate, or holds the lock of a job of
+                another database.
         """
         self._holder = replace(self._holder, database=self._database.identity())
-        # Known before it is won: should every answer to SET NX be lost, the key is still ours to renew and delete.
+        # The token is set before the lock is won: if every answer to SET NX is lost, this run can still renew and
+        # delete the key.
         self._lock.local.token = str(self._holder).encode()
         self.degraded = not self._acquire_redis()
         try:
@@ -286,7 +287,7 @@ class JobLock:
         return taken
 
     def _lease_holder(self, link: Connection) -> tuple[Holder | None, int]:
-        """Return who holds the lease, and for how many milliseconds at most without a further heartbeat."""
+        """Return the lease's holder, and the milliseconds until the lease ends without a further heartbeat."""
         held = leases.held(link, self.name, self._timeout)
         return (Holder(held.run, held.host, held.pid, held.since), held.left_ms) if held else (None, 0)
 

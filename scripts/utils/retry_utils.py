@@ -33,7 +33,7 @@ def retry(
     Args:
         call: What to do; must be safe to repeat.
         on: Tells whether an exception is worth another attempt.
-        attempts: At most so many calls.
+        attempts: Number of calls at most.
         seconds: No further attempt begins later than this after the first.
         longest_wait: Upper bound of one wait, in seconds; waits grow exponentially and have full jitter.
         before_wait: Told the number of the failed attempt and its exception.

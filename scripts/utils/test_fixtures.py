@@ -95,7 +95,7 @@ class TestDatabase:
         name: Its name.
         url: What a job's DATABASE_URL is: the role lifecycle_jobs.
         straight_url: The same without what :func:`route` puts in between.
-        superuser_url: Who makes tables and looks at what is left.
+        superuser_url: The superuser's URL, to make tables and to look at what is left.
     """
 
     __test__ = False
@@ -190,7 +190,7 @@ def empty_database(new_database: Callable[..., TestDatabase]) -> TestDatabase:
 
 @pytest.fixture
 def sample_rows(database: TestDatabase) -> Callable[[int], Any]:
-    """A function that loads so many quiz responses of the sample application, and what belongs to them."""
+    """A function that loads a number of quiz responses of the sample application, with the rows that belong to them."""
     from backend import sample_data
 
     def load(rows: int = 1000) -> Any:

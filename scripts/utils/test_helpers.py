@@ -155,12 +155,12 @@ class Proxy:
             self._pattern = (pattern, before_forward)
 
     def refuse(self, connections: int) -> None:
-        """Close the next so many connections as soon as they are made."""
+        """Close the next connections, ``connections`` of them, as soon as they are made."""
         with self._lock:
             self._to_refuse = connections
 
     def slow(self, connections: int, seconds: float) -> None:
-        """Let the server hear nothing of the next so many connections for so many seconds."""
+        """Forward nothing of the next connections, ``connections`` of them, to the server for ``seconds``."""
         with self._lock:
             self._slow = (connections, seconds)
 

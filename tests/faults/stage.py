@@ -41,7 +41,7 @@ def in_background(call, *args, **keywords):
     def work():
         try:
             outcome.append((call(*args, **keywords), None))
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits for it
+        except BaseException as error:  # noqa: BLE001 - result() raises it in the thread that waits
             outcome.append((None, error))
 
     thread = threading.Thread(target=work, daemon=True)

@@ -1,4 +1,4 @@
-"""One run at a time: raced, released by hand, taken over; and whoever lost the lock deletes nothing more."""
+"""One run of a job at a time: races, locks released by hand or taken over; a run without its lock deletes no more."""
 
 import socket
 

@@ -173,7 +173,7 @@ def test_every_part_is_in_one_region_and_nobody_else_reaches_the_locks():
 
 
 def test_the_variables_that_override_policies_stand_there_as_comments():
-    """Set, they override every policy; whoever looks for them finds them, in both files."""
+    """If set, they override every policy; both files name them, so that an operator finds them."""
     names = sorted(name for name in links.FIELDS if name.startswith("CLEANUP_"))
     assert len(names) == 3
     example = (ROOT / ".env.example").read_text()

@@ -1,4 +1,4 @@
-"""What whoever is on call does: look, silence, end a silence, close a leftover, test the way."""
+"""What the person on call does: list alerts, silence them, end a silence, close a leftover, send a test alert."""
 
 from datetime import timedelta
 from pathlib import Path

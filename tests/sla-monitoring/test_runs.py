@@ -258,7 +258,7 @@ def test_a_dry_run_tells_and_writes_nothing(monitor, watched, told):
 
 
 def test_every_alert_s_page_is_in_the_runbook():
-    """Whoever is woken up follows the address at once."""
+    """The person on call follows the address in the alert: its heading must be there."""
     root = Path(__file__).resolve().parents[2] / "scripts"
     room = root / "lifecycle" / "monitoring"
     text = (root / "sla-monitoring" / "README.md").read_text()

@@ -99,7 +99,7 @@ def test_what_one_process_took_another_cannot_take(redis_url):
 
 @pytest.mark.parametrize("ahead", [3600, -3600])
 def test_a_process_whose_clock_is_wrong_takes_no_more(redis_url, monkeypatch, ahead):
-    """Times that are not in order would let it, or whoever comes after it, exceed the limit."""
+    """Times that are not in order would let this process, or a later one, exceed the limit."""
     honest, wrong = (SharedRateLimit(redis_url, name="test", per_minute=LIMIT) for _ in range(2))
     honest.acquire(LIMIT // 2, never)
     real = time.time

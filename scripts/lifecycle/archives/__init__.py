@@ -18,7 +18,7 @@ An object is never changed after its upload, and an object that rows were delete
 archive's own period ends. No row is ever deleted on the strength of an upload that was not read back. No plaintext
 reaches the store: the object has a key of its own, and each person's columns have a key per person on top of it.
 ARCHIVE_MASTER_KEY wraps these keys, which stand in ops.archive_keys. An erasure destroys the person's key, which makes
-her columns unreadable in every archive without touching one object (GDPR Art. 17); the other columns stay readable.
+their columns unreadable in every archive without touching one object (GDPR Art. 17); the other columns stay readable.
 
 Nothing is taken from an object before its key has opened the first frame, and what a row consists of is read from the
 catalogue, ops.archives, not from the object. Names of types reach PostgreSQL as values only.

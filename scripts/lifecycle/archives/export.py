@@ -164,7 +164,7 @@ class Exporter:
 
     def _copy(self, window: Window, columns: list[Column], mark: str) -> sql.Composed:
         selection = self._selection
-        # The person's key is found by her normal address, however the row spells her.
+        # The person's key is found by the normalized address, however the row spells the address.
         person = normal_address("t", self._policy.person) if self._policy.person else sql.SQL("NULL").format()
         personal = [column for column in columns if column.name in self._archive.personal]
         rest = [column for column in columns if column.name not in self._archive.personal]

@@ -4,7 +4,7 @@ An object is named ``audit-heads/<database>/<batch, 18 digits>-<seal>.json``, so
 the chain's order, and whose it is (:meth:`Database.identity`): a copy, a staging database and a second application may
 share the place. An object is written once and never replaced. Heads of a version that did not name the database lie one
 level higher and are compared with every database. Give the place versions or an object lock, and the jobs' login no
-right to delete there: whoever can rewrite the chain must not be able to rewrite these.
+right to delete there: a person who can rewrite the chain must not be able to rewrite these.
 """
 
 from __future__ import annotations

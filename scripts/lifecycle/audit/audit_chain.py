@@ -1,8 +1,8 @@
 """Verify the audit: recompute every seal along the chain, and compare it with heads that others kept.
 
 ``seal = sha256(previous seal ‖ content)``, the content being PostgreSQL's binary form of the entry's columns. It is
-recomputed here, not by a function in the database that whoever alters the log could alter as well. The rows come by one
-COPY in that very form, one message a row: memory does not grow with the chain, and Python's work is one row a batch.
+recomputed in Python, because a person who can alter the log can also alter a function in the database. One COPY sends
+the rows in that binary form, one message a row: memory does not grow with the chain, and Python reads one row a batch.
 """
 
 from __future__ import annotations

@@ -123,9 +123,9 @@ _WORDS_HELD = sql.SQL(
     " OR h.table_name = 'ops.manual_resolution_queue' AND (h.scope = 'table' OR h.resource_id = q.id::text)))"
 )
 
-# Before a child can be added to a row that is about to go: the foreign key would take it along, unseen by the audit.
-# And before the first audited statement: a session that waits for a row after it would make everybody wait for the
-# audit's head.
+# The rows are locked before their DELETE, so that no session adds a child row in between: the foreign key would delete
+# the child along, without an audit entry. They are locked before the first audited statement, because `append_audit`
+# locks `ops.audit_head` until COMMIT: waiting for a row after it would make every other session wait for the head.
 _LOCK = sql.SQL("SELECT true, false, 0, count(*) FROM (SELECT FROM {table} t WHERE {which}{limit} FOR UPDATE) locked")
 
 

@@ -91,7 +91,7 @@ def turn_on(database: Database, job: str, *, operator: str, reason: str) -> tupl
         GateBusy: The batches under way did not end in time; nothing was switched.
     """
     if not reason.strip():
-        raise Misconfigured("--reason is empty: whoever finds the jobs stopped must be able to read why")
+        raise Misconfigured("--reason is empty: a person who finds the jobs stopped must be able to read why")
     already = _look(database, job)  # without closing the gate, which would hold up every job's batches
     if already:
         return already, False

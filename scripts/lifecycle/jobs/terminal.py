@@ -22,9 +22,9 @@ _FRAME = 3  # characters of border and padding a column
 
 
 class _Console(Console):
-    """A console that shows what others wrote and obeys none of it, and whose reader may go away.
+    """A console that shows foreign text literally, and that goes on when its reader closes the pipe.
 
-    Square brackets and ``:names:`` are text. Control characters are written out, also in a Text of a caller's.
+    Square brackets and ``:names:`` are shown as text. Control characters are escaped, also in a caller's Text.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -137,7 +137,7 @@ class Display:
 
 
 def as_text(tables: Iterable[Table], width: int = 100) -> str:
-    """Return tables as a terminal of so many characters would show them, for a file."""
+    """Return tables for a file, as a terminal of ``width`` characters shows them."""
     text = io.StringIO()
     console = _Console(file=text, width=width, color_system=None)
     for table in tables:

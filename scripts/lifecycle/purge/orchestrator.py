@@ -154,9 +154,7 @@ class _Orchestra:
         if self._run.policies.policies[name].action != "archive_then_delete":
             purge(self._run, policy=name)
             return
-        from scripts.lifecycle.purge.archive_job import (
-            archive_policy,
-        )  # importing it takes 0.1 s; other runs do without
+        from scripts.lifecycle.purge.archive_job import archive_policy  # its import takes 0.1 s; most runs do without
 
         archive_policy(self._run, name)
 

@@ -43,7 +43,7 @@ NESTED = "[" * 50_000 + "]" * 50_000
 
 
 class Forger:
-    """Whoever may write where the objects are; with the object's key, if a test gives it to him."""
+    """An attacker who can write to the archive store, and who has the object's key if a test gives it."""
 
     def __init__(self, payments, folder, db, settings):
         self.link = payments.link

@@ -1,4 +1,4 @@
-"""Whatever whoever may do anything did to the audit is found, and the batch named."""
+"""A superuser alters the audit in many ways; verification finds each change and names the batch."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_sigkill_at_each_step_and_a_rerun_come_to_the_same_end(world, erase, sta
     assert world.rows("ops.audit_batches", "resource_ids", "action = 'erasure_fulfilled'") == [([request],)]
     assert [path.name for path in world.folder.rglob("certificates/*")] == [f"{request}.json"]
     assert [path.name for path in world.folder.rglob("ledger/*")] == [f"{request}.json"]
-    # Each record once, whoever deleted it.
+    # Each record is audited once, whether the killed run or the next one deleted it.
     audited = world.link.execute(
         "SELECT resource_type, resource_id, action, count(*) FROM ops.audit_log WHERE run_id = %s"
         " GROUP BY 1, 2, 3 HAVING count(*) > 1",
