@@ -19,7 +19,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from scripts.lifecycle.jobs import stop_switch
-from scripts.lifecycle.jobs.arguments import add_common_flags
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import impersonal
@@ -40,7 +40,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         which.add_argument("--all", action="store_const", const=stop_switch.ALL, dest="job", help="every job")
     for verb in (stop, go, verbs.add_parser("status", help="show what is stopped, and what still runs")):
         add_common_flags(verb)
-        verb.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+        add_operator_flag(verb)
 
 
 def work(run: Run) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from scripts.lifecycle.engine import resources
 from scripts.lifecycle.jobs import handover
+from scripts.lifecycle.jobs.arguments import add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -36,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reason", metavar="TEXT", help="why a person must decide; name no person in it")
     parser.add_argument("--context", nargs="*", default=[], metavar="KEY=VALUE", help="facts that the decision needs")
     parser.add_argument("--json", choices=["-"], help="read one object, or a list of them, from standard input")
-    parser.add_argument("--operator", help="your handle, for the item; else OPERATOR, else the login name")
+    add_operator_flag(parser)
 
 
 def work(run: Run) -> None:

@@ -20,7 +20,7 @@ from contextlib import closing
 from uuid import UUID
 
 from scripts.lifecycle.jobs import handover
-from scripts.lifecycle.jobs.arguments import add_common_flags, positive
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, positive
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.queue import verbs as queue_verbs
 from scripts.lifecycle.queue.desk import Desk
@@ -33,7 +33,7 @@ STATES = ("pending", "assigned", "escalated", "deferred", "resolved")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verbs; without one, a session."""
-    parser.set_defaults(operator=None, item=None, item_type=None, priority=None, status=None, older_than=None)
+    parser.set_defaults(item=None, item_type=None, priority=None, status=None, older_than=None)
     verbs = parser.add_subparsers(dest="verb", title="verbs; without one, a session in the terminal")
     texts = {
         "list": "show what is open, worst first",
@@ -64,9 +64,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     of["resolve"].add_argument("--yes", action="store_true", help="with a filter: do it; without it, only a preview")
     of["defer"].add_argument("--until", required=True, metavar="T", help="7d, or 2027-01-31")
     for verb in (*of.values(), parser):
-        verb.add_argument(
-            "--operator", default=argparse.SUPPRESS, help="your handle; else OPERATOR, else the login name"
-        )
+        add_operator_flag(verb)
     for verb in of.values():
         add_common_flags(verb)
 

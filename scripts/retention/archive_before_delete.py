@@ -19,7 +19,7 @@ import argparse
 from uuid import UUID
 
 from scripts.lifecycle.archives.commands import list_archives, restore_archives, rotate_keys, verify_archives
-from scripts.lifecycle.jobs.arguments import add_common_flags, add_job_flags
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_job_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.purge.archive_job import archive_what_is_due
 
@@ -46,7 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument(
         "--include-erased", action="store_true", help="rows of erased people too, without their personal columns"
     )
-    restore.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+    add_operator_flag(restore)
     for verb in (restore, rotate):
         verb.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS, help="write nothing")
 

@@ -21,7 +21,7 @@ from uuid import UUID
 
 from scripts.lifecycle.erasure import commands as erasure_commands
 from scripts.lifecycle.erasure.job import enforce
-from scripts.lifecycle.jobs.arguments import MAX_BATCH_ROWS, add_common_flags, moment, positive
+from scripts.lifecycle.jobs.arguments import MAX_BATCH_ROWS, add_common_flags, add_operator_flag, moment, positive
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.utils.errors import Misconfigured
 
@@ -71,7 +71,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--channel", help="with --add: how the person asked, such as web; else operator")
     parser.add_argument("--identity", metavar="METHOD", help="with --add: how the identity was verified")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --export, or of a certificate")
-    parser.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+    add_operator_flag(parser)
     verbs = parser.add_subparsers(dest="verb", metavar="{list,show,identify,cancel,certificate,verify}")
     listing = verbs.add_parser("list", help="show open requests by deadline")
     listing.add_argument("--all", action="store_true", help="closed ones too")
@@ -90,7 +90,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("request", type=UUID, help="the request's reference")
     for verb in (listing, show, identify, cancel, paper, check):
         add_common_flags(verb)
-        verb.add_argument("--operator", default=argparse.SUPPRESS, help="your handle, for the audit")
+        add_operator_flag(verb)
     paper.add_argument(
         "--output", type=Path, default=argparse.SUPPRESS, metavar="FILE", help="default: standard output"
     )

@@ -21,7 +21,7 @@ from uuid import UUID
 from rich.table import Table
 
 from scripts.lifecycle.engine import holds, resources
-from scripts.lifecycle.jobs.arguments import add_common_flags, moment
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, moment
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import hold_levels
 from scripts.utils.addresses import Address
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     release.add_argument("hold", type=UUID, help="the hold's id")
     for verb in (place, listing, release):
         add_common_flags(verb)
-        verb.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+        add_operator_flag(verb)
 
 
 def work(run: Run) -> None:

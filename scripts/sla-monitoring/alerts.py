@@ -20,7 +20,7 @@ from uuid import UUID
 
 from rich.table import Table
 
-from scripts.lifecycle.jobs.arguments import add_common_flags
+from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import alert_silences
 from scripts.lifecycle.monitoring.alerts import Alert, Alerts
@@ -50,7 +50,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     test.add_argument("--severity", choices=SEVERITIES, default="warning", help="critical wakes somebody up")
     for verb in (listing, silence, unsilence, close, test):
         add_common_flags(verb)
-        verb.add_argument("--operator", help="your handle, for the audit; else OPERATOR, else the login name")
+        add_operator_flag(verb)
 
 
 def _length(text: str) -> timedelta:

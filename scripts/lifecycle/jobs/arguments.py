@@ -51,7 +51,7 @@ def parser_of(job: Job) -> argparse.ArgumentParser:
     parser.set_defaults(**_JOB_DEFAULTS)
     if job.changes_data:
         add_job_flags(parser, purges=job.purges)
-    parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False)
+    parser.set_defaults(policy_file=DEFAULT_POLICY_FILE, log_format=None, verbose=False, operator=None)
     add_common_flags(parser)
     if job.arguments:
         job.arguments(parser)
@@ -94,6 +94,13 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
         "--log-format", choices=["json", "console"], default=absent, help="default: console on a terminal"
     )
     parser.add_argument("--verbose", action="store_true", default=absent, help="every batch and detail")
+
+
+def add_operator_flag(parser: argparse.ArgumentParser) -> None:
+    """Add ``--operator``; a command with verbs adds it to each verb. :attr:`Run.operator` checks the handle."""
+    parser.add_argument(
+        "--operator", default=argparse.SUPPRESS, help="your handle, for the audit; else OPERATOR, else the login name"
+    )
 
 
 def _batch_rows(text: str) -> int:
