@@ -20,7 +20,7 @@ from scripts.lifecycle.purge.purge import purge
 
 
 def work(run: Run) -> None:
-    """Delete what has expired."""
+    """Delete the entries that have expired."""
     purge(run, policy="email_blacklist")
 
 

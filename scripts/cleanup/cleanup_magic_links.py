@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Delete magic-link tokens that have expired.
 
-Used or not. Where the policy file has magic_link_tokens_soft, they are marked as deleted first and go later.
+A token is deleted whether it was used or not. If the policy file has magic_link_tokens_soft, a token is first marked as
+deleted, and deleted later.
 
 Policies: magic_link_tokens_soft (optional), magic_link_tokens · Schedule and budget: retention_policies.yaml, jobs
 Runbook: scripts/cleanup/README.md
@@ -23,7 +24,7 @@ SOFT = "magic_link_tokens_soft"
 
 
 def work(run: Run) -> None:
-    """Delete what has expired."""
+    """Mark expired tokens if the policy file says so, then delete the expired ones."""
     if SOFT in run.policies.policies:
         purge(run, policy=SOFT)
     purge(run, policy="magic_link_tokens")

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Delete PDFs of meal plans from Vercel Blob once their period has ended.
 
-The meal plan's row stays and forgets its PDF. A blob that another row still needs is kept.
+The meal plan's row stays; its path is cleared. A blob that another row still needs is kept.
 
 Policy: meal_plan_pdfs · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
 """
@@ -23,14 +23,14 @@ from scripts.lifecycle.purge.purge import purge
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the one flag of its own."""
+    """Add ``--reconcile``."""
     parser.add_argument(
         "--reconcile", action="store_true", help="delete blobs that no row names, finalise rows whose blob is gone"
     )
 
 
 def work(run: Run) -> None:
-    """Delete what has expired, or compare the store with the rows."""
+    """Delete the blobs whose period has ended, or compare the store with the rows."""
     if run.options.flags.reconcile:
         reconcile(run, policy="meal_plan_pdfs")
     else:

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Delete quiz answers whose retention has ended.
 
-Delivered or abandoned more than 24 hours ago: deleted. Paid but not delivered: kept, and handed to a person.
+Answers delivered or abandoned more than 24 hours ago are deleted. Answers paid for but not delivered are kept, and a
+queue item asks a person to decide.
 
 Policy: quiz_responses · Schedule and budget: retention_policies.yaml, jobs · Runbook: scripts/cleanup/README.md
 """
@@ -20,7 +21,7 @@ from scripts.lifecycle.purge.purge import purge
 
 
 def work(run: Run) -> None:
-    """Delete what has expired."""
+    """Delete the answers whose period has ended."""
     purge(run, policy="quiz_responses")
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stop a job wherever it runs, keep it from starting, and let it go again.
+"""Stop a job on any machine, keep it from starting, and let it start again.
 
 Once `stop` has returned, no batch of the job commits any more. Runbook: scripts/cleanup/README.md
 """
@@ -61,7 +61,7 @@ def _stop(run: Run) -> None:
         return
     switch, is_new = stop_switch.turn_on(run.writer, flags.job, operator=run.operator, reason=flags.reason)
     running = stop_switch.status(run.database).running_under(switch)
-    # A run that still has its record open only counts what is left: it deletes nothing more.
+    # A run whose record is still open only counts the rows left: it deletes nothing more.
     event = "stop_switch_turned_on" if is_new else "stop_switch_already_on"
     get_logger().info(event, **asdict(switch), running=[asdict(each) for each in running])
 
@@ -69,7 +69,7 @@ def _stop(run: Run) -> None:
 def _go(run: Run) -> None:
     job = run.options.flags.job
     before = stop_switch.status(run.database)
-    # A job that the policy file no longer names may still have its switch: that one must come off all the same.
+    # A job that the policy file no longer names may still have a switch that is on. It must be possible to turn it off.
     if not any(switch.job == job for switch in before.switches):
         _require_known(run, job)
     if run.options.dry_run:
