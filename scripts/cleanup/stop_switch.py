@@ -16,8 +16,6 @@ early_signals.install(__name__)
 import argparse
 from dataclasses import asdict
 
-from rich.table import Table
-
 from scripts.lifecycle.jobs import stop_switch
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
@@ -97,10 +95,7 @@ def _status(run: Run) -> None:
             running = [asdict(each) for each in status.running_under(switch)]
             get_logger().info("stop_switch_is_on", **asdict(switch), running=running)
         return
-    table = Table(title="stopped")
-    for heading in ("job", "since (UTC)", "by", "reason"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("still running", no_wrap=True)
+    rows = []
     for switch in status.switches:
         runs = [
             f"{each.script}\n  run {each.correlation_id}\n  {each.host}, pid {each.pid}, silent {each.silent_seconds} s"
@@ -108,8 +103,9 @@ def _status(run: Run) -> None:
         ]
         which = "all jobs" if switch.job == stop_switch.ALL else switch.job
         since = f"{switch.stopped_at:%Y-%m-%d %H:%M}"
-        table.add_row(which, since, switch.stopped_by, switch.reason, "\n".join(runs) or "nothing")
-    run.display.show(table)
+        rows.append((which, since, switch.stopped_by, switch.reason, "\n".join(runs) or "nothing"))
+    headings = ("job", "since (UTC)", "by", "reason", "still running")
+    run.display.listing("stopped", headings, rows, whole=("still running",))
 
 
 def _require_known(run: Run, job: str) -> None:

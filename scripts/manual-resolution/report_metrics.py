@@ -15,11 +15,10 @@ early_signals.install(__name__)
 
 import argparse
 import json
-from contextlib import suppress
 
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.jobs.period import day_or_moment
-from scripts.lifecycle.jobs.terminal import as_text
+from scripts.lifecycle.jobs.terminal import as_text, emit_json
 from scripts.lifecycle.queue import report as queue_report
 from scripts.lifecycle.queue.metrics import measure
 from scripts.utils import mail, pages
@@ -53,9 +52,7 @@ def work(run: Run) -> None:
         pages.write(flags.output, _rendered(report, form))
         get_logger().info("report_written", format=form, output=str(flags.output))
     elif form == "json":
-        with suppress(BrokenPipeError):  # the reader has gone away; a mail may still have to be sent
-            sys.stdout.write(json.dumps(report) + "\n")
-            sys.stdout.flush()
+        emit_json(report)
     else:
         for table in queue_report.tables(report):
             run.display.show(table)

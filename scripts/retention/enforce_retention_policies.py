@@ -22,8 +22,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from rich.table import Table
-
 from scripts.lifecycle.health import policy_check
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.purge import orchestrator, plans
@@ -139,14 +137,13 @@ def _compare(run: Run, first: Path, second: Path) -> None:
         get_logger().info("plan_compared", **asdict(change))
     if not run.display.enabled:
         return
-    table = Table(title="from the first plan to the second")
-    for heading in ("policy", "first", "second", "frees", "keeps", "by rule"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for change in changes:
         counts = ("-" if count is None else f"{count:,}" for count in (change.first, change.second))
         by_rule = ", ".join(f"{rule} {count:+,}" for rule, count in change.by_rule.items() if count)
-        table.add_row(change.policy, *counts, f"{change.frees:,}", f"{change.keeps:,}", by_rule)
-    run.display.show(table)
+        rows.append((change.policy, *counts, f"{change.frees:,}", f"{change.keeps:,}", by_rule))
+    headings = ("policy", "first", "second", "frees", "keeps", "by rule")
+    run.display.listing("from the first plan to the second", headings, rows)
 
 
 def _percent(text: str) -> float:

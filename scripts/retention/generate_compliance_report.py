@@ -16,7 +16,6 @@ early_signals.install(__name__)
 
 import argparse
 import json
-from contextlib import suppress
 
 from scripts.lifecycle.compliance.console import summary, tables
 from scripts.lifecycle.compliance.document import Report
@@ -26,6 +25,7 @@ from scripts.lifecycle.compliance.report import gather
 from scripts.lifecycle.compliance.sheet import sheet
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.jobs.period import day_or_moment
+from scripts.lifecycle.jobs.terminal import emit
 from scripts.utils import mail, pages
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
@@ -108,9 +108,7 @@ def _hand_out(run: Run, report: Report, form: str) -> None:
         pages.write(output, content)
         get_logger().info("report_written", format=form, output=str(output))
         return
-    with suppress(BrokenPipeError):  # the reader has gone away; a mail may still have to be sent
-        sys.stdout.write(content if isinstance(content, str) else content.decode())
-        sys.stdout.flush()
+    emit(content if isinstance(content, str) else content.decode())
 
 
 def _rendered(report: Report, form: str) -> str | bytes:

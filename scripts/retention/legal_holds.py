@@ -18,8 +18,6 @@ import argparse
 from dataclasses import asdict
 from uuid import UUID
 
-from rich.table import Table
-
 from scripts.lifecycle.engine import holds, resources
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, moment
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
@@ -90,23 +88,15 @@ def _list(run: Run) -> None:
         for hold in found:
             get_logger().info("hold_in_force", **asdict(hold), ends_soon=hold.ends_soon(now))
         return
-    table = Table(title="legal holds in force")
-    for heading in ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("id", "row"))
+    rows = []
     for hold in found:
         soon = f" (in {hold_levels.days(hold, now)})" if hold.ends_soon(now) else ""
         placed, until = (f"{at:%Y-%m-%d %H:%M}" if at else "released" for at in (hold.placed_at, hold.expires_at))
-        table.add_row(
-            str(hold.id),
-            hold.scope,
-            hold.table_name or "-",
-            hold.resource_id or "-",
-            hold.reason,
-            hold.placed_by,
-            placed,
-            f"{until}{soon}" if hold.expires_at else "released by hand",
-        )
-    run.display.show(table)
+        ends = f"{until}{soon}" if hold.expires_at else "released by hand"
+        what = (str(hold.id), hold.scope, hold.table_name or "-", hold.resource_id or "-")
+        rows.append((*what, hold.reason, hold.placed_by, placed, ends))
+    headings = ("id", "scope", "table", "row", "reason", "by", "placed (UTC)", "until (UTC)")
+    run.display.listing("legal holds in force", headings, rows, whole=("id", "row"))
 
 
 def _release(run: Run) -> None:

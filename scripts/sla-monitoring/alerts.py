@@ -18,8 +18,6 @@ import re
 from datetime import timedelta
 from uuid import UUID
 
-from rich.table import Table
-
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
 from scripts.lifecycle.monitoring import alert_silences
@@ -77,21 +75,19 @@ def _list(run: Run) -> None:
             facts = {"id": each.id, "scope": each.scope, "until": each.until, "by": each.silenced_by}
             get_logger().info("silence_in_force", **facts, reason=each.reason)
         return
-    table = Table(title="open alerts" if alerts else "open alerts: none")
-    for heading in ("severity", "key", "what", "how bad", "since (UTC)", "not told yet"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for row in alerts:
         untold = "silenced" if row["silenced"] else ", ".join(row["waiting"]) or "-"
         since = f"{row['since']:%Y-%m-%d %H:%M}"
-        table.add_row(row["severity"], row["key"], row["what"], row["how_bad"], since, untold)
-    run.display.show(table)
-    table = Table(title="silences" if silences else "silences: none")
-    for heading in ("id", "scope", "until (UTC)", "by", "reason"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for each in silences:
-        scope = each.scope or "everything"
-        table.add_row(str(each.id), scope, f"{each.until:%Y-%m-%d %H:%M}", each.silenced_by, each.reason)
-    run.display.show(table)
+        rows.append((row["severity"], row["key"], row["what"], row["how_bad"], since, untold))
+    headings = ("severity", "key", "what", "how bad", "since (UTC)", "not told yet")
+    run.display.listing("open alerts" if alerts else "open alerts: none", headings, rows)
+    in_force = [
+        (str(each.id), each.scope or "everything", f"{each.until:%Y-%m-%d %H:%M}", each.silenced_by, each.reason)
+        for each in silences
+    ]
+    title = "silences" if silences else "silences: none"
+    run.display.listing(title, ("id", "scope", "until (UTC)", "by", "reason"), in_force, whole=("id",))
 
 
 def _silence(run: Run) -> None:

@@ -16,8 +16,6 @@ from scripts.utils import early_signals
 early_signals.install(__name__)
 
 import argparse
-import json
-from contextlib import suppress
 
 from rich.table import Table
 from rich.text import Text
@@ -27,6 +25,7 @@ from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
 from scripts.lifecycle.health.telling import tell
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.terminal import emit_json, table_of
 from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.utils.errors import StoppedEarly
 from scripts.utils.logging_utils import get_logger
@@ -81,15 +80,10 @@ def _tick(run: Run, context: Context, form: str) -> None:
 
 def _show_boxes(run: Run, judged: list[Judged], form: str, *, complete: bool) -> None:
     if form == "json":
-        with suppress(BrokenPipeError):  # the exit code still tells
-            report = {"complete": complete, "boxes": [box.as_dict() for box in judged]}
-            sys.stdout.write(json.dumps(report) + "\n")
-            sys.stdout.flush()
+        emit_json({"complete": complete, "boxes": [box.as_dict() for box in judged]})
         return
     for checklist in dict.fromkeys(each.box.checklist for each in judged):
-        table = Table(title=checklist)
-        for heading in ("", "box", "evidence", "cure"):
-            table.add_column(heading, overflow="fold", no_wrap=heading == "")
+        table = table_of(checklist, ("", "box", "evidence", "cure"), whole=("",))
         for each in judged:
             if each.box.checklist == checklist:
                 _add_box(table, each)
@@ -121,19 +115,17 @@ def _show(run: Run, findings: list[Finding], form: str, *, complete: bool) -> No
             "complete": complete,
             "findings": [finding.as_dict() for finding in findings],
         }
-        with suppress(BrokenPipeError):  # the exit code still tells
-            sys.stdout.write(json.dumps(report) + "\n")
-            sys.stdout.flush()
+        emit_json(report)
         return
-    table = Table(title="health")
-    for heading in ("", "check", "what", "finding", "cure"):
-        table.add_column(heading, overflow="fold", no_wrap=heading in ("", "check"))
-    for finding in findings:
-        status = Text(finding.status, STYLES[finding.status])
-        table.add_row(
-            status, finding.check, *(Text(cell or "") for cell in (finding.subject, finding.message, finding.cure))
+    rows = [
+        (
+            Text(finding.status, STYLES[finding.status]),
+            Text(finding.check),
+            *(Text(cell or "") for cell in (finding.subject, finding.message, finding.cure)),
         )
-    run.display.show(table)
+        for finding in findings
+    ]
+    run.display.listing("health", ("", "check", "what", "finding", "cure"), rows, whole=("", "check"))
 
 
 JOB = Job(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
-from rich.table import Table
-
 from scripts.lifecycle.archives.catalogue import Entry, entries
 from scripts.lifecycle.archives.format import ArchiveBroken
 from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost, keys_by_master
@@ -41,14 +39,10 @@ def list_archives(run: Run) -> None:
         for entry in found:
             get_logger().info("archive", **_facts(entry), manifest=_manifest(entry))
         return
-    table = Table(title="archives")
-    for heading in ("id", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed (UTC)"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for entry in found:
-        facts = _facts(entry)
-        shown = ("archive", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed_at")
-        table.add_row(*("-" if facts[name] is None else str(facts[name]) for name in shown))
-    run.display.show(table)
+    headings = ("id", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed (UTC)")
+    shown = ("archive", "policy", "status", "rows", "bytes", "oldest", "newest", "sealed_at")
+    rows = [["-" if facts[name] is None else str(facts[name]) for name in shown] for facts in map(_facts, found)]
+    run.display.listing("archives", headings, rows, whole=("id",))
 
 
 def _manifest(entry: Entry) -> object:

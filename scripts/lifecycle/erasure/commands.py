@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-
-from rich.table import Table
 
 from scripts.lifecycle.archives.catalogue import entries
 from scripts.lifecycle.archives.keys import ArchiveKeys
@@ -74,24 +72,21 @@ def _preview(run: Run) -> None:
     if not run.display.enabled:
         get_logger().info("erasure_preview", **foreseen(found))
     else:
-        run.display.show(_preview_table(run, found))
+        headings = ("table", "rows", "action", "ground", "kept for now")
+        run.display.listing("what an erasure would do", headings, _preview_rows(run, found))
 
 
-def _preview_table(run: Run, found: list[Found]) -> Table:
-    table = Table(title="what an erasure would do")
-    for heading in ("table", "rows", "action", "ground", "kept for now"):
-        table.add_column(heading, overflow="fold")
+def _preview_rows(run: Run, found: list[Found]) -> Iterator[tuple[str, ...]]:
     kept = kept_for_now(found)
     for each in found:
         steps = [step for step in run.policies.erasure.values() if step.table == each.table]
-        table.add_row(
+        yield (
             each.table,
             str(each.rows),
             " or ".join(dict.fromkeys(step.action for step in steps)) or "forget",
             "; ".join(dict.fromkeys(step.ground for step in steps)),
             ", ".join(f"{reason}: {rows}" for reason, rows in kept.get(each.table, {}).items()) or "-",
         )
-    return table
 
 
 def _export(run: Run) -> None:
@@ -119,13 +114,12 @@ def _list(run: Run) -> None:
         for request in requests:
             get_logger().info("erasure_request", **request.facts())
         return
-    table = Table(title="erasure requests")
-    for heading in ("request", "status", "channel", "asked (UTC)", "deadline (UTC)", "identity"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "request")
+    rows = []
     for request in requests:
         moments = (f"{at:%Y-%m-%d %H:%M}" if at else "-" for at in (request.requested_at, request.deadline_at))
-        table.add_row(str(request.id), request.status, request.channel, *moments, request.identity_method or "not yet")
-    run.display.show(table)
+        rows.append((str(request.id), request.status, request.channel, *moments, request.identity_method or "not yet"))
+    headings = ("request", "status", "channel", "asked (UTC)", "deadline (UTC)", "identity")
+    run.display.listing("erasure requests", headings, rows, whole=("request",))
 
 
 def _found(run: Run) -> Request:

@@ -1,14 +1,17 @@
-"""What a person at a terminal sees beside the log: progress while it runs, a table when it is over."""
+"""What a script prints beside the log: for a person progress and tables, for a program JSON on standard output."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+import json
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Column, Table
@@ -89,6 +92,24 @@ class Display:
             table.width = needed
         self._console.print(table, crop=False)
 
+    def listing(
+        self,
+        title: str,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[RenderableType]],
+        *,
+        whole: Collection[str] = (),
+    ) -> None:
+        """Print a table of what a verb lists.
+
+        Args:
+            title: Its title.
+            headings: One a column.
+            rows: One cell a column.
+            whole: Headings of the columns that must not wrap, such as ids, which a person copies.
+        """
+        self.show(table_of(title, headings, rows, whole=whole))
+
     def say(self, text: str) -> None:
         """Print a line or more; square brackets are text."""
         self._progress.stop()
@@ -134,6 +155,47 @@ class Display:
                 row.stop_reason,
             )
         self._console.print(table)
+
+
+def table_of(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[RenderableType]] = (),
+    *,
+    whole: Collection[str] = (),
+    right: Collection[str] = (),
+) -> Table:
+    """Return a table whose cells go on in the next line where the terminal is narrow, and are never cut.
+
+    Args:
+        title: Its title.
+        headings: One a column.
+        rows: One cell a column.
+        whole: Headings of the columns that must not wrap.
+        right: Headings of the columns of figures.
+    """
+    table = Table(title=title)
+    for heading in headings:
+        justify: JustifyMethod = "right" if heading in right else "left"
+        table.add_column(heading, overflow="fold", no_wrap=heading in whole, justify=justify)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def emit(text: str) -> None:
+    """Write an answer to standard output.
+
+    A reader that has gone away is no error: what was done is committed, and mails and the exit code still follow.
+    """
+    with suppress(BrokenPipeError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+def emit_json(answer: object, plain: Callable[[Any], object] | None = None) -> None:
+    """Write an answer as one line of JSON to standard output; ``plain`` converts what JSON does not know."""
+    emit(json.dumps(answer, default=plain) + "\n")
 
 
 def as_text(tables: Iterable[Table], width: int = 100) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from scripts.lifecycle.jobs.terminal import table_of
 from scripts.utils.pages import NOT_KNOWN, duration, environment
 
 SHOWN_ROWS = 25
@@ -94,11 +95,9 @@ def summary(report: Report) -> str:
 
 
 def _table(title: str, headings: tuple[str, ...], rows: list[Any]) -> Table:
-    table = Table(title=title if rows else f"{title}: none")
-    for number, heading in enumerate(headings):
-        table.add_column(heading, overflow="fold", justify="right" if number else "left")
-    for row in rows[:SHOWN_ROWS] if title != "by day (UTC)" else rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row))
+    shown = rows[:SHOWN_ROWS] if title != "by day (UTC)" else rows
+    cells = [[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in shown]
+    table = table_of(title if rows else f"{title}: none", headings, cells, right=headings[1:])
     if len(rows) > SHOWN_ROWS and title != "by day (UTC)":
         table.caption = f"and {len(rows) - SHOWN_ROWS:,} more: see --format json"
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -12,10 +11,9 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from rich.table import Table
-
 from scripts.lifecycle.jobs.handover import item_types
 from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.jobs.terminal import emit_json
 from scripts.lifecycle.queue import live_state
 from scripts.lifecycle.queue.decisions import Decision, Effect, offered, require_offered
 from scripts.lifecycle.queue.desk import Desk
@@ -96,7 +94,7 @@ def _list(run: Run) -> None:
     found = items(run.database, only, open_only=only.status != "resolved", limit=run.options.flags.limit)
     left = backlog(run.database, only)
     if not _wants_json(run):
-        run.display.show(_table(found))
+        _tabulate(run, found)
         run.display.say(f"{left.open} open, {left.past_deadline} past deadline; {len(found)} shown")
         return
     _print(run, {"open": left.open, "past_deadline": left.past_deadline, "items": found})
@@ -155,7 +153,7 @@ def _resolve_all(run: Run, desk: Desk) -> None:
     if not flags.yes or run.options.dry_run:
         left = backlog(run.database, only)
         if not _wants_json(run):
-            run.display.show(_table(first))
+            _tabulate(run, first)
             run.display.say(
                 f"{left.claimable} items would be decided: {flags.decision}. Nothing was done: add --yes to do it"
             )
@@ -217,9 +215,7 @@ def _wants_json(run: Run) -> bool:
 def _print(run: Run, answer: dict[str, Any]) -> None:
     """Print an answer as one line of JSON, or as an item's facts."""
     if _wants_json(run):
-        with suppress(BrokenPipeError):  # the reader of the output has gone away; the change is committed
-            sys.stdout.write(json.dumps(answer, default=_plain) + "\n")
-            sys.stdout.flush()
+        emit_json(answer, _plain)
         return
     for name, value in answer.items():
         if isinstance(value, QueueItem):
@@ -235,12 +231,10 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
-def _table(found: list[QueueItem]) -> Table:
-    table = Table(title="manual-resolution queue, worst first")
-    for heading in ("id", "type", "priority", "status", "deadline (UTC)", "seen", "assigned to"):
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
-    for item in found:
-        table.add_row(
+def _tabulate(run: Run, found: list[QueueItem]) -> None:
+    headings = ("id", "type", "priority", "status", "deadline (UTC)", "seen", "assigned to")
+    rows = [
+        (
             str(item.id),
             item.item_type,
             item.priority,
@@ -249,4 +243,6 @@ def _table(found: list[QueueItem]) -> Table:
             str(item.occurrences),
             item.assigned_to or "-",
         )
-    return table
+        for item in found
+    ]
+    run.display.listing("manual-resolution queue, worst first", headings, rows, whole=("id",))
