@@ -55,7 +55,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for verb in (of["list"], of["claim"], of["resolve"], parser):
         _add_filter(verb)
     of["list"].add_argument("--status", choices=STATES, default=None, help="only what is in this state")
-    of["list"].add_argument("--limit", type=positive, default=100, metavar="N", help="at most so many; 100")
+    of["list"].add_argument(
+        "--limit", type=positive, default=100, metavar="N", help="items to show at most; default: 100"
+    )
     of["resolve"].add_argument("--decision", required=True, metavar="NAME", help="show ID lists what is offered")
     of["resolve"].add_argument(
         "--reason", required=True, metavar="TEXT", help="why; kept on the item; -: from standard input"

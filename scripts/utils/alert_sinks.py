@@ -171,7 +171,11 @@ class Sentry:
     least: Severity = "warning"
 
     def send(self, message: Message) -> None:
-        """Send one message and wait until it has left."""
+        """Send one message and wait until Sentry has taken it.
+
+        Raises:
+            NotDelivered: Sentry did not take it.
+        """
         level: Literal["info", "warning", "fatal"] = "fatal" if message.severity == "critical" else "warning"
         taken = error_reporting.notify(
             message.headline,

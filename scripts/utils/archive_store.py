@@ -156,7 +156,12 @@ class FolderStore:
             yield file
 
     def read(self, name: str) -> Iterator[bytes]:
-        """Read a file in pieces."""
+        """Read a file in pieces.
+
+        Raises:
+            ObjectMissing: There is no such file.
+            ArchiveStoreFailed: The file system refused.
+        """
         *folders, last = checked_name(name)
         with self._explained("read"), ExitStack() as stack:
             try:

@@ -68,6 +68,12 @@ def send(settings: Settings, *, subject: str, text: str, attachment: tuple[str, 
 def send_to(settings: Settings, recipient: Address, *, subject: str, text: str) -> None:
     """Send a text to one person; the address is not kept.
 
+    Args:
+        settings: Server and sender.
+        recipient: The person's address.
+        subject: The mail's subject.
+        text: The mail's text.
+
     Raises:
         MailNotSent: No server is set, or it did not take the mail; the error does not hold the address.
     """

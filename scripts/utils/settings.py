@@ -199,8 +199,12 @@ def _codes(value: object) -> object:
 
 
 def handle(value: str) -> str:
-    """Return an operator's handle, or raise ValueError."""
-    # It stands in the audit, which is never changed and must not hold personal data.
+    """Return an operator's handle.
+
+    Raises:
+        ValueError: It is an e-mail address, or has spaces.
+    """
+    # The audit keeps the handle. The audit is never changed, so it must not hold personal data.
     if "@" in value or any(character.isspace() for character in value):
         raise ValueError("must be a handle: no e-mail address, no spaces")
     return value

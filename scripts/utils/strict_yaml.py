@@ -13,12 +13,12 @@ MAX_CHARACTERS = 10_000
 
 
 class StrictLoader(yaml.CSafeLoader):
-    """A safe loader that refuses what one reader would understand otherwise than another, and what has no bounds.
+    """A safe loader that refuses YAML which two readers may understand differently, and documents without bounds.
 
     Refused are a key that is written twice, merge keys (``<<``), and a value that YAML reads otherwise than it is
     written, such as ``no`` or ``010``. A part that an alias repeats counts as often as it is repeated.
 
-    libyaml parses: the parser that is written in Python takes several times as long, and every script waits for it.
+    The parser is libyaml: the one written in Python takes several times as long, and every script waits for it.
     """
 
     def __init__(self, stream: str) -> None:
@@ -26,14 +26,22 @@ class StrictLoader(yaml.CSafeLoader):
         super().__init__(stream)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Refuse a merge key instead of merging."""
+        """Refuse a merge key instead of merging.
+
+        Raises:
+            yaml.MarkedYAMLError: There is one.
+        """
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 raise _refused("merge keys (<<) are not allowed here: write the keys out", key_node)
         super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a key that is there already."""
+        """Refuse a key that is written twice.
+
+        Raises:
+            yaml.MarkedYAMLError: There is one.
+        """
         seen = set()
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
@@ -44,12 +52,16 @@ class StrictLoader(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Refuse a value that reads otherwise than it is written."""
+        """Refuse a value that YAML reads otherwise than it is written.
+
+        Raises:
+            yaml.MarkedYAMLError: The value is one, or looks like a date or a number and is none.
+        """
         try:
             value = super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # what looks like a date or a number and is none
             raise _refused(str(error), node) from None
-        # YAML reads no, on, 010 and 12:30 as false, true, 8 and 750: an exception for Norway would keep nobody.
+        # YAML reads no, on, 010 and 12:30 as false, true, 8 and 750: an exception for Norway (no) would match no row.
         if isinstance(value, bool | int) and str(value).lower() != str(node.value).lower():
             raise _refused(f"{node.value} would mean {str(value).lower()}: write that, or quote it", node)
         return value

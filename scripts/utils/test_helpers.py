@@ -124,7 +124,11 @@ class Proxy:
 
     @classmethod
     def before(cls, url: str) -> Proxy:
-        """Make a proxy in front of the server that a URL names."""
+        """Make a proxy in front of the server that a URL names.
+
+        Raises:
+            ValueError: The URL names no host and port.
+        """
         parts = urlsplit(url)
         if not parts.hostname or not parts.port:
             raise ValueError("the URL names no host and port")

@@ -26,6 +26,12 @@ def is_about_a_row(error: psycopg.Error) -> bool:
 def hand_over(run: Run, policy: Policy, key: str, error: psycopg.Error) -> int:
     """Put a row that was refused on the manual-resolution queue.
 
+    Args:
+        run: The run.
+        policy: The row's policy.
+        key: The row's key.
+        error: Why the database refused to delete the row.
+
     Returns:
         1 if the item is new, 0 if it was open already.
     """

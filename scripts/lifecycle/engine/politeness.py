@@ -176,7 +176,7 @@ class Politeness:
         return self._others_at is not None and now - self._others_at <= REMEMBERED_SECONDS
 
     def after(self, rows: int, seconds: float) -> Step:
-        """Decide on what comes after a batch of so many rows that took so many seconds."""
+        """Return the next step after a batch of ``rows`` rows that took ``seconds``."""
         # Network time is subtracted, because it holds no lock; it was measured once, so it counts for half at most.
         work = max(seconds - self._network, seconds / 2)
         spent = sum(pause["seconds"] for pause in self.pauses.values())

@@ -53,7 +53,7 @@ class Path(Protocol):
 
 
 class Sweep:
-    """Ranges of the table file, by TID range scan (PostgreSQL 14), each with at most so many rows in it.
+    """Ranges of the table file, by TID range scan (PostgreSQL 14), each with a bounded number of rows.
 
     Statistics may be missing or out of date, so no range is taken on their word: the rows ahead are looked at, and the
     range is cut at the last one that fits. What they tell is how far to look, and the ranges seen so far correct them.
@@ -113,7 +113,7 @@ class Sweep:
         )
 
     def _look(self, start: str, rows: int) -> int:
-        """Return the block before which to look for so many rows."""
+        """Return the block before which to look for ``rows`` rows."""
         most = self._LEAP * max(self._looked_blocks, 16)
         wanted = rows / self._rows_per_block if self._rows_per_block else most
         look = _block(start) + max(1, min(round(wanted), most, self._LONGEST_LOOK_BLOCKS))

@@ -25,7 +25,14 @@ _JOB_DEFAULTS = {
 
 
 def options_of(job: Job, flags: argparse.Namespace, settings: Settings, spec: JobSpec | None) -> Options:
-    """Flags beat environment, environment beats policy file."""
+    """Return a run's options: a flag takes precedence over the environment, the environment over the policy file.
+
+    Args:
+        job: The job; one that changes no data has no options of a run that deletes.
+        flags: The parsed command line.
+        settings: The settings from the environment.
+        spec: The job's entry in the policy file; None: it has none.
+    """
     budget = settings.cleanup_max_duration_seconds or (spec.budget.total_seconds() if spec else COMMAND_SECONDS)
     if not job.changes_data:
         return Options(flags.dry_run or settings.cleanup_dry_run, None, None, budget, None, None, False, flags)
@@ -111,14 +118,22 @@ def _batch_rows(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Read a whole number above 0 from the command line."""
+    """Read a whole number above 0 from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no such number.
+    """
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 def moment(text: str) -> datetime:
-    """Read a time with its zone from the command line."""
+    """Read a time with its zone from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is no time, or has no time zone.
+    """
     try:
         parsed = datetime.fromisoformat(text)
     except ValueError:

@@ -49,7 +49,7 @@ RETURNING xmax = 0 AS is_new
 
 @dataclass(frozen=True)
 class Item:
-    """What is handed to a person, apart from which resource."""
+    """What a queue item says, without the resource that it is about."""
 
     item_type: str
     resource_type: str
@@ -74,6 +74,12 @@ class Item:
 
 def raise_item(database: Database, settings: Settings, item: Item, resource_id: str) -> int:
     """Put one resource on the queue.
+
+    Args:
+        database: The database.
+        settings: Hold the deadlines of queue items, in hours.
+        item: What the item says.
+        resource_id: The id of the resource, such as a row's key.
 
     Returns:
         1 if the item is new, 0 if it was open already.
@@ -101,9 +107,9 @@ def raise_rows(
     """Put every row of a sub-query on the queue.
 
     Args:
-        connection: In a transaction of the caller's.
-        settings: Gives the deadlines.
-        item: What is said of each row.
+        connection: A connection in the caller's transaction.
+        settings: Hold the deadlines of queue items, in hours.
+        item: What the item of each row says.
         rows: A sub-query in parentheses with one column, ``resource_id``.
         parameters: The sub-query's parameters.
 
@@ -121,7 +127,15 @@ def count_new(
     rows: sql.Composable,
     parameters: Mapping[str, Any],
 ) -> int:
-    """Return how many items :func:`raise_rows` would add for the rows of a sub-query."""
+    """Return how many items :func:`raise_rows` would add for the rows of a sub-query.
+
+    Args:
+        connection: A connection.
+        item_type: The items' type.
+        resource_type: The table that the rows belong to, with its schema.
+        rows: A sub-query in parentheses with one column, ``resource_id``.
+        parameters: The sub-query's parameters.
+    """
     found = connection.execute(
         sql.SQL(
             "SELECT count(*) FROM {} r WHERE NOT EXISTS (SELECT FROM ops.manual_resolution_queue q WHERE"
@@ -134,10 +148,10 @@ def count_new(
 
 
 def described(policies: PolicySet, facts: Any, *, raised_by: str) -> tuple[Item, str]:
-    """Read an item and its resource's id from what a person or another program said of it.
+    """Read an item and the id of its resource from facts that a person or another program gave.
 
     Raises:
-        Misconfigured: Names everything that is wrong with it.
+        Misconfigured: The facts are not complete or not allowed; the message names everything that is wrong.
     """
     if not isinstance(facts, Mapping):
         raise Misconfigured("the item is not an object of names and values")
@@ -175,7 +189,14 @@ def item_types(policies: PolicySet) -> list[str]:
 
 
 def is_open(connection: Connection, item_type: str, resource_type: str, resource_id: str) -> bool:
-    """Tell whether :func:`raise_item` would find this item open already."""
+    """Return whether an item is open, so that :func:`raise_item` would add no new one.
+
+    Args:
+        connection: A connection.
+        item_type: The item's type.
+        resource_type: The table of the resource, with its schema.
+        resource_id: The id of the resource.
+    """
     row = connection.execute(
         "SELECT FROM ops.manual_resolution_queue WHERE status <> 'resolved'"
         " AND item_type = %s AND resource_type = %s AND resource_id = %s",

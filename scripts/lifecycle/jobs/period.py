@@ -16,7 +16,11 @@ END = (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC))
 
 
 def day_or_moment(text: str) -> datetime:
-    """Read a day, which is its first moment in UTC, or a moment with its zone, from the command line."""
+    """Read a day, which means its first moment in UTC, or a moment with its zone, from the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: The text is neither, or lies beyond the calendar.
+    """
     with suppress(ValueError):
         return datetime.combine(date.fromisoformat(text), time(), UTC)
     try:

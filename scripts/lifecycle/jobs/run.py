@@ -331,7 +331,14 @@ def checked_operator(name: str) -> str:
 
 
 def sla_status(run: Run, overdue: float | None, warning: timedelta, critical: timedelta) -> SlaStatus:
-    """Judge a policy by the run's share of its time budget and by how far the oldest row is past its date."""
+    """Judge a policy by the run's share of its time budget and by the age of the oldest row past its date.
+
+    Args:
+        run: The run.
+        overdue: Seconds by which the oldest row is past its date; None: it could not be counted.
+        warning: How far past its date the oldest row may be before the verdict is ``warning``.
+        critical: The same for ``breached``.
+    """
     percent = 100 * run.duration() / run.budget_seconds
     by_time = (percent >= run.settings.sla_warning_threshold_percent) + (
         percent >= run.settings.sla_critical_threshold_percent

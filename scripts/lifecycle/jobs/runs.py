@@ -57,12 +57,12 @@ def abandon_dead_runs(connection: Connection, script: str) -> int:
 
 
 def abandon_silent_run(connection: Connection, correlation_id: str, silent_seconds: float) -> int:
-    """Close a run that a monitor found dead, unless it has given a sign of life since.
+    """Close the records of a run that a monitor found dead, unless the run has sent a heartbeat since.
 
-    A run that lives after all writes its true ending over it.
+    A run that is alive after all overwrites this with its true end.
 
     Returns:
-        How many records were closed, one a policy.
+        Number of records that were closed, one for each policy.
     """
     silent = sql.SQL("correlation_id = %s AND heartbeat_at < clock_timestamp() - make_interval(secs => %s)")
     return connection.execute(_ABANDON.format(silent), (correlation_id, silent_seconds)).rowcount
@@ -71,7 +71,16 @@ def abandon_silent_run(connection: Connection, correlation_id: str, silent_secon
 def note_lock_conflict(
     connection: Connection, policies: PolicySet, script: str, correlation_id: str, now: datetime, version: str
 ) -> None:
-    """Record that a run did not begin because another one held the lock, for each policy of the job."""
+    """Record that a run did not begin because another run held the lock, for each policy of the job.
+
+    Args:
+        connection: A connection in a transaction.
+        policies: The policy file.
+        script: The job's name.
+        correlation_id: The id of the run that did not begin.
+        now: The run's cut-off.
+        version: The application's version, as a git commit.
+    """
     keep_policy_version(connection, policies, script)
     spec = policies.jobs.get(script)
     for policy in (spec.policies if spec else ()) or (NO_POLICY,):
@@ -94,7 +103,18 @@ def note_not_begun(
     result: PolicyResult,
     version: str,
 ) -> None:
-    """Record a policy that a run did not get to, so that the next one takes it first."""
+    """Record a policy that a run did not begin, so that the next run takes it first.
+
+    Args:
+        connection: A connection in a transaction.
+        policies: The policy file.
+        script: The job's name.
+        policy: The policy's name.
+        correlation_id: The run's id.
+        cutoff: The run's cut-off.
+        result: Why the policy was not begun.
+        version: The application's version, as a git commit.
+    """
     connection.execute(
         "INSERT INTO ops.job_runs (id, script, policy, correlation_id, finished_at, cutoff_at, policy_hash,"
         " fencing_token, status, stop_reason, exit_code, host, pid, version, error)"
@@ -108,7 +128,7 @@ def note_not_begun(
 
 
 def cut_short(connection: Connection, script: str, policies: Sequence[str]) -> dict[str, int]:
-    """Return the policies that the last run had no time for: 0 where it did not begin one, 1 where it did not end."""
+    """Return the policies that the last run had no time for: 0 for one not begun, 1 for one that was cut short."""
     rows = connection.execute(
         "SELECT DISTINCT ON (policy) policy, stop_reason, fencing_token FROM ops.job_runs"
         " WHERE script = %s AND policy = ANY(%s) AND status <> 'running' ORDER BY policy, started_at DESC",
@@ -131,7 +151,21 @@ def open_run(
     version: str,
     trace_id: str | None = None,
 ) -> None:
-    """Insert the record of a run that begins; to do it twice makes one record."""
+    """Insert the record of a run that begins; a second call with the same id inserts nothing.
+
+    Args:
+        connection: A connection in a transaction.
+        run_id: The id of the record.
+        script: The job's name.
+        policy: The policy's name.
+        correlation_id: The run's id, the same for all its policies.
+        cutoff: The run's cut-off.
+        policy_hash: The hash of the policy file.
+        fencing_token: The fencing token of the run's lease.
+        budget_seconds: The time budget, in seconds.
+        version: The application's version, as a git commit.
+        trace_id: The id of the trace that the run belongs to.
+    """
     connection.execute(
         "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token,"
         " sla_budget_seconds, host, pid, version, trace_id)"
@@ -249,7 +283,14 @@ def usual_rows(connection: Connection, scripts: Sequence[str], policy: str) -> f
 
 
 def last_policy_document(connection: Connection, scripts: Sequence[str], policy: str, current_hash: str) -> str | None:
-    """Return the policy file of the last completed run if it was another version, else None."""
+    """Return the policy file of the last completed run if it was another version, else None.
+
+    Args:
+        connection: A connection.
+        scripts: The jobs whose runs are considered.
+        policy: The policy's name.
+        current_hash: The hash of the policy file of this run.
+    """
     row = connection.execute(
         "SELECT v.hash, v.document FROM ops.job_runs r JOIN ops.policy_versions v ON v.hash = r.policy_hash"
         " WHERE r.script = ANY(%s) AND r.policy = %s AND r.status = 'completed' ORDER BY r.started_at DESC LIMIT 1",

@@ -81,18 +81,24 @@ def refuse_if_on(database: ReadOnlyDatabase, job: str) -> None:
 
 
 def turn_on(database: Database, job: str, *, operator: str, reason: str) -> tuple[Switch, bool]:
-    """Stop a job, or all of them with ``*``.
+    """Stop a job, or all jobs with ``*``.
+
+    Args:
+        database: The database.
+        job: The job's name, or ``*``.
+        operator: The handle of the operator, for the audit.
+        reason: Why the job is stopped; kept while the switch is on.
 
     Returns:
-        The switch, and whether it was turned on now: one that is on already is left as it is.
+        The switch, and whether it was turned on now: a switch that is on already is not changed.
 
     Raises:
         Misconfigured: The reason is empty.
-        GateBusy: The batches under way did not end in time; nothing was switched.
+        GateBusy: The batches under way did not end in time; the switch is not on.
     """
     if not reason.strip():
         raise Misconfigured("--reason is empty: a person who finds the jobs stopped must be able to read why")
-    already = _look(database, job)  # without closing the gate, which would hold up every job's batches
+    already = _look(database, job)  # looks without closing the gate, because that would delay the batches of every job
     if already:
         return already, False
     with database.closing_gate() as connection:

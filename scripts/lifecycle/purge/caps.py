@@ -16,7 +16,14 @@ UNUSUAL_MINIMUM_ROWS = 10_000
 
 
 def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
-    """Return why this many rows must not go without ``--confirm-cap``, or None; dependants count like rows."""
+    """Return why the rows must not be deleted without ``--confirm-cap``; None: they may. Dependants count like rows.
+
+    Args:
+        run: The run, with ``--limit`` and ``--confirm-cap``.
+        connection: A connection.
+        policy: The policy, with its caps.
+        found: The rows past their date.
+    """
     if found.unfit > policy.max_poison:
         return (
             f"{found.unfit} due rows name no blob that the policy may delete, max_poison is {policy.max_poison}:"
@@ -48,7 +55,7 @@ def _shortened(document: str, policy: Policy, at: datetime, *, rules: bool) -> l
     try:
         former = parse_policies(document, "of the last completed run").policies.get(policy.name)
     except OpsError:
-        return []  # written for an older version of the suite: nothing to compare
+        return []  # this version of the suite cannot read the older file, so there is nothing to compare
     if former is None:
         return []
     shortened = [

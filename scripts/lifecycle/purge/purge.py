@@ -148,7 +148,13 @@ class Purge(PolicyRun):
         self._unknown = 0
 
     def work(self, run_id: UUID) -> Ending:
-        """Delete what has expired, along the cheaper path."""
+        """Delete the rows that have expired, along the cheaper path.
+
+        Raises:
+            PolicyFailed: The preflight or the caps refuse the run, or too many rows are refused.
+            StoppedEarly: The run must stop.
+            DatabaseUnavailable: PostgreSQL went away and did not come back.
+        """
         cleared, found, refused = within_budget(self._run, self._first_look)
         context = Context.of(self._run, run_id)
         cleared = replace(cleared, selection=self._going(cleared.selection, found))
@@ -240,7 +246,7 @@ class Purge(PolicyRun):
             for path in _walks(cleared.selection):
                 deleter.follow(path)
             residue = self._counted(cleared.selection)
-            # A row whose children lay in a later window goes in the next pass, and its parent in the one after.
+            # If a row's children lay in a later window, the row goes in the next pass, and its parent in the one after.
             left = bool(cleared.selection.own_keys) and len(deleter.poison) < residue.removable < before
             left &= not deleter.limit_reached
         self._residue = residue
@@ -329,7 +335,10 @@ class Purge(PolicyRun):
         return handover.raise_item(self._run.writer, self._run.settings, item, self._policy.name)
 
     def _queue_unfit(self, selection: Selection, blob: Blob) -> int:
-        """Hand the rows to a person whose blob the store must not be asked to delete; nothing is tried with them."""
+        """Put the rows on the queue that name a blob which the policy must not delete; return the number of new items.
+
+        The run makes no call to the store for them.
+        """
         new = 0
         for trouble in TROUBLES:
             item = handover.Item(

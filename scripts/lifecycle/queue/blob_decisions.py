@@ -33,7 +33,11 @@ class BlobDecision:
         self._intents = Intents(matter.run.writer, self._selection, matter.context, only=[self._key])
 
     def delete(self) -> str:
-        """Ask the store again to delete the blob, and close the item when it is gone."""
+        """Ask the store again to delete the blob, and close the item when it is gone.
+
+        Raises:
+            DecisionFailed: The policy must not delete the blob, or the store did not delete it.
+        """
         intent = self._claimed()
         if isinstance(intent, str):
             return intent
@@ -46,7 +50,11 @@ class BlobDecision:
         return self._confirmed(intent, seen=True)
 
     def mark_as_gone(self) -> str:
-        """Close the item if the blob is gone. In another store this token cannot look: the operator's word counts."""
+        """Close the item if the blob is gone. In another store this token cannot look: the operator's word counts.
+
+        Raises:
+            DecisionFailed: The blob is still there, or the row names another blob now.
+        """
         name = self._matter.run.database.read(lambda connection: blob_named_by(connection, self._selection, self._key))
         pathname = self._client.pathname(name) if name else None
         # Ask before anything is written: a job that works on the same blob must find its intent unchanged.

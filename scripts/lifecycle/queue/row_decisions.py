@@ -87,7 +87,11 @@ class RowDecision:
             )
 
     def count_again(self) -> str:
-        """Close the item of a whole policy, if nothing blocks the policy any more."""
+        """Close the item of a whole policy, if nothing blocks the policy any more.
+
+        Raises:
+            DecisionFailed: Rows that are due are still needed by other rows.
+        """
         selection = self._matter.selection()
         found = self._database.read(lambda connection: survey(connection, selection), statement_timeout=SURVEY_SECONDS)
         if found.referenced:
@@ -112,7 +116,11 @@ class RowDecision:
             return self._closed(connection, f"hold {hold} keeps the row until {until:%Y-%m-%d %H:%M} UTC")
 
     def release_hold(self) -> str:
-        """Release the hold, so that the row's period applies again."""
+        """Release the hold, so that the row's period applies again.
+
+        Raises:
+            DecisionFailed: Another operator's hold is on the row too; nothing was released.
+        """
         with self._matter.run.writer.closing_gate() as connection:
             self._matter.work.require_mine(connection, self._matter.item.id)
             try:

@@ -23,7 +23,7 @@ from scripts.lifecycle.queue.work import Filter, QueueItem, SomebodyWasFirst, ba
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
-# After so many failures in a row, the store or the database is considered to refuse everything.
+# After this number of failures in a row, the store or the database is considered to refuse everything.
 _FAILURES_IN_A_ROW = 20
 _PREVIEWED = 20
 
