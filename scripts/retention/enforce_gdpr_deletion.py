@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Honour requests to be erased within their deadline and prove it, and export a person's data for her.
+"""Honour requests to be erased within their deadline and prove it, and export a person's data.
 
 Without a verb and without --add, --preview or --export, the script carries out every request with a verified identity.
 

@@ -29,7 +29,7 @@ _RULE = "blob"
 
 
 def _of_person(target: Target, parameters: dict[str, Any]) -> Cause:
-    """Return what chooses a person's rows that name a blob, whatever their age; the audit keeps her pseudonym."""
+    """Return the cause that selects a person's rows that name a blob, at any age; the audit keeps a pseudonym."""
     condition = fragment("({} AND {})", target.free, target.names_blob, parameters=parameters)
     return Cause(_RULE, "erasure_request:", parameters["facts"].obj, condition)
 
@@ -89,7 +89,7 @@ class BlobsOfPeople:
         return self._selections[policy.name]
 
     def _keys(self, target: Target, parameters: dict[str, Any]) -> list[str]:
-        """Return which of her rows name a blob that may go."""
+        """Return the keys of the person's rows that name a blob and that nothing keeps."""
         query = sql.SQL("SELECT {} FROM {} t WHERE {} AND {}").format(
             target.record.id("t"), table_identifier(target.table), target.free, target.names_blob
         )

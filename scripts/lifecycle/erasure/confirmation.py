@@ -1,8 +1,8 @@
-"""What follows an erasure: the certificate is stored, the person is told, and her address is forgotten.
+"""What follows an erasure: the certificate is stored, a confirmation is sent, and the address is cleared.
 
-A run that is killed between the message and the forgetting sends the message a second time; that is better than an
-address that is kept. Without a mail server, or if the server refuses until the deadline, the person is not told; this
-is logged, and the address is forgotten all the same.
+If a run is killed after the message was sent and before the address is cleared, the next run sends the message again;
+that is better than an address that is kept. Without a mail server, or if the server refuses until the deadline, the
+person is not told; this is logged, and the address is cleared all the same.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Aftercare:
         self._failures = 0
 
     def finish(self, request: Request) -> bool:
-        """Keep the certificate, tell the person, forget the address; safe to repeat.
+        """Store the certificate, send the confirmation and clear the address; safe to repeat.
 
         Returns:
-            Whether she was told.
+            Whether the confirmation was sent.
 
         Raises:
             ArchiveStoreFailed: The certificate could not be kept; the next run tries again.

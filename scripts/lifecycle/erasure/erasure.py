@@ -117,7 +117,7 @@ class Eraser:
         ]
 
     def search(self, address: Address) -> list[Found]:
-        """Search for everything about a person, with or without a request of hers."""
+        """Search for everything about a person, with or without a request."""
         return self._search(self.parameters(address))
 
     def _search(self, parameters: dict[str, Any]) -> list[Found]:
@@ -167,7 +167,7 @@ class Eraser:
             return self._found_nobody(request)
 
     def _take_rows(self, request: Request, parameters: dict[str, Any], context: Context, found: list[Found]) -> Outcome:
-        """Delete and change her rows, pass by pass, until nothing is found or something is in the way.
+        """Delete and change the person's rows, pass by pass, until nothing is found or something is in the way.
 
         Raises:
             _NothingDoneError: As :meth:`_finish` raises it.
@@ -285,7 +285,7 @@ class Eraser:
         parameters |= {"archive_pseudonym": whose, "person": None, "facts": Jsonb({"replayed": line.request})}
 
         def once() -> bool:
-            # A hold names a person; only this process can work out her pseudonym. The gate keeps new holds out.
+            # A hold names a person, and only this process can compute the pseudonym. The gate keeps new holds out.
             with self._gated.opened(self._run.writer) as connection:
                 people = connection.execute("SELECT person FROM ops.holds_in_force WHERE scope = 'person'").fetchall()
                 if self._keys and whose in self._keys.pseudonyms(person.encode() for (person,) in people):
@@ -337,7 +337,7 @@ class Eraser:
         """Tell a person what is in the way; the deadline goes on."""
         kept = {each.table: each.kept or {LOCKED: each.rows} for each in found}
         get_logger().warning("erasure_blocked", request=str(request.id), kept=kept, refused=refused)
-        # Somebody is writing to her rows right now: that passes, and the next run goes on.
+        # Another session is writing to the person's rows: the next run continues when it has ended.
         reasons = {*refused.values(), *(reason for each in kept.values() for reason in each)}
         if LOCKED in reasons and reasons <= {LOCKED, REFERENCED}:
             return Outcome.UNFINISHED
@@ -347,7 +347,7 @@ class Eraser:
     def _found_nobody(self, request: Request) -> Outcome:
         """Tell a person that no table knows who asked: a certificate or a message would say what did not happen."""
         get_logger().warning("erasure_blocked", request=str(request.id), kept={}, refused={}, found=0)
-        reason = "no table names who asked: is it the address that she uses here? the deadline goes on"
+        reason = "no table names who asked: is it the address that the person uses here? the deadline goes on"
         return self._hand_over(request, reason, {"found": 0})
 
     def _hand_over(self, request: Request, reason: str, context: dict[str, object]) -> Outcome:
@@ -385,7 +385,9 @@ def archive_keys_of(run: Run) -> ArchiveKeys | None:
         keys.check()
         return keys if _any_keys(run) else None
     if _any_keys(run):
-        raise Misconfigured("ARCHIVE_MASTER_KEY is not set: a person's archives are erased by destroying her key")
+        raise Misconfigured(
+            "ARCHIVE_MASTER_KEY is not set: a person's archives are erased by destroying the person's key"
+        )
     return None
 
 

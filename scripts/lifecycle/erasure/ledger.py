@@ -47,7 +47,7 @@ class Line:
     request: str
     digest: str
     archive_pseudonym: str | None
-    """What stands for her among the archives' keys, hexadecimal."""
+    """The person's pseudonym among the archives' keys, hexadecimal; None: nothing was ever archived."""
     channel: str
     requested_at: str
     deadline_at: str
@@ -76,7 +76,7 @@ def write(
         settings: Give the key that authenticates the line.
         request: The request that begins.
         digest: What stands for the person.
-        archive_pseudonym: What stands for her among the archives' keys; None: nothing was ever archived.
+        archive_pseudonym: The person's pseudonym among the archives' keys; None: nothing was ever archived.
         now: The database's time.
 
     Raises:
@@ -164,8 +164,8 @@ def lines(store: ArchiveStore, settings: Settings) -> Iterator[Line]:
 def undone(database: ReadOnlyDatabase, store: ArchiveStore, settings: Settings) -> list[Line]:
     """Return the erasures that this database does not know as fulfilled: it was restored to a point before them.
 
-    One that it knows as fulfilled is left alone: if the person is there again, she came back by herself. One that began
-    before BACKUP_RETENTION_DAYS is left alone as well: no backup is so old.
+    An erasure that the database knows as fulfilled is left out: a person who is there again has come back by choice. An
+    erasure that began before BACKUP_RETENTION_DAYS is left out as well, because no backup is so old.
 
     Raises:
         LedgerBroken: As :func:`lines` raises it.
@@ -185,9 +185,18 @@ def undone(database: ReadOnlyDatabase, store: ArchiveStore, settings: Settings) 
 def people(
     database: ReadOnlyDatabase, steps: dict[str, ErasureStep], digest_of: Callable[[str], str], wanted: set[str]
 ) -> dict[str, str]:
-    """Return who the digests stand for, as far as any table names them; memory does not grow with the tables."""
+    """Return the persons that the digests stand for, by digest, if any table names them.
+
+    Memory does not grow with the tables.
+
+    Args:
+        database: The database.
+        steps: The erasure's steps; their tables are searched.
+        digest_of: Returns the digest of a normalized address.
+        wanted: The digests to find.
+    """
     found: dict[str, str] = {}
-    # A request or a hold may be all that names her; what a hold keeps must not be taken for nobody's.
+    # A request or a hold may be all that names the person. Data under a hold must not be taken for nobody's data.
     columns = {TABLE: "person", "ops.legal_holds": "person"}
     columns |= {step.table: step.person for step in steps.values() if step.person}
     for table, column in columns.items():
@@ -211,7 +220,7 @@ def _distinct(connection: Connection, table: str, column: str) -> Iterator[str]:
 def reopen(connection: Connection, line: Line, person: str) -> None:
     """Enter a request again that the restored database has lost, or has not carried out yet.
 
-    One of hers that is open already stands for it.
+    If the person has another open request, that one takes its place.
     """
     facts: dict[str, Any] = asdict(line) | {"person": person, "replay": REPLAY}
     asked_again = connection.execute(

@@ -1,7 +1,7 @@
-"""What an erasure does to a database, composed once a run: which rows are a person's, and what becomes of them.
+"""Compose the statements of an erasure, once a run: which rows are a person's, and what is done with them.
 
-A person's rows are those that name her in a step's person column, and those that refer to one of her rows by a foreign
-key. Every statement checks holds, the lease and the stop switch itself, behind the gate (docs/decisions/0004).
+A person's rows are those that name the person in a step's person column, and those that refer to such a row by a
+foreign key. Every statement checks holds, the lease and the stop switch itself, behind the gate (docs/decisions/0004).
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class Target:
 
     @property
     def free(self) -> sql.Composed:
-        """Her rows that nothing keeps, blobs and what refers to them apart."""
+        """The person's rows that nothing keeps; blobs and rows that refer to them are not considered."""
         kept = [self.held, *self.blocked.values()]
         return sql.SQL(" AND ").join([self.left, *(sql.SQL("NOT ({})").format(each) for each in kept)])
 
@@ -255,15 +255,15 @@ class ErasurePlan:
         for name in self.order:
             composed += [(name, statement) for statement in self._of_step(name)]
         composed.append(("queue", self._words()))
-        # After her rows: one that is archived later would make a new key.
+        # The key is destroyed after the rows are gone: a row that is archived later would make a new key.
         composed.append(("archives", _DESTROY_KEY.format(may_run=MAY_RUN, held=_ARCHIVES_HELD)))
         return composed
 
     def spellings(self) -> dict[str, sql.Composed]:
-        """Return, by table, the query for how it spells a person: every value of its person column that is her address.
+        """Return, by table, the query for every value of the person column that is a spelling of the person's address.
 
-        Each reads its whole table, unless there is an index on ``ops.normal_address`` of the column; so they are asked
-        once before her rows are looked for, and once in the search that ends the erasure.
+        Each query reads its whole table, unless there is an index on ``ops.normal_address`` of the column. So it is
+        sent once before the person's rows are looked for, and once in the search that ends the erasure.
         """
         people = {step.table: step.person for step in self.steps.values() if step.person and step.table in self.targets}
         return {
@@ -387,7 +387,7 @@ class ErasurePlan:
         )
 
     def _whose(self, table: str, alias: str, path: tuple[str, ...]) -> sql.Composed:
-        """Return SQL that is true for her rows: by her address, or by what they refer to."""
+        """Return SQL that is true for the person's rows: by the address, or by the row that they refer to."""
         person = next(step.person for step in self.steps.values() if step.table == table)
         parts: list[sql.Composable] = []
         if person:
@@ -452,7 +452,7 @@ class ErasurePlan:
         if step.action == "anonymize":
             for column, treatment in step.columns.items():
                 if treatment.how == "suppression":
-                    # She was suppressed before, and came back: one pseudonym is enough.
+                    # The person was suppressed before and has come back: one pseudonym is enough.
                     known = sql.SQL("EXISTS (SELECT FROM {} o WHERE o.{} = %(suppression)s)").format(
                         table_identifier(step.table), sql.Identifier(column)
                     )

@@ -1,7 +1,8 @@
-"""The export of one person's data: a ZIP of JSON files and of her PDFs (GDPR Art. 15 and 20).
+"""The export of one person's data: a ZIP of JSON files and of the PDFs (GDPR Art. 15 and 20).
 
-It writes what can be had and lists the rest, because a file with most of her data in time is worth more to her than a
-complete one after the deadline. Secrets are left out: a password's hash would help only a thief of the file.
+It writes the data that can be read and lists the rest, because a file with most of the data in time is worth more to
+the person than a complete one after the deadline. Secrets are left out: a password's hash would help only a thief of
+the file.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SELECT attname::text, has_column_privilege(attrelid, attnum, 'SELECT') FROM pg_a
 
 
 class ExportIncomplete(OpsError):
-    """Something of hers could not be had, or no file could be written at all."""
+    """Some of the person's data could not be read, or no file could be written at all."""
 
     stop_reason = "export_incomplete"
 
@@ -123,10 +124,10 @@ def left_out(policies: PolicySet, table: str, columns: Iterable[str]) -> list[st
 
 
 def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile, made: Export) -> list[str]:
-    """Write a file a table, and what the queue says of her rows; return the names of her blobs."""
+    """Write one file for each table, with the queue's items about its rows; return the names of the blobs."""
     blobs: list[str] = []
     parameters = plan.parameters | {"person": person, "spellings": [person]}
-    # One snapshot for all of it: what refers to what fits together.
+    # One snapshot for all tables, so that every row's references are in the file too.
     with run.database.snapshot(statement_timeout=_SECONDS) as connection:
         for table, query in plan.spellings().items():
             with _noting(connection, made, table):
@@ -169,7 +170,7 @@ def _columns(run: Run, connection: Connection, table: str, made: Export) -> list
 
 
 def _queue(connection: Connection, target: Target, parameters: dict[str, Any]) -> Iterator[str]:
-    """Return what people had to decide about her rows of one table."""
+    """Return the queue's items about the person's rows of one table."""
     query = sql.SQL(
         "SELECT jsonb_build_object('item_type', q.item_type, 'about', q.resource_type, 'id', q.resource_id,"
         " 'reason', q.reason, 'context', q.context, 'since', q.first_seen_at, 'status', q.status,"
@@ -186,7 +187,7 @@ def _queue(connection: Connection, target: Target, parameters: dict[str, Any]) -
 
 
 def _archived(run: Run, person: str, archive: zipfile.ZipFile, made: Export) -> None:
-    """Write her rows in cold storage, a file a table."""
+    """Write the person's archived rows, one file for each table."""
     sealed = run.database.read(lambda connection: entries(connection, statuses=["sealed", "expiring"]))
     for table in dict.fromkeys(entry.table_name for entry in sealed):
         name = f"archives/{table}"
@@ -212,12 +213,12 @@ def _table(
     archive: zipfile.ZipFile,
     blobs: list[str],
 ) -> int:
-    """Write her rows of one table, and note their blobs.
+    """Write the person's rows of one table, and note their blobs.
 
     Args:
         connection: In the transaction whose snapshot is exported.
         target: The table.
-        parameters: Who she is.
+        parameters: The person and the spellings of the address.
         columns: What is written of each row.
         archive: Gets the file.
         blobs: Gets the names of the blobs.
@@ -263,7 +264,7 @@ def _write(file: Any, rows: Iterable[str]) -> int:
 
 
 def _blobs(run: Run, names: list[str], archive: zipfile.ZipFile, made: Export) -> None:
-    """Write the content of her blobs; the rows that name them are in the file already."""
+    """Write the content of the person's blobs; the rows that name them are in the file already."""
     made.records["blobs"] = 0
     if not names:
         return

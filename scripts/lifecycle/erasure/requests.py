@@ -97,19 +97,19 @@ def add(
     identity: str | None,
     actor: str,
 ) -> UUID:
-    """Enter a request, and take it in.
+    """Insert a request, parse its address and set its deadline.
 
     Args:
         connection: A connection inside a transaction.
         settings: Give the deadline, ``GDPR_DELETION_DEADLINE_DAYS``.
-        address: Who asks to be erased.
+        address: The address of the person who asks.
         channel: How the request came, such as ``support``.
-        requested_at: When she asked; None: now.
-        identity: How her identity was verified; None: it was not yet.
-        actor: Who enters it, for the audit.
+        requested_at: When the person asked; None: now.
+        identity: How the identity was verified; None: it is not verified yet.
+        actor: The actor for the audit.
 
     Returns:
-        The request's id; of one that is open already, if she has asked before.
+        The request's id; if the person has an open request already, the id of that one.
 
     Raises:
         Misconfigured: The date lies in the future.
@@ -133,11 +133,11 @@ def add(
 def take_in(database: Database, settings: Settings, *, actor: str) -> tuple[int, int]:
     """Take in what the application wrote into the table: parse the address, set the deadline, merge.
 
-    A verified request whose address is none stays open, with its deadline running, and a person is told: she has asked,
-    whatever the form made of her address (GDPR Art. 12(3)).
+    A verified request with an address that cannot be parsed stays open, its deadline runs, and a queue item is raised:
+    the person has asked, whatever the form made of the address (GDPR Art. 12(3)).
 
     Returns:
-        How many were taken in, and how many of them a person was told of.
+        Number of requests taken in, and number of those that a queue item was raised for.
     """
 
     def page(connection: Connection) -> tuple[int, int]:
