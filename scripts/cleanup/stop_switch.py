@@ -18,7 +18,7 @@ from dataclasses import asdict
 
 from scripts.lifecycle.jobs import stop_switch
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
@@ -118,7 +118,7 @@ JOB = Job(
     "stop_switch",
     work,
     "Stop a job wherever it runs, and let it go again.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="stop_switch",
     arguments=arguments,
 )

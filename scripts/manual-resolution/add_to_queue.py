@@ -21,7 +21,7 @@ from typing import Any
 from scripts.lifecycle.engine import resources
 from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_operator_flag
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
@@ -92,7 +92,7 @@ JOB = Job(
     "add_to_queue",
     work,
     "Put something on the manual-resolution queue.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="add_to_queue",
     arguments=arguments,
 )

@@ -16,7 +16,7 @@ early_signals.install(__name__)
 
 from dataclasses import asdict
 
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.lifecycle.queue import escalation
 
@@ -35,7 +35,7 @@ JOB = Job(
     "escalate_breaches",
     work,
     "Escalate what is past its deadline on the manual-resolution queue.",
-    purges=False,
+    kind=Kind.CHANGES_DATA,
     events="escalation",
 )
 

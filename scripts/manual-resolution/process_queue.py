@@ -21,7 +21,7 @@ from uuid import UUID
 
 from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, positive
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.queue import verbs as queue_verbs
 from scripts.lifecycle.queue.desk import Desk
 from scripts.lifecycle.queue.session import Session
@@ -102,7 +102,7 @@ JOB = Job(
     "process_queue",
     work,
     "Decide what is on the manual-resolution queue.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="process_queue",
     arguments=arguments,
 )

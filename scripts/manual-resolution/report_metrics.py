@@ -16,7 +16,7 @@ early_signals.install(__name__)
 import argparse
 import json
 
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.jobs.period import day_or_moment
 from scripts.lifecycle.jobs.terminal import as_text, emit_json
 from scripts.lifecycle.queue import report as queue_report
@@ -86,7 +86,7 @@ JOB = Job(
     "report_metrics",
     work,
     "Report how the manual-resolution queue is doing.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="report",
     arguments=arguments,
 )

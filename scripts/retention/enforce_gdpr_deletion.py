@@ -22,7 +22,7 @@ from uuid import UUID
 from scripts.lifecycle.erasure import commands as erasure_commands
 from scripts.lifecycle.erasure.job import enforce
 from scripts.lifecycle.jobs.arguments import MAX_BATCH_ROWS, add_common_flags, add_operator_flag, moment, positive
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.utils.errors import Misconfigured
 
 _ABOUT_A_PERSON = {
@@ -115,7 +115,7 @@ JOB = Job(
     "enforce_gdpr_deletion",
     work,
     "Honour requests to be erased, within their deadline, and prove it.",
-    purges=False,
+    kind=Kind.CHANGES_DATA,
     events="erasure",
     arguments=arguments,
     commands=frozenset(erasure_commands.VERBS),

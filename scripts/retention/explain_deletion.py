@@ -23,7 +23,7 @@ from rich.table import Table
 
 from scripts.lifecycle.audit import provenance
 from scripts.lifecycle.audit.provenance import Entry, PolicyFile, RunFacts
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.utils import pages
 from scripts.utils.addresses import Address
 from scripts.utils.db_utils import Connection
@@ -155,7 +155,7 @@ JOB = Job(
     "explain_deletion",
     work,
     "Say under which rule something was deleted.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="explanation",
     arguments=arguments,
 )

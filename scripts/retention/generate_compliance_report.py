@@ -23,7 +23,7 @@ from scripts.lifecycle.compliance.page import page
 from scripts.lifecycle.compliance.pdf import pdf
 from scripts.lifecycle.compliance.report import gather
 from scripts.lifecycle.compliance.sheet import sheet
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.jobs.period import day_or_moment
 from scripts.lifecycle.jobs.terminal import emit
 from scripts.utils import mail, pages
@@ -137,7 +137,7 @@ JOB = Job(
     "generate_compliance_report",
     work,
     "Report what is kept, what went, and that the proof is whole.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="report",
     arguments=arguments,
 )

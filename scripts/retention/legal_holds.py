@@ -20,7 +20,7 @@ from uuid import UUID
 
 from scripts.lifecycle.engine import holds, resources
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, moment
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import hold_levels
 from scripts.utils.addresses import Address
 from scripts.utils.free_text import impersonal
@@ -118,7 +118,7 @@ JOB = Job(
     "legal_holds",
     work,
     "Place, list and release legal holds.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="legal_holds",
     arguments=arguments,
 )

@@ -19,7 +19,7 @@ import argparse
 
 from scripts.lifecycle.audit import audit, audit_anchor, audit_heads, definitions
 from scripts.lifecycle.jobs.arguments import positive
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.jobs.period import END, day_or_moment
 from scripts.utils.errors import AuditBroken, Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -73,7 +73,7 @@ def work(run: Run) -> None:
     )
 
 
-JOB = Job("verify_audit", work, "Verify the audit log.", changes_data=False, events="verify", arguments=arguments)
+JOB = Job("verify_audit", work, "Verify the audit log.", kind=Kind.TAKES_NO_LOCK, events="verify", arguments=arguments)
 
 if __name__ == "__main__":
     raise SystemExit(main(JOB))

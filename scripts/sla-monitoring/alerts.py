@@ -19,7 +19,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import alert_silences
 from scripts.lifecycle.monitoring.alerts import Alert, Alerts
 from scripts.lifecycle.monitoring.job_levels import RUNBOOK
@@ -146,7 +146,7 @@ JOB = Job(
     "alerts",
     work,
     "Show, silence and test alerts.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="alerts",
     arguments=arguments,
 )

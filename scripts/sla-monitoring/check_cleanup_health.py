@@ -24,7 +24,7 @@ from scripts.lifecycle.health.checklist import Judged, judge
 from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Context, Finding, examine, require_well, verdict
 from scripts.lifecycle.health.telling import tell
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.jobs.terminal import emit_json, table_of
 from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.utils.errors import StoppedEarly
@@ -132,10 +132,9 @@ JOB = Job(
     "check_cleanup_health",
     work,
     "Check everything that the jobs stand on, and say what is wrong and how to cure it.",
-    changes_data=False,
+    kind=Kind.HEALTH_CHECK,
     events="health",
     arguments=arguments,
-    needs_database=False,
 )
 
 if __name__ == "__main__":

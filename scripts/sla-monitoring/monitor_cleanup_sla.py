@@ -17,7 +17,7 @@ import argparse
 
 from scripts.lifecycle.engine import holds
 from scripts.lifecycle.jobs import runs
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import erasure_levels, hold_levels, observations, sla_page
 from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.lifecycle.monitoring.job_levels import SCOPE, budget_percent
@@ -97,7 +97,7 @@ JOB = Job(
     "monitor_cleanup_sla",
     work,
     "Watch whether what should be gone is gone, and whether the jobs run as they should.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="monitor",
     arguments=arguments,
 )

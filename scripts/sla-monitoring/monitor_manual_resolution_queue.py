@@ -13,7 +13,7 @@ from scripts.utils import early_signals
 
 early_signals.install(__name__)
 
-from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import observations
 from scripts.lifecycle.monitoring.alerts import Alerts
 from scripts.lifecycle.monitoring.queue_levels import SCOPE, look, observation, queue_alerts
@@ -48,7 +48,7 @@ JOB = Job(
     "monitor_manual_resolution_queue",
     work,
     "Watch whether people keep up with the manual-resolution queue.",
-    changes_data=False,
+    kind=Kind.TAKES_NO_LOCK,
     events="monitor",
 )
 

@@ -22,7 +22,7 @@ from scripts.lifecycle.jobs.check_ins import CheckIn
 from scripts.lifecycle.jobs.figures import figures_of
 from scripts.lifecycle.jobs.job_record import recorded
 from scripts.lifecycle.jobs.results import SLA_ORDER, total_pauses
-from scripts.lifecycle.jobs.run import Job, Run
+from scripts.lifecycle.jobs.run import Job, Kind, Run
 from scripts.lifecycle.jobs.terminal import Display
 from scripts.lifecycle.policy.policies import JobSpec, PolicySet, load_policies
 from scripts.utils import early_signals, error_reporting, tracing
@@ -40,7 +40,7 @@ from scripts.utils.redis_lock import JobLock
 from scripts.utils.session_settings import unpinned
 from scripts.utils.settings import Settings, load_settings
 
-__all__ = ["Job", "Run", "main"]
+__all__ = ["Job", "Kind", "Run", "main"]
 
 _EVENT_OF = {
     ExitCode.DONE: "completed",
@@ -57,7 +57,7 @@ def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     flags = parser_of(job).parse_args(arguments)
     command = getattr(flags, "verb", None) in job.commands
     if command:
-        job = replace(job, changes_data=False)
+        job = replace(job, kind=Kind.TAKES_NO_LOCK)
     log_format: LogFormat = configure_logging(
         script=job.name, correlation_id="-", level="INFO", log_format=flags.log_format
     )
@@ -121,7 +121,7 @@ def _run(job: Job, run: Run, spec: JobSpec | None) -> ExitCode:
 
 
 def _within(job: Job, run: Run, spec: JobSpec | None, check_in: CheckIn) -> ExitCode:
-    if job.needs_database:
+    if job.kind is not Kind.HEALTH_CHECK:
         with tracing.span("connect", "PostgreSQL"):
             run.database.open(run.pause)
             _require_schema(run.database)
@@ -174,7 +174,7 @@ def _close(
         _emit(run, spec, code)
     head = _kept_head(run, code) if job.changes_data else None
     early_signals.ignore()
-    if job.changes_data and job.purges:
+    if job.purges:
         facts = _facts_of_policies(run, code, stop_reason, message, head)
     else:
         dry_run = {"dry_run": run.options.dry_run} if job.changes_data else {}
@@ -183,7 +183,7 @@ def _close(
     log = get_logger().error if failed else get_logger().info
     # The last line that a person or a log store reads of the run.
     log(f"{job.events}_{_EVENT_OF.get(code, 'failed')}", **facts)
-    if job.changes_data and job.purges:
+    if job.purges:
         run.display.summary(job.name, run.results, dry_run=run.options.dry_run, duration=run.duration())
 
 

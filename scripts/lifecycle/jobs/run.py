@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum, auto
 from types import FrameType
 from typing import TypeVar
 from uuid import uuid4
@@ -33,6 +34,19 @@ _PAUSE_SLICE_SECONDS = 0.05
 AnyDatabase = TypeVar("AnyDatabase", bound=ReadOnlyDatabase)
 
 
+class Kind(Enum):
+    """What :func:`main` does around a job's work."""
+
+    PURGES = auto()
+    """It takes the job's lock, knows ``--dry-run`` and the caps, and closes with what was deleted."""
+    CHANGES_DATA = auto()
+    """It takes the job's lock and knows ``--dry-run``, but carries out no policy and has no caps."""
+    TAKES_NO_LOCK = auto()
+    """It is a monitor, a report, or a command of an operator: it has neither lock nor caps."""
+    HEALTH_CHECK = auto()
+    """It takes no lock, and needs no database: it reports itself that the database is away."""
+
+
 @dataclass(frozen=True)
 class Job:
     """What a script is.
@@ -41,23 +55,29 @@ class Job:
         name: The script's name without ``.py``; also its key under ``jobs:`` in the policy file.
         work: What it does, given the run.
         description: First line of ``--help``.
-        changes_data: Whether it takes the job's lock, and knows ``--dry-run``. An operator's command does neither.
-        purges: Whether it deletes by policy: knows the caps, and closes with what was deleted.
+        kind: What is around its work: lock, caps, connection.
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
-        needs_database: Whether there is nothing to do without one; a health check has to say so itself.
         commands: Of a job with verbs: those that are an operator's commands, with neither lock nor caps.
     """
 
     name: str
     work: Callable[[Run], None]
     description: str
-    changes_data: bool = True
-    purges: bool = True
+    kind: Kind = Kind.PURGES
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
-    needs_database: bool = True
     commands: frozenset[str] = frozenset()
+
+    @property
+    def purges(self) -> bool:
+        """Whether it deletes by policy: knows the caps, and closes with what was deleted."""
+        return self.kind is Kind.PURGES
+
+    @property
+    def changes_data(self) -> bool:
+        """Whether it takes the job's lock, and knows ``--dry-run``."""
+        return self.kind in (Kind.PURGES, Kind.CHANGES_DATA)
 
 
 @dataclass(frozen=True)

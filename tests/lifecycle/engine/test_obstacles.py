@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scripts.lifecycle.health.policy_check import check
-from scripts.lifecycle.jobs.entry_point import Job
+from scripts.lifecycle.jobs.entry_point import Job, Kind
 from tests.lifecycle.support import add_things, audited, left, policy, queue_items
 
 TRAIL = "CREATE TABLE trail (id bigint PRIMARY KEY, thing bigint, said text)"
@@ -24,7 +24,7 @@ def checking(run_job, apply, tmp_path):
 
     def run(rules):
         apply({"things": rules}, "--dry-run")  # writes the file, and grants
-        job = Job("policy_check", check, "Check.", changes_data=False, events="policy_check")
+        job = Job("policy_check", check, "Check.", kind=Kind.TAKES_NO_LOCK, events="policy_check")
         done = run_job("--policy-file", str(tmp_path / "policies.yaml"), job=job, as_of=None)
         found = [line for line in done.events("policy_check") if line["check"] == "policies"]
         return [(line["status"], line["message"]) for line in found if line["status"] != "PASS"]
