@@ -1,4 +1,4 @@
-"""The month's work on archives: what a crash left goes, what is due is archived and deleted, old archives expire."""
+"""The monthly work on archives: remove what a crash left, archive and delete what is due, and expire old archives."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def archive_what_is_due(run: Run) -> None:
 
 
 def archive_policy(run: Run, name: str) -> None:
-    """Carry out one policy that archives before it deletes: under its job's lock, by whatever job.
+    """Carry out one policy that archives before it deletes. Any job may do it, under the lock of the policy's job.
 
     Raises:
         As :func:`archive_what_is_due` does.
@@ -37,13 +37,14 @@ def archive_policy(run: Run, name: str) -> None:
     if not run.options.dry_run:
         remove_leftovers(run, Catalogue(run.writer, store, keys))
     purge(run, policy=name)
-    # A period that became shorter fails the policy until an operator confirms it; the archive's own period too.
+    # If a period became shorter, also the archive's own, the policy fails until an operator confirms it, and no archive
+    # expires.
     if run.results[-1].exit_code is not ExitCode.FAILED:
         expire(run, run.policies.policies[name], store, keys)
 
 
 def remove_leftovers(run: Run, catalogue: Catalogue) -> None:
-    """Remove what runs that were killed left half written; nothing was deleted for it."""
+    """Remove archives that killed runs left half written; no row was deleted for them."""
     for entry in catalogue.unfinished():
         run.checkpoint()
         if catalogue.discard(entry.id, entry.object):

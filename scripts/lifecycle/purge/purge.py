@@ -45,7 +45,7 @@ from scripts.utils.pseudonyms import pseudonym
 if TYPE_CHECKING:
     from scripts.lifecycle.archives.batches import Archiver
 
-# From this share of rows on, reading every block once is cheaper than going through the index: half the time and a
+# If this share of the rows is due, reading every block once is cheaper than walking the index: half the time and a
 # quarter of the WAL (benchmarks/README.md).
 SWEEP_SHARE = 0.05
 
@@ -67,7 +67,7 @@ def purge(run: Run, policy: str) -> None:
     if rules.anonymize and rules.anonymize.pseudonymised:
         pseudonym(run.settings, "")
     if rules.archive:
-        from scripts.lifecycle.archives.batches import require_place  # a tenth of a second that others need not wait
+        from scripts.lifecycle.archives.batches import require_place  # its import takes 0.1 s
 
         require_place(run)
     try:
@@ -112,7 +112,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
         if not refused:
             dropped = partitions.predicted(partitions.look(connection, cleared, run.cutoff), run.options.limit)
             batch_rows = run.options.batch_size or (policy.archive or policy.batch).rows
-            # Last: it bends the planner for the rest of the transaction.
+            # This check comes last, because it changes planner settings for the rest of the transaction.
             _check_plans(connection, cleared, _paths(run, cleared, found, batch_rows), batch_rows)
         return found, refused, to_queue, dropped
 
@@ -184,7 +184,10 @@ class Purge(PolicyRun):
         return self._judge(deleter, drops.stuck, run_id)
 
     def _going(self, selection: Selection, found: Survey) -> Selection:
-        """Return what the batches select: of blobs, the rows that stay because of theirs are asked for once a run."""
+        """Return the selection of the batches.
+
+        With blobs, it leaves out the rows that stay because of their blob; one query finds them, once a run.
+        """
         if not (self._policy.blob and (found.referenced or found.unfit)):
             return replace(selection, left_out=())
         return replace(selection, left_out=within_budget(self._run, lambda link: left_out(link, selection)))
@@ -197,7 +200,7 @@ class Purge(PolicyRun):
         return Archiver(self._run, selection, context, self._politeness)
 
     def _first_look(self, connection: Connection) -> tuple[Cleared, Survey, str | None]:
-        # Before the counting, so that the first batch already knows whether others were at work meanwhile.
+        # This look comes before the count, so that the first batch knows whether other sessions were active meanwhile.
         self._politeness.begin(connection)
         cleared, found = first_look(self._run, connection, self._policy)
         self._selection = cleared.selection
@@ -224,7 +227,7 @@ class Purge(PolicyRun):
             deleter.follow(path)
 
     def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
-        from scripts.lifecycle.blobs.blobs import BlobRemoval  # an HTTP client that others need not wait for
+        from scripts.lifecycle.blobs.blobs import BlobRemoval  # imports an HTTP client
 
         with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
             try:
@@ -239,14 +242,14 @@ class Purge(PolicyRun):
 
     def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
         residue = self._counted(cleared.selection)
-        # Rows that were locked, or moved behind the sweep, get a second chance; refused ones do not.
+        # Rows that were locked, or moved behind the sweep, are tried a second time; refused rows are not.
         left = residue.removable > len(deleter.poison) and not deleter.limit_reached
         while left and not self._policy.blob:
             before = residue.removable
             for path in _walks(cleared.selection):
                 deleter.follow(path)
             residue = self._counted(cleared.selection)
-            # If a row's children lay in a later window, the row goes in the next pass, and its parent in the one after.
+            # If a row's children lay in a later window, the next pass takes the row, and the pass after it the parent.
             left = bool(cleared.selection.own_keys) and len(deleter.poison) < residue.removable < before
             left &= not deleter.limit_reached
         self._residue = residue
@@ -279,7 +282,7 @@ class Purge(PolicyRun):
         return Ending("partial", "rows_left", ExitCode.STOPPED_EARLY, self._why_left(left))
 
     def _why_left(self, left: int) -> str:
-        """Say why rows may have stayed that nothing refused; a trigger is named only if the catalogue has one."""
+        """Return why rows that nothing refused may have stayed; name a trigger only if the catalogue has one."""
         circle = self._run.database.read(self._circle)
         if circle:
             return (
@@ -294,12 +297,12 @@ class Purge(PolicyRun):
         return f"{what}, and no trigger can keep them: they changed meanwhile, or what they need did; run again"
 
     def _lost(self, run_id: UUID) -> int:
-        """Return how many rows were confirmed as done of which the audit knows nothing."""
+        """Return the number of rows that were confirmed as done but have no audit entry."""
         audited = self._run.database.read(lambda connection: runs.audited_rows(connection, run_id, self._policy.table))
         return max(0, self._deleted - audited)
 
     def _circle(self, connection: Connection) -> str | None:
-        """Name rows that refer to each other in a circle; None: some row that may go is needed by no other."""
+        """Return a message on rows that refer to each other in a cycle; None: some row that may go is needed by no other."""
         selection = self._selection
         if selection is None or not selection.own_keys:
             return None
@@ -383,10 +386,10 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
     suits = (
         facts.sweepable
         and found.removable >= SWEEP_SHARE * max(facts.rows, found.due)
-        # A block is the smallest piece of a sweep: a smaller batch, or an exact limit, needs the index.
+        # A sweep cannot take less than a block: a smaller batch, or an exact limit, needs the index.
         and batch_rows >= facts.rows_per_block
         and run.options.limit is None
-        # An archive is a span of time, so that it can be found again.
+        # An archive covers a span of time, so that it can be found again. Only the index walk goes by time.
         and not cleared.selection.policy.archive
     )
     return [_sweep(cleared)] if suits else _walks(cleared.selection)
@@ -394,7 +397,7 @@ def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[P
 
 def _check_plans(connection: Connection, cleared: Cleared, paths: list[Path], batch_rows: int) -> None:
     if cleared.facts.large:
-        # As in a batch, which knows the rows that stay because of their blob.
+        # As in a batch: the rows that stay because of their blob are known there, and no sub-query looks for them.
         selection = replace(cleared.selection, left_out=())
         for path in paths:
             check_access_path(connection, selection, path, batch_rows)

@@ -15,12 +15,12 @@ from scripts.utils.errors import ExitCode, PolicyFailed
 from scripts.utils.logging_utils import get_logger
 
 STEPS = (10, 100, 1000, None)
-# A row of a later step takes less, if anything: the cost of starting is spread over more of them.
+# A row of a later step should take less time, because more rows share the cost of starting.
 SLOWER = 10
 
 
 def roll_out(run: Run, *, predict: Callable[[], PolicyResult], carry_out: Callable[[], None]) -> None:
-    """Carry a policy out step by step; its one result is added to ``run.results``.
+    """Carry out a policy step by step; add one result for all steps to ``run.results``.
 
     Args:
         run: The run; its limit is set for each step.
@@ -70,7 +70,7 @@ def roll_out(run: Run, *, predict: Callable[[], PolicyResult], carry_out: Callab
 
 
 def _surprise(expected: PolicyResult, step: PolicyResult, pace: float, usual: float | None) -> str | None:
-    """Return what did not go as predicted."""
+    """Return the differences between a step and its prediction."""
     if step.stop_reason not in ("done", "limit_reached"):
         return f"the step ended with {step.stop_reason}: {step.error}"
     for name in ("records_deleted", "records_queued", "records_held", "records_remaining", "partitions"):
@@ -83,7 +83,7 @@ def _surprise(expected: PolicyResult, step: PolicyResult, pace: float, usual: fl
 
 
 def added(total: PolicyResult, step: PolicyResult) -> PolicyResult:
-    """Add a step to those before it: what was done adds up, what is left is the last one's word."""
+    """Add a step's result to that of the steps before: rows done are summed, rows left are those of the last step."""
     queued = total.records_queued + step.records_queued
     return replace(
         step,
