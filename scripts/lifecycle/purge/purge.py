@@ -302,7 +302,7 @@ class Purge(PolicyRun):
         return max(0, self._deleted - audited)
 
     def _circle(self, connection: Connection) -> str | None:
-        """Return a message on rows that refer to each other in a cycle; None: some row that may go is needed by no other."""
+        """Return a message about a cycle of rows that refer to each other; None: some due row is needed by no other."""
         selection = self._selection
         if selection is None or not selection.own_keys:
             return None
