@@ -22,7 +22,7 @@ from scripts.lifecycle.purge.purge import purge
 
 def work(run: Run) -> None:
     """Carry out the job's policies, in the file's order."""
-    for policy in run.policies.jobs[run.script].policies:
+    for policy in run.policies.job(run.script).policies:
         purge(run, policy=policy)
 
 

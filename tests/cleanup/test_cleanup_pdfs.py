@@ -158,6 +158,19 @@ def test_a_row_without_a_date_keeps_its_blob(run_pdfs, plans, blobs):
     assert plans.there([1]) == {1}
 
 
+@pytest.mark.parametrize("flags", [(), ("--reconcile",), ("--dry-run",)])
+def test_a_policy_file_that_lacks_the_job_s_policy_is_misuse(run_pdfs, plans, tmp_path, flags):
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    document["policies"]["our_pdfs"] = document["policies"].pop("meal_plan_pdfs")
+    document["jobs"]["cleanup_pdfs"]["policies"] = ["our_pdfs"]
+    (tmp_path / "policies.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    plans.add([1])
+    done = run_pdfs("--policy-file", str(tmp_path / "policies.yaml"), *flags)
+    assert (done.code, done.closing["stop_reason"]) == (2, "misconfigured")
+    assert "the policy file has no policy meal_plan_pdfs, which this script carries out" in done.closing["error"]
+    assert plans.there([1]) == {1}
+
+
 def calls_of_a_dry_run(run_pdfs, plans, rows):
     """How often a dry run reads a name, with so many rows and no index."""
     plans.link.execute("TRUNCATE meal_plans CASCADE")

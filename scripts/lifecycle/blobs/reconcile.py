@@ -116,9 +116,9 @@ def reconcile(run: Run, policy: str) -> None:
 
     Raises:
         StoppedEarly: The run must stop.
-        Misconfigured: A token or a key is missing.
+        Misconfigured: The file has no such policy; a token or a key is missing.
     """
-    rules = run.policies.policies[policy]
+    rules = run.policies.policy(policy)
     pseudonym(run.settings, "")
     try:
         if run.options.dry_run:

@@ -7,6 +7,7 @@ or that the column could never hold, is a problem of the policy, named with its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +42,9 @@ SELECT b.attname AS name, b.stored_as, format_type(b.type, -1) AS read_as, b.dom
           FROM pg_enum e WHERE e.enumtypid IN (t.oid, t.typelem)) AS labels
   FROM below b JOIN pg_type t ON t.oid = b.type WHERE t.typtype <> 'd'
 """
+
+# PostgreSQL reads these as the moment of the statement, so the value would be another one in each run.
+_RELATIVE = re.compile(r"\b(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 
 # What a type's input drops without a word: an offset, a time of day, all but the first characters.
 _WHOLE = {
@@ -85,6 +89,11 @@ class Kind:
     def compared_as(self) -> str:
         """The type that has an equality."""
         return "jsonb" if self.read_as == "json" else self.read_as
+
+    def is_relative(self, text: str) -> bool:
+        """Tell whether the text names a moment that is another one in each run, such as ``now``."""
+        moment = self.read_as.startswith(("date", "time", "tsrange", "tstzrange", "tsmultirange", "tstzmultirange"))
+        return moment and _RELATIVE.search(text) is not None
 
     def problem(self, table: str, value: Written) -> str:
         """Say that a value is none of this column's."""
@@ -181,7 +190,7 @@ def read(connection: Connection, table: str, named: Iterable[Written]) -> tuple[
         if found is None:
             found = [_one(connection, kinds[value.column], value) for value in known]
         for value, text in zip(known, found, strict=True):
-            if text is None:
+            if text is None or kinds[value.column].is_relative(value.text):
                 problems.append(kinds[value.column].problem(table, value))
             else:
                 texts[value.column, value.text] = text

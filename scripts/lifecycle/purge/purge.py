@@ -58,10 +58,10 @@ def purge(run: Run, policy: str) -> None:
     Raises:
         StoppedEarly: A signal, the time budget, the stop switch, a lost lock or an open circuit breaker.
         DatabaseUnavailable: PostgreSQL went away for good.
-        Misconfigured: The policy is about blobs and there is no token, about pseudonyms and there is no key, or about
-            archives and there is no place or not the right key for them.
+        Misconfigured: The file has no such policy; or the policy is about blobs and there is no token, about pseudonyms
+            and there is no key, or about archives and there is no place or not the right key for them.
     """
-    rules = run.policies.policies[policy]
+    rules = run.policies.policy(policy)
     if rules.blob:
         store_of(run.settings)
     if rules.anonymize and rules.anonymize.pseudonymised:
