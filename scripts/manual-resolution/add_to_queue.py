@@ -22,6 +22,7 @@ from scripts.lifecycle.engine import resources
 from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
+from scripts.lifecycle.policy.policies import PRIORITIES
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 
@@ -33,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--item-type", metavar="TYPE", help=f"one of {', '.join(handover.ITEM_TYPES)}")
     parser.add_argument("--resource-type", metavar="SCHEMA.TABLE", help="what it is about")
     parser.add_argument("--resource-id", metavar="KEY", help="which one: a row's key")
-    parser.add_argument("--priority", metavar="PRIORITY", help=f"one of {', '.join(handover.PRIORITIES)}")
+    parser.add_argument("--priority", metavar="PRIORITY", help=f"one of {', '.join(PRIORITIES)}")
     parser.add_argument("--reason", metavar="TEXT", help="why a person must decide; name no person in it")
     parser.add_argument("--context", nargs="*", default=[], metavar="KEY=VALUE", help="facts that the decision needs")
     parser.add_argument("--json", choices=["-"], help="read one object, or a list of them, from standard input")

@@ -19,9 +19,9 @@ import argparse
 from contextlib import closing
 from uuid import UUID
 
-from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, positive
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
+from scripts.lifecycle.policy.policies import PRIORITIES
 from scripts.lifecycle.queue import verbs as queue_verbs
 from scripts.lifecycle.queue.desk import Desk
 from scripts.lifecycle.queue.session import Session
@@ -74,7 +74,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def _add_filter(parser: argparse.ArgumentParser) -> None:
     absent = argparse.SUPPRESS
     parser.add_argument("--item-type", default=absent, metavar="TYPE", help="only items of this type")
-    parser.add_argument("--priority", choices=handover.PRIORITIES, default=absent, help="only items of this priority")
+    parser.add_argument("--priority", choices=PRIORITIES, default=absent, help="only items of this priority")
     parser.add_argument(
         "--older-than", default=absent, metavar="T", help="only what was first seen before: 2d, or a day"
     )

@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import psycopg
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class ExitCode(IntEnum):
@@ -196,3 +200,13 @@ def describe_database_error(error: psycopg.Error) -> str:
     if diag.message_primary and (harmless or diag.source_function in _NAMING_OBJECTS):
         said += f": {diag.message_primary}"
     return said
+
+
+def pydantic_message(detail: ErrorDetails, **instead: str) -> str:
+    """Return what pydantic found wrong with one value.
+
+    Args:
+        detail: The error.
+        instead: Our own words for some of pydantic's types of error, such as ``missing``.
+    """
+    return instead.get(detail["type"], detail["msg"].removeprefix("Value error, "))

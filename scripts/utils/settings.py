@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from scripts.utils import tls
-from scripts.utils.errors import Misconfigured
+from scripts.utils.errors import Misconfigured, pydantic_message
 
 _BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
 _PSEUDONYM_KEY = re.compile(r"[a-z0-9]{1,16}:(?:[0-9a-f]{2}){32,}")
@@ -494,7 +494,5 @@ def load_settings() -> Settings:
 
 def _problem(detail: Any) -> str:
     name = str(detail["loc"][0]).upper()  # of a default that is wrong pydantic gives the field's name
-    if detail["type"] == "missing":
-        return f"{name} is not set"
-    message = detail["msg"].removeprefix("Value error, ").replace("Input should be", "must be", 1)
+    message = pydantic_message(detail, missing="is not set").replace("Input should be", "must be", 1)
     return f"{name} {message}"

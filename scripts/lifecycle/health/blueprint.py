@@ -15,7 +15,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from scripts.utils.errors import Misconfigured
+from scripts.utils.errors import Misconfigured, pydantic_message
 from scripts.utils.strict_yaml import StrictLoader
 
 Region = Literal["oregon", "ohio", "virginia", "frankfurt", "singapore"]
@@ -295,7 +295,5 @@ def _problem(detail: Any, content: Any) -> str:
         place.append(str(named or step))
         node = inside
     field = str(detail["loc"][-1]) if detail["loc"] else ""
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        message = _WRONG.get(field, "is not a known key")
+    message = pydantic_message(detail, extra_forbidden=_WRONG.get(field, "is not a known key"))
     return f"{'.'.join(place)}: {message}" if place else message

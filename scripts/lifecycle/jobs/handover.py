@@ -13,13 +13,11 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policies import PRIORITIES, PolicySet
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import names_somebody
 from scripts.utils.settings import Settings
-
-PRIORITIES = ("critical", "high", "medium", "low")
 
 # What a person may have to decide. A policy file may name types of its own; they are known by being there.
 ITEM_TYPES = {

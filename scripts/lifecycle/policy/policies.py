@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from cronsim import CronSim, CronSimError
@@ -27,10 +27,14 @@ from pydantic import (
     model_validator,
 )
 
-from scripts.utils.errors import Misconfigured
+from scripts.utils.errors import Misconfigured, pydantic_message
 from scripts.utils.strict_yaml import StrictLoader
 
 DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[2] / "retention" / "retention_policies.yaml"
+
+Priority = Literal["critical", "high", "medium", "low"]
+"""How urgent an item of the manual-resolution queue is."""
+PRIORITIES: tuple[str, ...] = get_args(Priority)
 
 _PERIOD = re.compile(r"([0-9]+) (minute|hour|day|week|month|year)s?")
 NOW = "now"
@@ -266,7 +270,7 @@ class QueueRule(_Model):
     """An item for the manual-resolution queue, raised once for each excepted row that is older than ``after``."""
 
     item_type: Name
-    priority: Literal["critical", "high", "medium", "low"]
+    priority: Priority
     anchor: Column
     after: PeriodField
     reason: str = Field(min_length=1)
@@ -336,7 +340,7 @@ class Blob(_Model):
     """How long a blob that no row names is kept after its upload."""
     item_type: Name
     """What a blob that cannot be deleted is on the manual-resolution queue."""
-    priority: Literal["critical", "high", "medium", "low"]
+    priority: Priority
 
 
 class Anonymize(_Model):
@@ -711,7 +715,6 @@ def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant])
 
 
 def _problem(detail: Any, root: yaml.Node | None) -> str:
-    message = detail["msg"].removeprefix("Value error, ")
     path: list[str] = []
     node = root
     line = 1
@@ -723,7 +726,7 @@ def _problem(detail: Any, root: yaml.Node | None) -> str:
         if child is None:
             break
         line, node = child[0].start_mark.line + 1, child[1]
-    message = {"missing": "is missing", "extra_forbidden": "is not a known key"}.get(detail["type"], message)
+    message = pydantic_message(detail, missing="is missing", extra_forbidden="is not a known key")
     return f"{'.'.join(path)} (line {line}): {message}" if path else message
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from scripts.lifecycle.policy.policies import PRIORITIES
 from scripts.utils.db_utils import Connection
 from scripts.utils.metrics_utils import Figure
-
-PRIORITIES = ("critical", "high", "medium", "low")
 
 _BY_PRIORITY = """
 SELECT priority, count(*), count(*) FILTER (WHERE deadline_at < now())

@@ -8,6 +8,7 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
+from scripts.lifecycle.policy.policies import PRIORITIES
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured
 from scripts.utils.redaction import redact
@@ -173,7 +174,7 @@ def measure(connection: Connection, since: datetime | None = None, until: dateti
             now,
             since,
             until,
-            [depth.get(name, {"name": name, **nothing}) for name in ("critical", "high", "medium", "low")],
+            [depth.get(name, {"name": name, **nothing}) for name in PRIORITIES],
             rows(_DEPTH_BY_TYPE),
             rows(_AGE)[0],
             overall,
