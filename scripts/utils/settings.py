@@ -6,9 +6,10 @@ What is wrong is reported all at once, by name and without the value: a mistyped
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import psycopg
 import redis
@@ -23,7 +24,75 @@ _BLOB_TOKEN = re.compile(r"vercel_blob_rw_[A-Za-z0-9-]+_\S+")
 _PSEUDONYM_KEY = re.compile(r"[a-z0-9]{1,16}:(?:[0-9a-f]{2}){32,}")
 _MASTER_KEY = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{64}")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
+
+def _url(usable: Callable[[SplitResult], object], message: str) -> AfterValidator:
+    """Return a validator of URLs, secret ones too.
+
+    Args:
+        usable: Whether the parts of a URL are what the setting needs; it may raise ValueError.
+        message: What a URL must be. It stands for every refusal, as urlsplit's own text may quote the value.
+    """
+
+    def check(value: Any) -> Any:
+        try:
+            accepted = usable(urlsplit(value.get_secret_value() if isinstance(value, SecretStr) else value))
+        except ValueError:
+            accepted = False
+        if not accepted:
+            raise ValueError(message)
+        return value
+
+    return AfterValidator(check)
+
+
+def _names_host(parts: SplitResult) -> bool:
+    return bool(parts.hostname) and parts.port != 0
+
+
+def _encrypted_or_here(parts: SplitResult) -> bool:
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _THIS_MACHINE)
+
+
+_https_url = _url(
+    lambda parts: _encrypted_or_here(parts) and _names_host(parts) and not parts.username,
+    "must be an https URL, or http on this machine: a secret travels with every call",
+)
+_sentry_dsn = _url(
+    lambda parts: (
+        parts.scheme in ("http", "https")
+        and _names_host(parts)
+        and parts.username
+        and parts.path.rpartition("/")[2].isdecimal()
+    ),
+    "must be a Sentry DSN: https://key@host/project-number",
+)
+_web_address = _url(
+    lambda parts: parts.scheme == "https" and parts.hostname and not parts.username,
+    "must be an https address, such as https://git.example.com/project/blob/main",
+)
+_http_url = _url(
+    lambda parts: parts.scheme in ("http", "https") and _names_host(parts) and not parts.query and not parts.fragment,
+    "must be a URL: http://host:port",
+)
+_archive_url = _url(
+    lambda parts: (
+        (
+            (parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"))
+            or (parts.scheme == "s3" and _BUCKET.fullmatch(parts.netloc))
+        )
+        and not parts.query
+        and not parts.fragment
+    ),
+    "must be a folder or a bucket: file:///absolute/path or s3://bucket/prefix",
+)
+_store_url = _url(
+    lambda parts: parts.scheme in ("http", "https") and _names_host(parts) and not parts.username,
+    "must be the URL of an S3-compatible store: https://host",
+)
+_not_in_the_open = _url(_encrypted_or_here, "may be http only where it is this machine")
 
 
 def _postgres_url(value: SecretStr) -> SecretStr:
@@ -48,7 +117,7 @@ def _postgres_url(value: SecretStr) -> SecretStr:
 def _redis_url(value: SecretStr) -> SecretStr:
     try:
         parts = urlsplit(value.get_secret_value())
-        usable = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
+        usable = parts.scheme in ("redis", "rediss") and _names_host(parts)
         redis.ConnectionPool.from_url(value.get_secret_value()).make_connection()  # only made, not opened
     except (ValueError, TypeError, redis.RedisError):  # a port that is not a number, an option that is unknown
         usable = False
@@ -59,39 +128,9 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
-def _sentry_dsn(value: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(value.get_secret_value())
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.username and parts.port != 0
-        usable = usable and parts.path.rpartition("/")[2].isdecimal()
-    except ValueError:  # its text may quote the value
-        usable = False
-    if not usable:
-        raise ValueError("must be a Sentry DSN: https://key@host/project-number")
-    return value
-
-
 def _blob_token(value: SecretStr) -> SecretStr:
     if not _BLOB_TOKEN.fullmatch(value.get_secret_value()):
         raise ValueError("must be a read-write token of Vercel Blob: vercel_blob_rw_<store id>_<secret>")
-    return value
-
-
-def _https_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        loopback = parts.hostname in ("127.0.0.1", "::1", "localhost")
-        usable = parts.scheme == "https" or (parts.scheme == "http" and loopback)
-        usable = usable and bool(parts.hostname) and parts.port != 0 and not parts.username
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be an https URL, or http on this machine: a secret travels with every call")
-    return value
-
-
-def _secret_url(value: SecretStr) -> SecretStr:
-    _https_url(value.get_secret_value())
     return value
 
 
@@ -101,28 +140,9 @@ def _routing_key(value: SecretStr) -> SecretStr:
     return value
 
 
-def _web_address(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme != "https" or not parts.hostname or parts.username:
-        raise ValueError("must be an https address, such as https://git.example.com/project/blob/main")
-    return value
-
-
 def _label(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
         raise ValueError("must be at most 64 letters, digits, dots, hyphens and underscores")
-    return value
-
-
-def _http_url(value: SecretStr) -> SecretStr:
-    try:
-        parts = urlsplit(value.get_secret_value())
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        usable = usable and not parts.query and not parts.fragment
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be a URL: http://host:port")
     return value
 
 
@@ -135,28 +155,6 @@ def _folder(value: Path) -> Path:
 def _pseudonym_key(value: SecretStr) -> SecretStr:
     if not _PSEUDONYM_KEY.fullmatch(value.get_secret_value()):
         raise ValueError("must be a key's id, a colon and at least 64 hexadecimal digits: k1:$(openssl rand -hex 32)")
-    return value
-
-
-def _archive_url(value: str) -> str:
-    parts = urlsplit(value)
-    folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
-    bucket = parts.scheme == "s3" and _BUCKET.fullmatch(parts.netloc)
-    if not (folder or bucket) or parts.query or parts.fragment:
-        raise ValueError("must be a folder or a bucket: file:///absolute/path or s3://bucket/prefix")
-    return value
-
-
-def _endpoint(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not parts.username
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError("must be the URL of an S3-compatible store: https://host")
-    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
-        raise ValueError("may be http only where it is this machine")
     return value
 
 
@@ -251,10 +249,10 @@ class Settings(BaseSettings):
     blob_read_write_token: Annotated[SecretStr, AfterValidator(_blob_token)] | None = Field(
         None, description="Vercel Blob; for cleanup_pdfs and enforce_gdpr_deletion"
     )
-    vercel_blob_api_url: Annotated[str, AfterValidator(_https_url)] = Field(
+    vercel_blob_api_url: Annotated[str, _https_url] = Field(
         "https://vercel.com/api/blob", description="the API, as its own clients name it"
     )
-    vercel_blob_delivery_url: Annotated[str, AfterValidator(_https_url)] | None = Field(
+    vercel_blob_delivery_url: Annotated[str, _https_url] | None = Field(
         None,
         description="where blobs are read from for an export; unset: where the store says",
     )
@@ -284,12 +282,12 @@ class Settings(BaseSettings):
         le=365,
         description="days after which no backup of the database is left that holds a deleted row",
     )
-    audit_anchor_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
+    audit_anchor_url: Annotated[str, _archive_url] | None = Field(
         None,
         description="where each run keeps the audit's head: file:///folder or s3://bucket/prefix; unset: nowhere",
     )
 
-    archive_url: Annotated[str, AfterValidator(_archive_url)] | None = Field(
+    archive_url: Annotated[str, _archive_url] | None = Field(
         None, description="where archives go: file:///folder or s3://bucket/prefix"
     )
     archive_master_key: Annotated[SecretStr, AfterValidator(_master_key)] | None = Field(
@@ -300,14 +298,14 @@ class Settings(BaseSettings):
         None,
         description="former ones, separated by commas, until rotate-keys is done",
     )
-    aws_endpoint_url: Annotated[str, AfterValidator(_endpoint)] | None = Field(
+    aws_endpoint_url: Annotated[str, _store_url, _not_in_the_open] | None = Field(
         None, description="S3-compatible store other than AWS; only for s3:// archives"
     )
     aws_region: str = Field("us-east-1", description="its region; auto for Cloudflare R2")
     aws_access_key_id: SecretStr | None = Field(None, description="login of the S3-compatible store")
     aws_secret_access_key: SecretStr | None = Field(None, description="the login's secret")
 
-    sentry_dsn: Annotated[SecretStr, AfterValidator(_sentry_dsn)] | None = Field(
+    sentry_dsn: Annotated[SecretStr, _sentry_dsn] | None = Field(
         None, description="errors, traces and check-ins go there; unset: nowhere"
     )
     sentry_environment: str = Field("production", description="what Sentry files errors, traces and check-ins under")
@@ -321,7 +319,7 @@ class Settings(BaseSettings):
     traceparent: str | None = Field(
         None, description="trace that the run belongs to, as W3C writes it; unset: one of its own"
     )
-    pushgateway_url: Annotated[SecretStr, AfterValidator(_http_url)] | None = Field(
+    pushgateway_url: Annotated[SecretStr, _http_url] | None = Field(
         None, description="Prometheus Pushgateway that gets each run's figures; unset: none"
     )
     metrics_textfile_dir: Annotated[Path, AfterValidator(_folder)] | None = Field(
@@ -383,17 +381,17 @@ class Settings(BaseSettings):
         description="age of any open item, in hours, that is critical",
     )
 
-    mrq_alert_slack_webhook: Annotated[SecretStr, AfterValidator(_secret_url)] | None = Field(
+    mrq_alert_slack_webhook: Annotated[SecretStr, _https_url] | None = Field(
         None, description="Slack incoming webhook for warnings and worse; unset: none"
     )
     pagerduty_routing_key: Annotated[SecretStr, AfterValidator(_routing_key)] | None = Field(
         None, description="PagerDuty integration key for what is critical; unset: none"
     )
-    pagerduty_events_url: Annotated[str, AfterValidator(_https_url)] = Field(
+    pagerduty_events_url: Annotated[str, _https_url] = Field(
         "https://events.pagerduty.com/v2/enqueue", description="PagerDuty Events API v2"
     )
     alert_reminder_hours: int = Field(4, ge=1, le=720, description="hours between two reminders of an open alert")
-    alert_runbook_url: Annotated[str, AfterValidator(_web_address)] | None = Field(
+    alert_runbook_url: Annotated[str, _web_address] | None = Field(
         None, description="where the repository is read, put before an alert's runbook page"
     )
     alert_source: Annotated[str, AfterValidator(_label)] = Field(
@@ -472,7 +470,7 @@ class Settings(BaseSettings):
     @classmethod
     def _encrypted(cls, starttls: bool, info: ValidationInfo) -> bool:
         host = info.data.get("smtp_host")
-        if not starttls and host and host not in ("127.0.0.1", "::1", "localhost"):
+        if not starttls and host and host not in _THIS_MACHINE:
             raise ValueError(
                 "may be false only where SMTP_HOST is this machine: password and report travel in the open"
             )

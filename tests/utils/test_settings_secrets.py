@@ -135,3 +135,10 @@ def test_settings_show_no_secret(monkeypatch):
 @pytest.mark.parametrize("handle", ["anna@example.com", "anna schmidt", "anna\n"])
 def test_the_operator_in_the_audit_is_a_handle_not_a_person_s_address(refusal, handle):
     assert refusal(OPERATOR=handle) == "environment: OPERATOR must be a handle: no e-mail address, no spaces"
+
+
+@pytest.mark.parametrize("name", ["ARCHIVE_URL", "AUDIT_ANCHOR_URL", "ALERT_RUNBOOK_URL", "AWS_ENDPOINT_URL"])
+def test_no_message_quotes_a_url_that_cannot_be_split(refusal, name):
+    message = refusal(**{name: "https://s3cret\N{ACCOUNT OF}.example.com"})
+    assert message.startswith(f"environment: {name} must be ")
+    assert "s3cret" not in message
