@@ -303,11 +303,7 @@ class Selection:
             ).format(id=self.record.id("t")),
         ]
         if self.policy.person:
-            holds.append(
-                sql.SQL(
-                    "({person} IN (SELECT h.person FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE"
-                ).format(person=normal_address("t", self.policy.person))
-            )
+            holds.append(held_person("t", self.policy.person))
         holds += [
             sql.SQL(
                 "EXISTS (SELECT FROM {table} c JOIN ops.holds_in_force h ON h.table_name = {name}"
@@ -321,13 +317,10 @@ class Selection:
             for reach in self.reaches
         ]
         holds += [
-            sql.SQL(
-                "EXISTS (SELECT FROM {table} c WHERE {joins} AND ({person} IN (SELECT h.person"
-                " FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE)"
-            ).format(
+            sql.SQL("EXISTS (SELECT FROM {table} c WHERE {joins} AND {held})").format(
                 table=table_identifier(reach.foreign_key.table),
                 joins=reach.foreign_key.joins("c"),
-                person=normal_address("c", reach.person),
+                held=held_person("c", reach.person),
             )
             for reach in self.reaches
             if reach.person
@@ -438,6 +431,20 @@ def store_for(policy: Policy, settings: Settings) -> str:
         Misconfigured: The policy is about blobs, and there is no token.
     """
     return store_of(settings).lower() if policy.blob else ""
+
+
+def held_person(alias: str, column: str) -> sql.Composed:
+    """Return SQL that is true where a person under a hold in force is, or may be, the one whom the column names.
+
+    Holds are looked up by a hash once a statement; the second part reads values that are no plain address, and only
+    while there is a hold on a person.
+    """
+    return sql.SQL(
+        "(({person} IN (SELECT h.person FROM ops.holds_in_force h WHERE h.scope = 'person')) IS TRUE"
+        " OR (SELECT count(*) > 0 FROM ops.holds_in_force h WHERE h.scope = 'person')"
+        " AND EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'person'"
+        " AND ops.may_name({text}::text, h.person)))"
+    ).format(person=normal_address(alias, column), text=sql.Identifier(alias, column))
 
 
 def normal_address(alias: str, column: str) -> sql.Composed:

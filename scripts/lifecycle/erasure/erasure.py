@@ -21,7 +21,7 @@ from scripts.lifecycle.erasure import certificate
 from scripts.lifecycle.erasure import ledger as erasure_ledger
 from scripts.lifecycle.erasure import requests as erasure_requests
 from scripts.lifecycle.erasure.blobs import BlobsOfPeople
-from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, ErasurePlan, Found, addresses
+from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, UNCLEAR, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Batch, table_identifier
@@ -80,6 +80,7 @@ class Eraser:
             self._locks = {table: each.as_bytes(connection) for table, each in self.plan.locks()}
             self._statements = [(name, each.as_bytes(connection)) for name, each in self.plan.statements()]
             self._look = self.plan.look().as_bytes(connection)
+            self._unclear = self.plan.unclear().as_bytes(connection)
             spellings = [*self.plan.spellings().values(), sql.SQL("SELECT %(person)s::text").format()]
             self._spellings = sql.SQL(" UNION ").join(spellings).as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
@@ -115,6 +116,11 @@ class Eraser:
             for table, count, kept, unnameable in rows
             if count
         ]
+
+    def _mentions(self, connection: Connection, parameters: dict[str, Any]) -> list[Found]:
+        """Find values that are no plain address and may name the person, so that no certificate can be written."""
+        rows = connection.execute(self._unclear, parameters).fetchall()
+        return [Found(table, count, {UNCLEAR: count}, 0) for table, count in rows if count]
 
     def search(self, address: Address) -> list[Found]:
         """Search for everything about a person, with or without a request."""
@@ -313,7 +319,7 @@ class Eraser:
                 (request.id,),
             ).fetchone()
             self._note_spellings(connection, parameters)
-            found = self.look(connection, parameters)
+            found = self.look(connection, parameters) or self._mentions(connection, parameters)
             if row is None or found:
                 return found if row else []  # a COMMIT whose answer was lost: it is fulfilled
             current = erasure_requests.find(connection, request.id)

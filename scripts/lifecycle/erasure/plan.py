@@ -37,6 +37,8 @@ from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed
 
 BLOB, HELD, REFERENCED, LOCKED = "names_a_blob", "held", "referenced", "being_written_to"
+UNCLEAR = "no_plain_address"
+"""The person column holds more than an address, and the person's address is in it."""
 NO_STEP = "no_step"
 HOLDS = "ops.legal_holds"
 
@@ -274,6 +276,20 @@ class ErasurePlan:
             )
             for table, column in people.items()
         }
+
+    def unclear(self) -> sql.Composed:
+        """Return the query that counts, by table, the values that are no plain address and may name the person.
+
+        It reads every table with a person column. Such a row may be another person's too, so no step deletes it.
+        """
+        people = {step.table: step.person for step in self.steps.values() if step.person and step.table in self.targets}
+        parts = [
+            sql.SQL("SELECT {}, count(*) FROM {} t WHERE ops.may_name({}::text, %(person)s)").format(
+                sql.Literal(table), table_identifier(table), sql.Identifier("t", column)
+            )
+            for table, column in people.items()
+        ]
+        return sql.SQL(" UNION ALL ").join([*parts, sql.SQL("SELECT NULL, 0")])
 
     def look(self) -> sql.Composed:
         """Return the query for what is left of a person, table by table."""

@@ -73,6 +73,19 @@ def test_an_expired_hold_keeps_nothing_and_one_that_expires_later_does(run_job, 
     assert [hold.id for hold in holds.active(db)] == [later]
 
 
+def test_a_value_that_is_no_plain_address_and_may_name_a_held_person_keeps_its_row(run_job, answers, db):
+    for number, value in enumerate((f"Anna <{ANNA}>", f"mailto:{ANNA}", f"{ANNA},{BEN}", f"Ben <{BEN}>")):
+        add_quiz(answers, f"odd {number}", created=ago(days=2), person=value)
+    hold = holds.place(db, person=ANNA, **BY)
+
+    assert run_job("--dry-run").closing["records_to_delete"] == 2
+    assert run_job().closing["records_held"] == 5
+    assert quiz_left(answers) == {"anna 1", "anna 2", "odd 0", "odd 1", "odd 2"}
+    holds.release(db, hold, operator="otto")
+    run_job()
+    assert quiz_left(answers) == set()
+
+
 def test_two_holds_on_one_row_keep_it_until_both_are_released(run_job, answers, db):
     first = holds.place(db, person=BEN, **BY)
     second = holds.place(db, table=TABLE, resource_id=key_of("ben 1"), **BY)

@@ -90,3 +90,40 @@ def test_her_archived_rows_are_under_one_key_however_they_spelt_her(world, asked
     asked()
     assert erase().code == 0
     assert world.where() == set()
+
+
+# What may name her, and what names somebody else.
+UNCLEAR = (
+    "Anne Gret <Anne.Gret+plan@googlemail.com>",
+    "mailto:annegret@gmail.com",
+    "annegret@gmail.com.",
+    "annegret@gmail.com\u00a0",
+    "\u200bannegret@gmail.com",
+    "annegret@gmail.com,ben@x.example",
+    "annegret%40gmail.com",
+    "{annegret@gmail.com}",
+    '"annegret@gmail.com"',
+)
+CLEAR = ("annegret@x.example", "Ben <ben@gmail.com>", "annegret", "annegret at gmail.com", "", "ben@annegret.gmail.com")
+
+
+@pytest.mark.parametrize("value", UNCLEAR)
+def test_a_value_that_is_no_plain_address_and_may_name_her_keeps_the_certificate_back(
+    world, spelt, asked, erase, value
+):
+    world.add(value)
+    asked()
+
+    done = erase()
+
+    assert (done.code, done.closing["fulfilled"], done.closing["blocked"]) == (4, 0, 1), done.output
+    assert (value,) in world.rows("users", "normalized_email")
+    assert world.link.execute("SELECT count(*) FROM ops.erasure_requests WHERE certificate IS NOT NULL").fetchone() == (
+        0,
+    )
+
+
+@pytest.mark.parametrize("value", [*UNCLEAR, *CLEAR])
+def test_what_may_name_a_held_person_is_kept_and_the_rest_is_not(world, value):
+    (kept,) = world.link.execute("SELECT ops.may_name(%s, %s)", (value, PERSON)).fetchone()
+    assert kept is (value in UNCLEAR)
