@@ -317,8 +317,8 @@ class JobLock:
                 self.degraded = True
 
     def _lose(self) -> None:
+        self.lost.set()  # before the line: a reader of the line may rely on it
         get_logger().warning("lock_lost", lock=self.name, effect="the run stops after its batch in hand")
-        self.lost.set()
 
     def _still_ours(self) -> bool:
         if self._client.get(self.name) == str(self._holder).encode():

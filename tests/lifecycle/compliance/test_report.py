@@ -90,7 +90,8 @@ def test_punctuality_is_the_worst_look_and_the_time_between_two(usual, month):
     assert (runs["runs"], runs["failed"], runs["completed"]) == (DAYS, failed, DAYS - failed)
     now = next(row for row in table(asked, "punctuality", "now") if row["policy"] == "quiz_responses")
     assert (now["remaining"], now["held"]) == (4, 1)
-    assert now["oldest_seconds"] == pytest.approx(6 * 3600, abs=120)
+    # Six hours when the month was made; the report is asked for later, on a busy machine by minutes.
+    assert 6 * 3600 <= now["oldest_seconds"] < 7 * 3600
 
 
 def test_what_went_before_the_first_look_is_bounded_by_the_last_one_before_the_period(ask, month):

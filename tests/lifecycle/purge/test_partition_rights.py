@@ -23,11 +23,11 @@ class Jobs:
 
     def begin_run(self, *, cutoff="2026-01-31 02:00Z", policy="things", status="running"):
         self.link.execute(
-            "INSERT INTO ops.policy_versions VALUES (repeat('a', 64), '', now(), 't') ON CONFLICT DO NOTHING"
+            "INSERT INTO ops.policy_versions VALUES (encode(sha256(''), 'hex'), '', now(), 't') ON CONFLICT DO NOTHING"
         )
         self.link.execute(
             "INSERT INTO ops.job_runs (id, script, policy, correlation_id, cutoff_at, policy_hash, fencing_token, host,"
-            " pid, version, status) VALUES (%s, 'x', %s, 'c', %s, repeat('a', 64), 1, 'h', 1, 'v', %s)",
+            " pid, version, status) VALUES (%s, 'x', %s, 'c', %s, encode(sha256(''), 'hex'), 1, 'h', 1, 'v', %s)",
             (self.run, policy, cutoff, status),
         )
         return self

@@ -87,7 +87,7 @@ def test_what_has_ended_goes_and_what_is_open_or_young_stays(old, enforce):
     by_reason = dict(old.execute("SELECT reason, count(*) FROM ops.audit_log GROUP BY 1").fetchall())
     assert by_reason["retention_policy:legal_holds/released"] == 1
     assert by_reason["retention_policy:legal_holds/ran_out"] == 1
-    assert sum(by_reason.values()) == 10
+    assert sum(count for reason, count in by_reason.items() if reason.startswith("retention_policy:")) == 10
     assert run.closing["records_deleted"] == 10
 
 
