@@ -55,10 +55,44 @@ def held(connection: Connection, name: str, timeout: float) -> Held | None:
     return Held(*row) if row else None
 
 
+def take_free(connection: Connection, name: str, *, run: str, host: str, pid: int) -> int | None:
+    """Take a lease that nobody holds, by a compare-and-set on its row. No gate is needed: no holder has a batch.
+
+    Both statements pass over a lease that is held, and so never wait for the row lock of a batch with a heartbeat.
+
+    Args:
+        connection: In a READ COMMITTED transaction: of two that take the lease at once, the later one must see it held.
+        name: The lease's name.
+        run: The new holder's correlation id.
+        host: Its host.
+        pid: Its process number.
+
+    Returns:
+        The new fencing token; None: somebody holds the lease.
+    """
+    values = {"name": name, "host": host, "pid": pid, "run": run}
+    row = connection.execute(
+        "UPDATE ops.leases SET fencing_token = fencing_token + 1, owner_host = %(host)s, owner_pid = %(pid)s,"
+        " owner_run = %(run)s, acquired_at = clock_timestamp(), heartbeat_at = clock_timestamp()"
+        " WHERE name = %(name)s AND heartbeat_at IS NULL RETURNING fencing_token",
+        values,
+    ).fetchone()
+    row = (
+        row
+        or connection.execute(
+            "INSERT INTO ops.leases (name, fencing_token, owner_host, owner_pid, owner_run, acquired_at, heartbeat_at)"
+            " VALUES (%(name)s, 1, %(host)s, %(pid)s, %(run)s, clock_timestamp(), clock_timestamp())"
+            " ON CONFLICT (name) DO NOTHING RETURNING fencing_token",
+            values,
+        ).fetchone()
+    )
+    return int(row[0]) if row else None
+
+
 def take(
     connection: Connection, name: str, *, run: str, host: str, pid: int, at_once: bool, timeout: float
 ) -> int | None:
-    """Take a lease, behind the closed gate: no batch of the former holder is under way when its token becomes old.
+    """Take a lease over, behind the closed gate: no batch of the former holder is under way when its token becomes old.
 
     Args:
         connection: In a transaction that has closed the gate.

@@ -264,6 +264,13 @@ class JobLock:
         return f"{self.name} is held by {who}{until}"
 
     def _take_lease(self) -> int:
+        me = self._holder
+        # A free lease is taken without the gate: to close the gate waits for, and holds up, the batches of every job.
+        with self._database.transaction() as link:
+            taken = leases.take_free(link, self.name, run=me.run, host=me.host, pid=me.pid)
+        return self._take_over() if taken is None else taken
+
+    def _take_over(self) -> int:
         if self.degraded:
             # Before the gate is closed: a run that is going to be refused must not stop the batches of other jobs.
             with self._database.snapshot() as link:

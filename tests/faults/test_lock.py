@@ -119,6 +119,18 @@ def test_a_run_started_right_after_del_takes_over(start, quiz, holder, redis_cli
     quiz.balance(remaining=0)
 
 
+def test_a_job_starts_and_works_beside_another_jobs_slow_batch(start, quiz):
+    quiz.fill(40)
+    slow = quiz.another_session()
+    slow.execute("BEGIN; SELECT ops.gate_shared()")
+
+    assert [start().finish(0)["records_deleted"], start().finish(0)["records_deleted"]] == [40, 0]
+
+    assert quiz.lease()["fencing_token"] == 2
+    slow.execute("COMMIT")
+    quiz.balance(remaining=0)
+
+
 def test_the_lock_is_renewed_while_a_run_outlasts_it(start, quiz, holder, redis_client):
     quiz.fill(10)
     quiz.freeze_at(2)

@@ -76,6 +76,13 @@ def lease(database):
     )
 
 
+def at_the_gate(admin):
+    return admin.execute(
+        "SELECT 1 FROM pg_locks JOIN pg_database d ON d.oid = database AND d.datname = current_database()"
+        " WHERE relation = 'ops.gate'::regclass AND NOT granted"
+    ).fetchone()
+
+
 def ended_process():
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -220,6 +227,32 @@ def test_without_redis_one_of_many_at_once_gets_the_lease(make):
     for racer in racers:
         racer.join()
     assert len(won) == 1
+
+
+@pytest.mark.pooled
+def test_a_free_lease_is_taken_without_the_gate_and_only_a_take_over_waits_for_it(make, redis_client, database):
+    """Another job's slow batch must not hold up a start, nor the start every other job's next batch."""
+    batch, later, admin = database.connect(), database.connect(), database.superuser()
+    batch.execute("BEGIN; SELECT ops.gate_shared()")
+    make("missing").acquire()
+    redis_client.delete(NAME)
+    lease_left = lease(database)
+    new = make("new")
+    thread = threading.Thread(target=new.acquire)
+    thread.start()
+    wait_until(lambda: at_the_gate(admin))
+    assert lease(database) == lease_left == (1, "missing", True)
+
+    batch.execute("COMMIT")
+    thread.join()
+    assert lease(database) == (2, "new", True)
+    new.release()
+    batch.execute("BEGIN; SELECT ops.gate_shared()")
+    make("released").acquire()
+    assert lease(database) == (3, "released", True)
+    later.execute("BEGIN; SET LOCAL lock_timeout = '200ms'; SELECT ops.gate_shared()")  # nobody is queued before it
+    later.execute("COMMIT")
+    batch.execute("COMMIT")
 
 
 def test_giving_back_survives_a_database_that_is_gone(make, leases, redis_client, monkeypatch):
