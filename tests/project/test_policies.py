@@ -16,7 +16,7 @@ PERIOD = re.compile(r"\binterval\b|\b\d+\s*(second|minute|hour|day|week|month|ye
 
 def takes_what_it_is_given(script):
     """Whether a script carries out the policies under its name, whatever they are, as script_template.py does."""
-    return "run.policies.jobs[run.script].policies" in script.read_text()
+    return "run.policies.job(run.script).policies" in script.read_text()
 
 
 def headings(page):
