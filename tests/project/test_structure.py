@@ -1,6 +1,7 @@
 """The map names every module, and every module of the domain lies in a room."""
 
 import ast
+import re
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_the_map_lists_every_module_as_it_describes_itself():
     text = structure.MAP.read_text()
     written = text.partition(structure.BEGIN)[2].partition(structure.END)[0]
     assert written.strip() == structure.modules().strip(), "run: make map"
+
+
+def test_every_module_that_answers_a_question_is_there():
+    questions = structure.MAP.read_text().partition("## Where is it?")[2].partition("## Every module")[0]
+    named = re.findall(r"`([\w/.-]+\.py)`", questions)
+    assert len(named) > 40
+    assert [name for name in named if not (DOMAIN / name).exists() and not (ROOT / name).exists()] == []
 
 
 def test_every_module_of_the_domain_lies_in_a_room():
