@@ -357,16 +357,31 @@ class Selection:
         return fragment("({})", joined(" OR ", needs)) if needs else fragment("false")
 
     def _above_what_stays(self, key: ForeignKey) -> Fragment:
-        """Rows of which a descendant by this constraint stays: not due, held, or needed by another table."""
+        """Rows to which a row refers by this constraint that stays, or whose descendant by any own key stays.
+
+        A row stays that is not due, held, or needed by another table.
+        """
         others = self._needed([each for each in self.refusing if each not in self.own_keys], [])
+        names = dict.fromkeys(name for each in self.own_keys for name in each.columns)
+        columns = sql.SQL(", ").join(sql.Identifier("t", name) for name in names)
+        parents = [
+            sql.SQL("SELECT {} FROM {} t WHERE {}").format(columns, self.table, each.joins("a"))
+            for each in self.own_keys
+        ]
+        child = [
+            sql.SQL("({}) IS NOT NULL").format(sql.SQL(", ").join(sql.Identifier("t", name) for name in each.columns))
+            for each in self.own_keys
+        ]
         return fragment(
-            "({mine}) IN (WITH RECURSIVE above AS ("
-            "SELECT {parent} FROM {table} t"
-            " WHERE NOT ({due} AND NOT {held} AND NOT {others}) AND ({parent}) IS NOT NULL"
-            " UNION SELECT {parent} FROM above a JOIN {table} t ON ({mine}) = ({known}) WHERE ({parent}) IS NOT NULL"
-            ") SELECT {known} FROM above a)",
+            "({home} AND ({mine}) IN (WITH RECURSIVE above AS ("
+            "SELECT {columns} FROM {table} t WHERE ({due} AND NOT {held} AND NOT {others}) IS NOT TRUE AND ({child})"
+            " UNION SELECT {columns} FROM above a CROSS JOIN LATERAL ({parents}) t WHERE {child}"
+            ") SELECT {known} FROM above a WHERE ({known}) IS NOT NULL)) IS TRUE",
+            home=sql.SQL(" AND ").join(key.at_home("t") or [sql.SQL("true").format()]),
             mine=sql.SQL(", ").join(sql.Identifier("t", name) for name in key.referenced),
-            parent=sql.SQL(", ").join(sql.Identifier("t", name) for name in key.columns),
+            columns=columns,
+            child=sql.SQL(" OR ").join(child),
+            parents=sql.SQL(" UNION ALL ").join(parents),
             known=sql.SQL(", ").join(sql.Identifier("a", name) for name in key.columns),
             table=self.table,
             due=self.due,
