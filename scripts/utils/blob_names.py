@@ -10,6 +10,7 @@ may mean.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -27,6 +28,16 @@ _OCTET = re.compile(rb"%([0-9A-Fa-f]{2})")
 _AMBIGUOUS = re.compile(r"[?#\\%]", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_MARKS = " \"'`<>(){}\\[\\]|,;?#&=*:!~_\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_MARK = re.compile(f"[{_MARKS}]")
+_SLASH_OR_MARK = re.compile(f"[/{_MARKS}]")
+_PLAIN = re.compile(r"[A-Za-z0-9._/ -]*")
+_CARRIES = re.compile(  # an apostrophe inside a word is no quotation mark
+    "[\"`<>{}|\u201c\u201d\u2018\u00ab\u00bb\\[\\]]|^ *[(*!~_]|(^|[^A-Za-z0-9])'"
+    "|[?#&=,;].*/|:/.*:/|[^A-Za-z0-9+.-].*:/",
+    re.DOTALL,
+)
+_BLANK_SLASH = re.compile(f"[{re.escape(_BLANKS)}]*/[{re.escape(_BLANKS)}]*")
 _NO_SEGMENT = re.compile(r"/\.{0,2}/", re.ASCII)
 
 
@@ -94,6 +105,47 @@ def blob_name(value: str) -> BlobName:
         pathname = None
     certain = certain and pathname is not None and _NO_SEGMENT.search(f"/{pathname}/") is None
     return BlobName(store, pathname, certain, _key(pathname or path))
+
+
+def meanings(value: str) -> tuple[bytes, ...]:
+    """Return the keys of all blobs that a value may mean, its own first; ``ops.blob_meanings`` is the same in SQL.
+
+    More than one: the value is no certain name, and keeps all of them.
+    """
+    name = blob_name(value)
+    if not doubt(value):
+        return (name.key,)
+    text = _text(value)
+    ends = [*(found.start() for found in _MARK.finditer(text)), len(text)]
+    starts = [0, *(found.end() for found in _SLASH_OR_MARK.finditer(text))]
+    found = {
+        sha256(text[start:end].strip("/").encode()).digest()
+        for start in starts
+        for end in ends[bisect_left(ends, start) :][:16]
+        if end > start
+    }
+    return (name.key, *found)
+
+
+def doubt(value: str) -> str | None:
+    """Return why a value may mean other blobs than the one of its key; None: it may not.
+
+    ``text``: a name may stand somewhere in it. ``host``: it is a URL of a host that is no store's.
+    """
+    name = blob_name(value)
+    if _SURROGATE.search(value) or _PLAIN.fullmatch(value) or (name.store and name.certain):
+        return None
+    if _CARRIES.search(_text(value)):
+        return "text"
+    return "host" if name.store is None else None
+
+
+def _text(value: str) -> str:
+    text = value
+    while (decoded := _decoded(text)) not in (None, text):
+        text = str(decoded)
+    text = _BLANK_SLASH.sub("/", text.replace("\\", "/"))
+    return re.sub(r"[\x01-\x20\x7f]", " ", re.sub(r"(/\.?)+/", "/", text))
 
 
 def _decoded(text: str) -> str | None:

@@ -94,6 +94,10 @@ NAMES_OF_ONE = [
     "//meal-plans/a b.pdf",
     "https://someone@{host}:8443/meal-plans/a%20b.pdf",
     "https://cdn.example.com/meal-plans/a%20b.pdf",
+    "https://cdn.example.com/delivery/meal-plans/a%20b.pdf",
+    '"https://{host}/meal-plans/a%20b.pdf"',
+    "[plan](https://{host}/meal-plans/a%20b.pdf)",
+    "/_next/image?url=https%3A%2F%2F{host}%2Fmeal-plans%2Fa%2520b.pdf&w=640",
 ]
 OTHER_BLOBS = [
     "https://{host}/meal-plans/a%2520b.pdf",
@@ -123,6 +127,16 @@ def test_a_blob_that_another_row_names_in_another_spelling_stays(run_pdfs, plans
     assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (1, 1)
     assert blobs.get("meal-plans/a b.pdf")
     assert plans.intents() == {"confirmed": 1}
+
+
+@pytest.mark.parametrize("name", NAMES_OF_ONE)
+def test_a_comparison_takes_no_blob_for_an_orphan_that_a_row_may_name(run_pdfs, plans, blobs, name):
+    for pathname in ("meal-plans/a b.pdf", "meal-plans/orphan.pdf"):
+        blobs.put(pathname, b"%PDF", uploaded_at=0.0)
+    plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
+    run_pdfs("--reconcile", AUDIT_PSEUDONYM_KEY="k1:" + "ab" * 32)
+    assert blobs.get("meal-plans/a b.pdf")
+    assert blobs.get("meal-plans/orphan.pdf") is None
 
 
 @pytest.mark.parametrize("name", OTHER_BLOBS)

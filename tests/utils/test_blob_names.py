@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from scripts.utils.blob_names import blob_name
+from scripts.utils.blob_names import blob_name, doubt, meanings
 
 OURS, OTHER = "abc123", "zzz999"
 HOST = f"{OURS}.public.blob.vercel-storage.com"
@@ -14,6 +14,25 @@ PIECES = [
     *("d/a b.pdf", "plan", "a%20b", "%2525", "%", "%ff", "%C3%A9", "%E2%80%AF", "%00", "%2F", "%2e", "é", "e\u0301"),
     *("\u212a", "\u017f", "😀", "/", "//", ".", "..", "/./", "\\", "?", "?download=1", "#", "#top", " ", "\t", "\n"),
     *("\xa0", "\ufeff", "\u200b", "\x7f", "\x85", "@", ":", ":443", ":80", ":8443", "user@", "https://", "HTTP://"),
+    *(
+        '"',
+        "'",
+        "[",
+        "](",
+        ")",
+        "{",
+        "<",
+        ">",
+        "|",
+        ",",
+        "&w=640",
+        "=",
+        "/_next/image?url=",
+        "*",
+        "\u201c",
+        "%22",
+        "%5B",
+    ),
     *("ftp://", "://", HOST, HOST.upper(), f"{HOST}.", HOST.replace("public", "private"), "cdn.example.com", OTHER),
     *(f"{OTHER}.public.blob.vercel-storage.com", f"https://{HOST}/", f"http://{HOST}:80/", f"//{HOST}/", "\u2028", "A"),
 ]
@@ -40,6 +59,9 @@ def in_sql(link, name):
 def test_python_and_postgresql_give_the_same_answer(link, name, prefix):
     found = blob_name(name)
     assert in_sql(link, name) == (found.store, found.pathname, found.certain, found.key)
+    assert link.execute("SELECT ops.blob_doubt(%s)", (name,)).fetchone() == (doubt(name),)
+    keys = link.execute("SELECT key FROM ops.blob_meanings(%s, %s)", (name, found.key)).fetchall()
+    assert {key for (key,) in keys} == set(meanings(name))
     trouble = link.execute(
         "SELECT ops.blob_trouble(n.store, n.pathname, %s, %s) FROM ops.blob_parts(%s) n", (OURS, prefix, name)
     )
@@ -79,6 +101,34 @@ def test_every_spelling_of_a_blob_is_one_name(pathname):
         found = blob_name(spelling(pathname))
         assert (found.store, found.pathname, found.certain) == (OURS, pathname, True)
         assert found.key == blob_name(pathname).key
+
+
+CARRIERS = [
+    lambda p: f'"{p}"',
+    lambda p: f"'{p}'",
+    lambda p: f'"https://{HOST}/{quote(p)}"',
+    lambda p: f'{{"url": "https://{HOST}/{quote(p)}"}}',
+    lambda p: f"[plan](https://{HOST}/{quote(p)})",
+    lambda p: f"<https://{HOST}/{quote(p)}>",
+    lambda p: f"https://files.example.com/delivery/{quote(p)}",
+    lambda p: f"/_next/image?url={quote(f'https://{HOST}/{quote(p)}', safe='')}&w=640",
+    lambda p: f"https://shop.example.com/_next/image?url={quote(f'https://{HOST}/{quote(p)}', safe='')}&w=640",
+]
+
+
+@pytest.mark.parametrize(
+    "pathname", ["d/x.pdf", "d/a b.pdf", "d/plan (1).pdf", "meal-plans/é/R&D [2], x.pdf", "d/a%20b"]
+)
+@pytest.mark.parametrize("carrier", CARRIERS)
+def test_a_value_that_carries_a_name_may_mean_its_blob_and_stands_under_one_of_its_keys(link, carrier, pathname):
+    value = carrier(pathname)
+    assert blob_name(pathname).key in meanings(value)
+    found = link.execute(
+        "SELECT ops.blob_key(%(value)s) = ANY(ops.blob_lookups(%(blob)s))"
+        " AND ops.may_name_blob(%(value)s, %(store)s, %(blob)s)",
+        {"value": value, "blob": pathname, "store": OURS},
+    )
+    assert found.fetchone() == (True,)
 
 
 DOUBTFUL = [
@@ -146,12 +196,14 @@ def test_what_is_no_name_of_ours_says_why(name, trouble):
         (f"https://{OTHER}.public.blob.vercel-storage.com/d/a%20b.pdf", False),
         ("https://cdn.example.com/d/a%20b.pdf", True),
         ("d/a b.pdf ", True),
+        ('"d/a b.pdf"', True),
+        ("https://cdn.example.com/files/d/a%20b.pdf", True),
         ("d/A b.pdf", False),
     ],
 )
 def test_which_values_may_name_a_blob(link, name, may):
     found = link.execute(
-        "SELECT ops.blob_key(%(name)s) = ops.blob_key(%(blob)s) AND ops.may_name_blob(%(name)s, %(store)s, %(blob)s)",
+        "SELECT ops.blob_key(%(name)s) = ANY(ops.blob_lookups(%(blob)s)) AND ops.may_name_blob(%(name)s, %(store)s, %(blob)s)",
         {"name": name, "blob": "d/a b.pdf", "store": OURS},
     )
     assert found.fetchone() == (may,)

@@ -28,21 +28,24 @@ _ROW_OF = sql.SQL("(CASE WHEN {0}.rule <> %(orphaned)s THEN {0}.resource_id END)
 
 _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
-    SELECT d.id, d.blob, d.resource_id, d.rule, ops.blob_key(d.blob) AS key, ops.blob_pathname(d.blob) AS pathname
-      FROM ops.blob_deletions d
+    SELECT d.id, d.blob, d.resource_id, d.rule, n.key, n.pathname
+      FROM ops.blob_deletions d CROSS JOIN LATERAL ops.blob_parts(d.blob) n
      WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
        AND (%(rule)s::text IS NULL OR d.rule = %(rule)s)
        AND (%(only)s::text[] IS NULL OR d.resource_id = ANY(%(only)s)) AND (SELECT owned AND NOT stopped FROM may_run)
-     ORDER BY d.id LIMIT %(rows)s FOR UPDATE
+     ORDER BY d.id LIMIT %(rows)s FOR UPDATE OF d
 ), free AS MATERIALIZED (
     SELECT {named} FROM {table} t
      WHERE {among_open}
        FOR UPDATE SKIP LOCKED
 ), naming AS MATERIALIZED (
     SELECT t.{blob} AS blob, {id} AS resource_id, ({due} AND NOT {held}) IS TRUE AS going FROM {table} t
-     WHERE {names_blob} AND ops.blob_key(t.{blob}) IN (SELECT key FROM open)
+     WHERE {names_blob} AND ops.blob_key(t.{blob}) = ANY(ARRAY(SELECT unnest(ops.blob_lookups(blob)) FROM open))
+), meant AS MATERIALIZED (
+    SELECT r.*, m.key FROM naming r CROSS JOIN LATERAL ops.blob_parts(r.blob) n
+     CROSS JOIN LATERAL ops.blob_meanings(r.blob, n.key) m
 ), needed AS MATERIALIZED (
-    SELECT DISTINCT o.id FROM open o JOIN naming r ON ops.blob_key(r.blob) = o.key AND r.resource_id <> o.resource_id
+    SELECT DISTINCT o.id FROM open o JOIN meant r ON r.key = o.key AND r.resource_id <> o.resource_id
      WHERE ops.may_name_blob(r.blob, %(blob_store)s, o.pathname)
        AND NOT (r.going AND EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
                                        AND d.resource_id = r.resource_id AND d.blob = r.blob AND d.closed_at IS NULL))

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -25,7 +26,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Blob, Policy
 from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient, ListedBlob
-from scripts.utils.blob_names import blob_name
+from scripts.utils.blob_names import blob_name, meanings
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import ExitCode, PolicyFailed
 from scripts.utils.pseudonyms import pseudonym
@@ -293,17 +294,21 @@ def _copy_rows(connection: Connection, selection: Selection, store: str, file: s
         names=selection.names_blob("t"),
     )
 
-    def read(values: tuple[Any, ...]) -> tuple[str, str, str | None, bytes, bool, bool] | None:
+    def read(values: tuple[Any, ...]) -> Iterator[tuple[str, str, str | None, bytes, bool, bool]]:
         key, value, kept = values
         name = blob_name(value)
+        keys = meanings(value)
+        certain = name.certain and len(keys) == 1
         final = name.certain and kept == "0" and name.trouble(store, blob.prefix) is None
-        return (key, value, name.pathname, name.key, name.certain, final) if name.store in (None, "", store) else None
+        if len(keys) > 1 or name.store in (None, "", store):
+            for each in keys:
+                yield key, value, name.pathname, each, certain, final
 
     if not file.in_transaction:
         file.execute("BEGIN")
     file.execute("DELETE FROM rows")  # of an attempt that lost its connection
     with connection.cursor() as cursor, cursor.copy(statement, selection.held.parameters) as copy:
-        file.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", filter(None, map(read, copy.rows())))
+        file.executemany("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", chain.from_iterable(map(read, copy.rows())))
     file.execute("COMMIT")
 
 

@@ -398,7 +398,9 @@ class Selection:
         return fragment(
             "EXISTS (SELECT FROM (SELECT {column} AS blob FROM {table} t WHERE {names}"
             " AND (({due}) AND NOT {held}) IS NOT TRUE)"
-            " other WHERE ops.blob_key(other.blob) = ops.blob_key({column})"
+            " other WHERE ops.blob_key(other.blob) = ANY(ops.blob_lookups({column}))"
+            " AND (ops.blob_parts({column})).key IN (SELECT m.key FROM ops.blob_parts(other.blob) n,"
+            " ops.blob_meanings(other.blob, n.key) m)"
             " AND ops.may_name_blob(other.blob, %(blob_store)s, ops.blob_pathname({column})))",
             column=column,
             table=self.table,

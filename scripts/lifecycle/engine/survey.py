@@ -147,13 +147,16 @@ def due_rows(selection: Selection) -> Fragment:
         "(SELECT * FROM (SELECT each.*, trouble IS NULL AND ("
         "  bool_or(keeps AND NOT certain) OVER (PARTITION BY key)"
         "  OR bool_or(keeps AND certain) OVER (PARTITION BY key, pathname)) OR refers AS referenced FROM ("
-        "   SELECT mine.*, n.*, ops.blob_trouble(n.store, n.pathname, %(blob_store)s, %(blob_prefix)s) AS trouble,"
+        "   SELECT mine.*, n.pathname, m.key, m.first, n.certain AND NOT m.doubtful AS certain,"
+        "          ops.blob_trouble(n.store, n.pathname, %(blob_store)s, %(blob_prefix)s) AS trouble,"
         "          NOT (mine.due AND NOT mine.held)"
-        "          AND (%(blob_store)s = '' OR n.store IS NULL OR n.store IN ('', %(blob_store)s)) AS keeps"
+        "          AND (%(blob_store)s = '' OR m.doubtful OR n.store IS NULL"
+        "               OR n.store IN ('', %(blob_store)s)) AS keeps"
         "     FROM (SELECT {id} AS id, {rule} AS rule, {held} AS held, {referenced} AS refers, {nameable} AS nameable,"
         "                  {overdue} AS overdue, ({due}) IS TRUE AS due, {column} AS blob"
         "             FROM {table} t WHERE {names} OFFSET 0) mine"
-        "     CROSS JOIN LATERAL ops.blob_parts(mine.blob) n OFFSET 0) each) named WHERE due) due",
+        "     CROSS JOIN LATERAL ops.blob_parts(mine.blob) n"
+        "     CROSS JOIN LATERAL ops.blob_meanings(mine.blob, n.key) m OFFSET 0) each) named WHERE due AND first) due",
         **parts,
         column=sql.Identifier("t", blob.column),
         names=selection.names_blob("t"),
