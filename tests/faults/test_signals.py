@@ -50,13 +50,13 @@ def test_a_signal_in_a_sweep_ends_it_after_the_batch_in_hand(start, quiz):
 
 def test_a_signal_before_the_first_batch_deletes_nothing(start, quiz, database, redis_client):
     quiz.fill(40)
-    closing = database.superuser()
-    closing.execute("BEGIN; SELECT ops.gate_exclusive()")
+    other = database.superuser()
+    other.execute("BEGIN; LOCK TABLE public.quiz_responses IN ACCESS EXCLUSIVE MODE")
     running = start()
-    wait_until(lambda: quiz.waiting("gate"), what="the run at the gate")
+    wait_until(lambda: quiz.waiting("relation"), what="the run that wants to look at the table")
     running.send(signal.SIGTERM)
-    closing.execute("COMMIT")
     assert running.finish(143)["stop_reason"] == "sigterm"
+    other.execute("COMMIT")
     assert redis_client.get(LOCK) is None
     quiz.balance(remaining=40)
 
