@@ -362,7 +362,7 @@ class Deleter:
     def _places(self, chosen: Window, number: int) -> dict[int, list[str]]:
         """Return where dependants of a row are, by table or partition.
 
-        So many at a time: to look for the next few before each batch would read the entries of those that are gone
+        This number at a time: to look for the next few before each batch would read the entries of those that are gone
         every time, as long as another session holds an old snapshot.
         """
         selection, key = self._selection, self._selection.reaches[number].foreign_key
