@@ -7,8 +7,13 @@ READY := $(VENV)/.ready
 POOLED := $(addprefix tests/,lifecycle faults cleanup retention manual-resolution sla-monitoring) \
           $(addprefix tests/utils/test_,db_utils.py redis_lock.py rate_limit.py tracing.py check_ins.py)
 
+# Compiled modules are kept: compiling the tests anew costs each process that runs them eight seconds.
+unexport PYTHONDONTWRITEBYTECODE
+# What runs side by side writes its output in one piece, where make can do that (4.0 and later).
+IN_ONE_PIECE := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fetch map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak fetch collect map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -16,7 +21,8 @@ help:  ## list the targets
 demo: $(READY)  ## start servers, load sample data, run the jobs, show what happened
 	$(BIN)/python backend/demo.py
 
-test: lint fetch  ## lint, types and the tests, on real servers; what takes longest is in make soak
+test: $(READY)  ## lint, types and the tests, on real servers; what takes longest is in make soak
+	$(MAKE) --jobs=3 $(IN_ONE_PIECE) lint fetch collect
 	$(BIN)/python -m pytest -n 4 -m "not soak" --cov --cov-branch --cov-report=term
 
 soak: $(READY) fetch  ## the tests that are too long for every change, and all of them through a real PgBouncer
@@ -25,6 +31,9 @@ soak: $(READY) fetch  ## the tests that are too long for every change, and all o
 
 fetch: $(READY)  ## fetch the programs and libraries that only tests need
 	$(BIN)/python tests/packages.py
+
+collect: $(READY)  ## import every test once: a mistake there is told at once, and what was compiled is kept
+	$(BIN)/python -m pytest --collect-only --quiet --no-summary >/dev/null || $(BIN)/python -m pytest --collect-only --quiet
 
 map: $(READY)  ## write the list of modules in STRUCTURE.md anew, from their docstrings
 	$(BIN)/python -m tests.project.structure
@@ -81,6 +90,10 @@ $(READY): requirements.txt requirements-dev.txt
 	  { echo "Python 3.11 or later is needed. Name one: make PYTHON=python3.11" >&2; exit 2; }
 	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 	  { echo "No virtual environment. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	@# uv takes a tenth of pip's time. It does not read pip's settings: where only those name an index, pip does it.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[^ ]*' requirements-dev.txt)"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.txt || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --requirement requirements-dev.txt || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
 	@touch $@

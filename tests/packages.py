@@ -68,9 +68,13 @@ class Python:
         return f"{sys.implementation.cache_tag} {self.requirements.read_text()}"
 
     def fetch(self, folder):
-        _run(sys.executable, "-m", "venv", folder)
-        pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "--timeout=15"]
-        _run(*pip, "install", "--requirement", self.requirements)
+        _run(sys.executable, "-m", "venv", "--without-pip", folder)
+        python = folder / "bin" / "python"
+        try:
+            _run(Path(sys.executable).with_name("uv"), "pip", "install", "--python", python, "-r", self.requirements)
+        except (OSError, subprocess.CalledProcessError):  # it does not read pip's settings, which may name the index
+            pip = ("-m", "pip", "--disable-pip-version-check", "--quiet", "--timeout=15", "--python", python)
+            _run(sys.executable, *pip, "install", "--requirement", self.requirements)
 
 
 @dataclass(frozen=True)
