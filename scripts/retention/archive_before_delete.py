@@ -39,7 +39,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         verb.add_argument("--policy", metavar="NAME", required=verb is restore, help="only this policy's")
     for verb in (verify, restore):
         verb.add_argument("--archive", type=UUID, action="append", metavar="ID", help="only this one; may be repeated")
-    restore.add_argument("--id", action="append", metavar="KEY", help="only this row; may be repeated")
+    restore.add_argument(
+        "--id", action="append", metavar="KEY", help="only this row; may be repeated; - reads keys from standard input"
+    )
     restore.add_argument("--into", metavar="SCHEMA.TABLE", help="another table than the policy's own")
     restore.add_argument("--map", action="append", metavar="OLD=NEW", help="a column that was renamed since")
     restore.add_argument("--drop", action="append", metavar="COLUMN", help="a column to leave out")

@@ -271,7 +271,16 @@ class Schedules(RuleBasedStateMachine):
         assert objects == {entry.object for entry in catalogue}
         newest = set()
         for entry in catalogue:  # the newest first: an older archive may hold a former version of a restored row
-            restore(stage.database, store, keys, entry, Wish("public.back"), operator="olga", between=lambda: None)
+            restore(
+                stage.database,
+                store,
+                keys,
+                entry,
+                Wish("public.back"),
+                operator="olga",
+                pseudonym_of=str,
+                between=lambda: None,
+            )
             (audited,) = stage.link.execute(
                 "SELECT array_agg(r.key::bigint) FROM ops.audit_batches, unnest(resource_ids) AS r (key)"
                 " WHERE action = 'archive_then_delete' AND metadata ->> 'archive' = %s",

@@ -47,6 +47,7 @@ from scripts.utils.archive_store import ArchiveStoreFailed, store_of
 from scripts.utils.db_utils import Connection, connection_lost, is_deadlock
 from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly, describe_database_error
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import retry
 
 _NOT_EXACTLY = "LA001"  # raised by ops.seal_archive: not exactly the archive's rows were deleted
@@ -59,7 +60,8 @@ _OWN_TRANSACTIONS = 11
 
 _EXPORTED = sql.SQL("""
 exported AS MATERIALIZED (
-    SELECT * FROM unnest(%(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[]) AS e (tid, xmin, key)
+    SELECT * FROM unnest(%(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[], %(said)s::text[])
+               AS e (tid, xmin, key, said)
 )
 """)
 # The window's bounds are needed for speed: without them, the statements of each archive would look through every row
@@ -73,7 +75,7 @@ _DELETE = sql.SQL("""
 WITH {may_run}, {exported}, gone AS (
     DELETE FROM {table} t USING exported e
      WHERE {same} AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING e.key, {rule} AS rule
+    RETURNING e.said AS key, {rule} AS rule
 ), audited AS (
     SELECT rule, count(*) AS rows,
            ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
@@ -218,7 +220,8 @@ class Archiver:
         """
         for window in self._windows(path):
             try:
-                exported = self._prepare(window, [])
+                # SQL itself writes the keys of a dropped partition to the audit.
+                exported = self._prepare(window, [], nameable=True)
             except (ArchiveStoreFailed, ArchiveBroken) as error:
                 raise self._failed(error) from error
             if exported is None:
@@ -361,12 +364,13 @@ class Archiver:
             self._discard(exported)
             self._log.warning("window_locked", effect="left for the closing pass")
 
-    def _prepare(self, window: Window, excluded: list[str]) -> Exported | None:
+    def _prepare(self, window: Window, excluded: list[str], *, nameable: bool = False) -> Exported | None:
         """Write an archive and read it back; delete nothing.
 
         Args:
             window: The part of the path to export.
             excluded: Keys of rows to leave out.
+            nameable: Leave out rows whose key may be personal, whatever the selection says.
 
         Returns:
             The archive; None: the window has no row that may go.
@@ -378,7 +382,7 @@ class Archiver:
         """
         try:
             exported = retry(
-                lambda: self._exporter.export(window, excluded),
+                lambda: self._exporter.export(window, excluded, nameable=nameable or self._nameable),
                 on=connection_lost,
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
@@ -507,6 +511,7 @@ class Archiver:
             "tids": exported.tids,
             "xmins": exported.xmins,
             "keys": exported.keys,
+            "said": self._said(exported),
         }
 
     def _composed(self, window: Window) -> list[sql.Composed]:
@@ -519,8 +524,22 @@ class Archiver:
 
     def _same(self, window: Window) -> sql.Composed:
         return _SAME.format(
-            window=window.clause, id=self._selection.record.id("t"), removable=self._selection.droppable
+            window=window.clause,
+            id=self._selection.record.id("t"),
+            removable=self._selection.droppable if self._nameable else self._selection.removable,
         )
+
+    @property
+    def _nameable(self) -> bool:
+        """Whether rows stay whose key may be personal: no due row had such a key when the run began."""
+        return not self._selection.pseudonymous
+
+    def _said(self, exported: Exported) -> list[str] | str:
+        """Return what the audit calls each row: its key, or the key's pseudonym if that may be personal."""
+        if self._nameable:
+            return exported.keys
+        keys = exported.key_list()
+        return [key if self._selection.record.is_nameable(key) else pseudonym(self._run.settings, key) for key in keys]
 
     def _heartbeat(self) -> Statement:
         return runs.heartbeat(

@@ -45,6 +45,8 @@ class Begun:
 class Layout(BaseModel, frozen=True, strict=True):
     """The columns of an archived row, in order: the personal columns, then the key, then the rest.
 
+    A key that is personal itself stands among the personal columns.
+
     They are read from the manifest in the catalogue. The object's header must agree, but is never the source.
     """
 
@@ -72,7 +74,7 @@ class Layout(BaseModel, frozen=True, strict=True):
 
     @property
     def _first(self) -> tuple[str, ...]:
-        return self.personal + self.key
+        return tuple(dict.fromkeys(self.personal + self.key))
 
 
 @dataclass(frozen=True)

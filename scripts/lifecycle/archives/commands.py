@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import sys
 from uuid import UUID
 
 from scripts.lifecycle.archives.catalogue import Entry, entries
@@ -11,13 +11,13 @@ from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost, keys_by_master
 from scripts.lifecycle.archives.restore import RestoreRefused, Wish, archives_with, restore
 from scripts.lifecycle.archives.verify import strangers, verify
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policies import Policy, table_name
 from scripts.utils.archive_store import ObjectMissing, store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError
+from scripts.utils.free_text import names_somebody
 from scripts.utils.logging_utils import get_logger
-
-_TABLE = re.compile(r"[^.\s\"]+\.[^.\s\"]+")
+from scripts.utils.pseudonyms import pseudonym
 
 
 class ArchivesBroken(OpsError):
@@ -141,7 +141,15 @@ def restore_archives(run: Run) -> None:
         try:
             with run.rehearsal() as database:
                 done = restore(
-                    database, store, keys, entry, wish, operator=operator, between=run.checkpoint, dry_run=dry_run
+                    database,
+                    store,
+                    keys,
+                    entry,
+                    wish,
+                    operator=operator,
+                    pseudonym_of=lambda key: pseudonym(run.settings, key),
+                    between=run.checkpoint,
+                    dry_run=dry_run,
                 )
         except (RestoreRefused, ArchiveBroken, ObjectMissing, KeyLost) as error:
             get_logger().error("archive_not_restored", archive=str(entry.id), into=wish.into, error=str(error))
@@ -161,7 +169,10 @@ def _archives(run: Run, policy: Policy, wish: Wish) -> list[UUID] | None:
     named: list[UUID] | None = run.options.flags.archive
     if named or not wish.ids:
         return named
-    found = run.database.read(lambda connection: archives_with(connection, policy.table, wish.ids))
+    called = set(wish.ids)
+    if run.settings.audit_pseudonym_key:
+        called |= {pseudonym(run.settings, key) for key in wish.ids}
+    found = run.database.read(lambda connection: archives_with(connection, policy.table, frozenset(called)))
     if not found:
         raise Misconfigured("--id: the audit knows of no archive with such a row")
     return found
@@ -169,13 +180,30 @@ def _archives(run: Run, policy: Policy, wish: Wish) -> list[UUID] | None:
 
 def _wish(run: Run, policy: Policy) -> Wish:
     flags = run.options.flags
-    into = flags.into or policy.table
-    if not _TABLE.fullmatch(into):
-        raise Misconfigured(f"--into {into}: name the table with its schema")
+    try:
+        into = table_name(flags.into) if flags.into else policy.table
+    except ValueError as error:
+        raise Misconfigured(f"--into {flags.into}: {error}") from None
     renamed = dict(each.partition("=")[::2] for each in flags.map or [])
     if not all(renamed.values()):
         raise Misconfigured("--map: write OLD=NEW")
-    return Wish(into, frozenset(flags.id or []), flags.include_erased, renamed, frozenset(flags.drop or []))
+    return Wish(into, _ids(flags.id or []), flags.include_erased, renamed, frozenset(flags.drop or []))
+
+
+def _ids(named: list[str]) -> frozenset[str]:
+    """Return the keys of the rows to restore; ``-`` stands for those on standard input, one a line.
+
+    Raises:
+        Misconfigured: A key on the command line is or holds an address, or standard input is empty.
+    """
+    if any(map(names_somebody, named)):
+        raise Misconfigured("--id: an address never stands on a command line: use --id - and type it in")
+    if "-" not in named:
+        return frozenset(named)
+    typed = {line.strip() for line in sys.stdin} - {""}
+    if not typed:
+        raise Misconfigured("--id -: standard input is empty")
+    return frozenset({*named} - {"-"} | typed)
 
 
 def rotate_keys(run: Run) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import select
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, repeat
 from typing import Any
 
@@ -56,7 +55,6 @@ _COPY = sql.SQL("""
 COPY (SELECT {id}, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
        WHERE {rows} AND {removable} AND {id} <> ALL(%(excluded)s::text[])) TO STDOUT (ENCODING 'UTF8')
 """)
-_ESCAPED_KEY = re.compile(r"\\(.)")
 _NULL = b"\\N"
 _HYPHEN, _ZERO = b"-0"
 _BROKEN = -2  # of PQgetCopyData
@@ -76,7 +74,8 @@ class Exported:
 
     begun: Begun
     written: Written
-    keys: str
+    texts: list[bytes] = field(repr=False)
+    """The keys as COPY wrote them."""
     tids: str
     xmins: str
     calls: int
@@ -89,11 +88,14 @@ class Exported:
         lines = sorted(map(" ".join, zip(tids, xmins, self.key_list(), strict=True)))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    @property
+    def keys(self) -> str:
+        """The keys of the archive's rows, as an array literal."""
+        return _array(_quoted(self.texts))
+
     def key_list(self) -> list[str]:
         """Return the keys of the archive's rows."""
-        # A quotation mark within a key has a backslash before it.
-        keys = self.keys[2:-2].split('","')
-        return [_ESCAPED_KEY.sub(r"\1", key) for key in keys] if "\\" in self.keys else keys
+        return [unescaped(text).decode() for text in self.texts]
 
 
 class Exporter:
@@ -133,12 +135,13 @@ class Exporter:
         self._between = between
         self._about = about
 
-    def export(self, window: Window, excluded: list[str]) -> Exported | None:
+    def export(self, window: Window, excluded: list[str], *, nameable: bool) -> Exported | None:
         """Write the due rows of a window to the store, and note the archive in the catalogue.
 
         Args:
             window: Which part of the table.
             excluded: Keys of rows that are left out.
+            nameable: Leave out rows whose key may be personal.
 
         Returns:
             The archive; None: no row of the window is due.
@@ -156,13 +159,13 @@ class Exporter:
             parameters = self._selection.parameters | window.parameters | {"excluded": excluded}
             # Separates personal from other columns. It is random, so no value of a row can contain it on purpose.
             mark = secrets.token_hex(8)
-            blocks = _blocks(copied(snapshot, self._copy(window, columns, mark), parameters))
+            blocks = _blocks(copied(snapshot, self._copy(window, columns, mark, nameable=nameable), parameters))
             first = next(blocks, None)
             if first is None:
                 return None
             return self._write(columns, first, blocks, keyring, mark)
 
-    def _copy(self, window: Window, columns: list[Column], mark: str) -> sql.Composed:
+    def _copy(self, window: Window, columns: list[Column], mark: str, *, nameable: bool) -> sql.Composed:
         selection = self._selection
         # The person's key is found by the normalized address, however the row spells the address.
         person = normal_address("t", self._policy.person) if self._policy.person else sql.SQL("NULL").format()
@@ -182,7 +185,7 @@ class Exporter:
             rest=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(column.name)) for column in rest),
             table=selection.table,
             rows=window.clause,
-            removable=selection.droppable,
+            removable=selection.droppable if nameable else selection.removable,
         )
 
     def _write(
@@ -233,7 +236,7 @@ class Exporter:
         return Exported(
             begun,
             written,
-            _array(_quoted(contents.keys)),
+            contents.keys,
             _array(contents.tids),
             _array(contents.xmins),
             contents.calls,
@@ -387,8 +390,8 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def _quoted(keys: list[bytes]) -> list[bytes]:
-    """Return keys as COPY wrote them for :func:`_array`: those of several columns hold quotation marks."""
-    if not keys[0].startswith(b"["):
+    """Return keys as COPY wrote them for :func:`_array`: texts, and keys of several columns, may need escapes."""
+    if not any(b"\\" in key or b'"' in key for key in keys):
         return keys
     return [unescaped(key).replace(b"\\", b"\\\\").replace(b'"', b'\\"') for key in keys]
 

@@ -83,7 +83,13 @@ class Restored:
 
 
 def archives_with(connection: Connection, table: str, ids: frozenset[str]) -> list[UUID]:
-    """Return the archives that hold these rows, according to the audit."""
+    """Return the archives that hold these rows, according to the audit.
+
+    Args:
+        connection: Where to read.
+        table: The table, with its schema.
+        ids: What the audit may call the rows: their keys, and the pseudonyms of those that may be personal.
+    """
     return [archive for (archive,) in connection.execute(_HOLDS_ROWS, (table, sorted(ids)))]
 
 
@@ -95,6 +101,7 @@ def restore(
     wish: Wish,
     *,
     operator: str,
+    pseudonym_of: Callable[[str], str],
     between: Callable[[], None],
     dry_run: bool = False,
 ) -> Restored:
@@ -107,6 +114,7 @@ def restore(
         entry: The archive.
         wish: Which rows and columns, and into which table.
         operator: The handle of the person who restores.
+        pseudonym_of: Returns the keyed pseudonym of a key that may be personal.
         between: Called between blocks; may raise to stop, and then nothing is restored.
         dry_run: Do everything, and roll back. This is the one dry run that writes: into a temporary table.
 
@@ -125,12 +133,12 @@ def restore(
             _create_stage(connection, columns)
             types = _types(connection, columns)
             wanted = _wanted(connection, wish, layout.key, types)
-            rows = _Rows(connection, keys, entry, wish, wanted, len(layout.personal), len(layout.key))
+            rows = _Rows(connection, keys, entry, wish, wanted)
             for block in blocks_of(store, keys, entry):
                 between()
                 _copy(connection, columns, rows.of(block))
             _refuse_lossy(connection, assignments, types)
-            put_back, present = _insert(connection, wish, layout.key, assignments, entry, operator)
+            put_back, present = _insert(connection, wish, layout.key, assignments, entry, operator, pseudonym_of)
             if dry_run:
                 raise psycopg.Rollback  # every statement was tried; none of them may stay
     except psycopg.Error as error:
@@ -183,23 +191,25 @@ class _Rows:
         entry: Entry,
         wish: Wish,
         wanted: frozenset[tuple[bytes, ...]],
-        personal: int,
-        key_columns: int,
     ) -> None:
         self._connection = connection
         self._keys = keys
         self._entry = entry
         self._wish = wish
         self._wanted = wanted
-        self._key_columns = key_columns
-        self._personal = personal
-        self._nothing = b"\t".join([b"\\N"] * personal)
+        layout = entry.layout
+        self._personal = len(layout.personal)
+        self._nothing = b"\t".join([b"\\N"] * self._personal)
+        self._key_places = [layout.names.index(name) for name in layout.key]
+        self._sealed_key = bool({*layout.key} & {*layout.personal})
+        """Whether the key can be read only with the person's key."""
         self.erased = 0
 
     def of(self, block: Block) -> list[bytes]:
         """Return the lines of the wanted rows."""
         rest = lines_of(block.rest)
-        wanted = [self._is_wanted(line) for line in rest]
+        # Unless the key itself is under the persons' keys, a block without a wanted row is not decrypted any further.
+        wanted = [self._sealed_key or self._is_wanted(self._nothing, line) for line in rest]
         if not any(wanted):
             return []
         lots = self._opened(block)
@@ -212,15 +222,22 @@ class _Rows:
                 continue
             if mine is None:
                 self.erased += 1
-                if not self._wish.erased:
+                if self._sealed_key or not self._wish.erased:  # without its key it is no row
                     continue
                 mine = self._nothing
-            lines.append((mine + b"\t" if self._personal else b"") + line + b"\n")
+            if self._sealed_key and not self._is_wanted(mine, line):
+                continue
+            lines.append(self._whole(mine, line) + b"\n")
         return lines
 
-    def _is_wanted(self, line: bytes) -> bool:
-        fields = line.split(b"\t", self._key_columns)[: self._key_columns] if self._wanted else ()
-        return not self._wanted or tuple(map(unescaped, fields)) in self._wanted
+    def _whole(self, mine: bytes, line: bytes) -> bytes:
+        return mine + b"\t" + line if self._personal else line
+
+    def _is_wanted(self, mine: bytes, line: bytes) -> bool:
+        if not self._wanted:
+            return True
+        fields = self._whole(mine, line).split(b"\t", max(self._key_places) + 1)
+        return tuple(unescaped(fields[place]) for place in self._key_places) in self._wanted
 
     def _opened(self, block: Block) -> list[Iterator[bytes] | None]:
         # The key rows stay locked until the transaction ends: nobody is erased between this look and the INSERT.
@@ -328,6 +345,7 @@ def _insert(
     assignments: list[_Assignment],
     entry: Entry,
     operator: str,
+    pseudonym_of: Callable[[str], str],
 ) -> tuple[int, int]:
     """Insert the rows whose key is not in the table, with the audit entry.
 
@@ -338,6 +356,7 @@ def _insert(
         assignments: The columns to fill.
         entry: The archive.
         operator: The handle of the person who restores.
+        pseudonym_of: Returns the keyed pseudonym of a key that may be personal.
 
     Returns:
         How many rows were inserted, and how many were there.
@@ -377,7 +396,7 @@ def _insert(
             actor=f"operator:{operator}",
             action="restore",
             resource_type=wish.into,
-            resource_ids=put,
+            resource_ids=[key if record.is_nameable(key) else pseudonym_of(key) for key in put],
             reason=f"archive:{entry.policy}",
             metadata={"archive": str(entry.id)},
         )

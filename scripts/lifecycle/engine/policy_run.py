@@ -68,24 +68,31 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
             facts["due"] = found.due
         cleared = replace(cleared, facts=_measured(connection, cleared))
     if found.unnameable:
-        _require_pseudonyms(run, policy, found.unnameable)
+        _require_pseudonyms(run, cleared.selection, found.unnameable)
         cleared = replace(cleared, selection=replace(cleared.selection, pseudonymous=True))
     return cleared, found
 
 
-def _require_pseudonyms(run: Run, policy: Policy, rows: int) -> None:
+def _require_pseudonyms(run: Run, selection: Selection, rows: int) -> None:
     """See that keys that may be personal can stand in the audit as pseudonyms (docs/decisions/0022).
 
     Raises:
-        PolicyFailed: The action cannot, or AUDIT_PSEUDONYM_KEY is not set.
+        PolicyFailed: AUDIT_PSEUDONYM_KEY is not set, or an archive would hold the keys in the clear.
     """
+    policy = selection.policy
     whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
     problem = f"{rows} due rows of {whose} have a text key that is no UUID and may be personal data"
-    if policy.action in ("delete_blob", "archive_then_delete"):
+    if policy.action == "delete_blob":
         raise PolicyFailed(
             "preflight_failed",
             f"policy {policy.name} was not started: {problem}, which the audit must not hold; action {policy.action}"
             " needs another key",
+        )
+    if policy.archive and policy.person and not selection.record.personal <= set(policy.archive.personal):
+        raise PolicyFailed(
+            "preflight_failed",
+            f"policy {policy.name} was not started: {problem}; name the key under archive.personal, so that an erasure"
+            " makes it unreadable in the archive, too",
         )
     if run.settings.audit_pseudonym_key is None:
         raise PolicyFailed(

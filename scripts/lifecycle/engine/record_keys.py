@@ -7,6 +7,8 @@ Only a type whose JSON does not depend on session settings may be part of such a
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 
 from scripts.utils import composing as sql
@@ -26,6 +28,8 @@ _IMPERSONAL_TYPES = frozenset(
         "timestamp with time zone",
     }
 )
+# As strict as :meth:`RecordKey.nameable`; a test compares the two.
+_UUID = re.compile(r"[0-9a-fA-F-]{8}-[0-9a-fA-F-]{4}-[0-9a-fA-F-]{4}-[0-9a-fA-F-]{4}-[0-9a-fA-F-]{12}")
 _TEXTS = frozenset({"text", "character varying", "character"})
 
 
@@ -59,6 +63,11 @@ class RecordKey:
     def impersonal(self) -> bool:
         """Whether no value of this key can be personal data, judged by the types of its columns."""
         return not any(self._personal)
+
+    @property
+    def personal(self) -> frozenset[str]:
+        """The columns whose values may be personal data, judged by their types."""
+        return frozenset(name for name, personal in zip(self.names, self._personal, strict=True) if personal)
 
     def columns(self, alias: str) -> sql.Composed:
         """Return the columns, separated by commas."""
@@ -145,6 +154,17 @@ class RecordKey:
             if personal
         ]
         return sql.SQL(" AND ").join(parts) if parts else sql.SQL("true").format()
+
+    def is_nameable(self, text: str) -> bool:
+        """Tell the same as :meth:`nameable`, of the text that names a row."""
+        if self.impersonal:
+            return True
+        values = [text] if len(self._columns) == 1 else json.loads(text)
+        return all(
+            _UUID.fullmatch(str(value)) is not None
+            for value, personal in zip(values, self._personal, strict=True)
+            if personal
+        )
 
     def said(self, alias: str, names: sql.Composable) -> sql.Composed:
         """Return SQL for the text by which the audit names a row: the key, or its pseudonym if it may be personal.

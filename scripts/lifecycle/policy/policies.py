@@ -184,8 +184,12 @@ Truth = Annotated[bool, Strict()]
 Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
 
 
-def _table(value: str) -> str:
-    """Return ``schema.table`` without quotation marks: the form that audit, holds and queue name a table by."""
+def table_name(value: str) -> str:
+    """Return ``schema.table`` without quotation marks: the form that audit, holds and queue name a table by.
+
+    Raises:
+        ValueError: The text names no table, or not one alone.
+    """
     quoted = _QUOTED.fullmatch(value)
     schema, name = (part.replace('""', '"') for part in quoted.groups()) if quoted else ("", "")
     if quoted and "." not in schema and "%" not in schema + name:
@@ -195,7 +199,7 @@ def _table(value: str) -> str:
     return value
 
 
-Table = Annotated[str, AfterValidator(_table)]
+Table = Annotated[str, AfterValidator(table_name)]
 """A table with its schema; in quotation marks, both of them, where a name holds a dot or a quotation mark."""
 Column = Annotated[str, Field(min_length=1)]
 
@@ -489,8 +493,8 @@ class Policy(_Model):
             raise ValueError("archive.personal must name the person column: it is the first thing that is personal")
         if archive.personal and not self.person:
             raise ValueError("archive.personal needs the person column: whose key would they be under?")
-        if set(self.key) & set(archive.personal):
-            raise ValueError("archive.personal must not name the key: it stands in the audit")
+        if set(archive.personal) >= {*self.key, *(rule.anchor for rule in self.rules.values())}:
+            raise ValueError("archive.personal must leave out an anchor: ops.archives says how old its rows are")
 
     @model_validator(mode="after")
     def _stays_or_goes(self) -> Policy:

@@ -87,9 +87,9 @@ def test_every_type_comes_back_as_it_was(run, payments, everything, database):
     assert run("verify", *everything).code == 0
 
 
-def destroy_person_key(db, settings):
+def destroy_person_key(db, settings, person=b"person.4@example.com"):
     """What an erasure does to the archives, and nothing else of it."""
-    (pseudonym,) = ArchiveKeys(db, settings).pseudonyms([b"person.4@example.com"])
+    (pseudonym,) = ArchiveKeys(db, settings).pseudonyms([person])
     destroyed = (
         "UPDATE ops.archive_keys SET wrapped = NULL, pseudonym = NULL, destroyed_at = now() WHERE pseudonym = %b"
     )
