@@ -28,7 +28,7 @@ _ROW_OF = sql.SQL("(CASE WHEN {0}.rule <> %(orphaned)s THEN {0}.resource_id END)
 
 _CLAIM = sql.SQL("""
 WITH {may_run}, open AS MATERIALIZED (
-    SELECT d.id, d.blob, d.resource_id, d.rule, n.key, n.pathname
+    SELECT d.id, d.blob, d.resource_id, d.said, d.home, d.rule, n.key, n.pathname
       FROM ops.blob_deletions d CROSS JOIN LATERAL ops.blob_parts(d.blob) n
      WHERE d.policy = %(policy)s AND d.closed_at IS NULL AND d.id > %(after)s
        AND (%(rule)s::text IS NULL OR d.rule = %(rule)s)
@@ -39,18 +39,21 @@ WITH {may_run}, open AS MATERIALIZED (
      WHERE {among_open}
        FOR UPDATE SKIP LOCKED
 ), naming AS MATERIALIZED (
-    SELECT t.{blob} AS blob, {id} AS resource_id, ({due} AND NOT {held}) IS TRUE AS going FROM {table} t
+    SELECT t.{blob} AS blob, {id} AS resource_id, {home} AS home,
+           ({due} AND NOT {held}) IS TRUE AS going FROM {table} t
      WHERE {names_blob} AND ops.blob_key(t.{blob}) = ANY(ARRAY(SELECT unnest(ops.blob_lookups(blob)) FROM open))
 ), meant AS MATERIALIZED (
     SELECT r.*, m.key FROM naming r CROSS JOIN LATERAL ops.blob_parts(r.blob) n
      CROSS JOIN LATERAL ops.blob_meanings(r.blob, n.key) m
 ), needed AS MATERIALIZED (
-    SELECT DISTINCT o.id FROM open o JOIN meant r ON r.key = o.key AND r.resource_id <> o.resource_id
+    SELECT DISTINCT o.id FROM open o JOIN meant r ON r.key = o.key
+                            AND (r.resource_id, r.home) <> (o.resource_id, o.home)
      WHERE ops.may_name_blob(r.blob, %(blob_store)s, o.pathname)
        AND NOT (r.going AND EXISTS (SELECT FROM ops.blob_deletions d WHERE d.table_name = %(table_name)s
-                                       AND d.resource_id = r.resource_id AND d.blob = r.blob AND d.closed_at IS NULL))
+                                       AND d.resource_id = r.resource_id AND d.home IN (0, r.home)
+                                       AND d.blob = r.blob AND d.closed_at IS NULL))
 ), judged AS MATERIALIZED (
-    SELECT o.id, o.blob, o.resource_id,
+    SELECT o.id, o.blob, o.resource_id, o.said,
            {there} AND NOT EXISTS (SELECT FROM free f WHERE {is_free}) AS locked,
            CASE WHEN EXISTS (SELECT FROM needed n WHERE n.id = o.id) THEN 'named_by_a_row'
                 WHEN o.rule = %(orphaned)s THEN NULL
@@ -58,7 +61,7 @@ WITH {may_run}, open AS MATERIALIZED (
                 WHEN {held} THEN 'held'
                 WHEN ({due}) IS NOT TRUE THEN 'not_due' END AS kept
       FROM open o LEFT JOIN {table} t
-        ON t.{blob} = o.blob AND {is_opened}
+        ON t.{blob} = o.blob AND {is_opened} AND (o.home = 0 OR t.tableoid = o.home)
 ), claimed AS (
     UPDATE ops.blob_deletions d
        SET status = CASE WHEN j.kept IS NULL THEN 'sending' ELSE 'cancelled' END, reason = j.kept, run_id = %(run_id)s,
@@ -67,7 +70,7 @@ WITH {may_run}, open AS MATERIALIZED (
            blob = CASE WHEN j.kept IS NULL THEN d.blob END, person = CASE WHEN j.kept IS NULL THEN d.person END
       FROM judged j WHERE d.id = j.id AND NOT j.locked
 )
-SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
+SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.said, j.locked, j.kept
   FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
 """)
 
@@ -75,7 +78,7 @@ SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.locked, j.kept
 # the blob already. A second confirmation finds no intent that is 'sending', so nothing is audited twice.
 _CONFIRM = sql.SQL("""
 WITH sent AS MATERIALIZED (
-    SELECT d.id, d.blob, d.resource_id, d.rule FROM ops.blob_deletions d
+    SELECT d.id, d.blob, d.resource_id, d.said, d.home, d.rule FROM ops.blob_deletions d
      WHERE d.id = ANY(%(ids)s) AND d.status = 'sending' ORDER BY d.id FOR UPDATE
 ), closed AS (
     UPDATE ops.blob_deletions d
@@ -83,11 +86,11 @@ WITH sent AS MATERIALIZED (
       FROM sent s WHERE d.id = s.id
 ), cleared AS (
     UPDATE {table} t SET {changes} FROM sent s
-     WHERE t.{blob} = s.blob AND {is_sent}
+     WHERE t.{blob} = s.blob AND {is_sent} AND (s.home = 0 OR t.tableoid = s.home)
 ), audited AS (
     SELECT count(*) AS rows,
            ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, 'delete_blob', %(table_name)s,
-                            %(reason_prefix)s || rule, %(run_id)s, array_agg(resource_id),
+                            %(reason_prefix)s || rule, %(run_id)s, array_agg(coalesce(said, resource_id)),
                             coalesce(%(facts)s::jsonb -> rule, '{{}}')) AS entry
       FROM sent GROUP BY rule
 ), resolved AS (
@@ -121,6 +124,8 @@ class Intent:
     id: int
     blob: str
     resource_id: str
+    said: str | None = None
+    """The keyed pseudonym of a key that may be personal; None: the key is none."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,7 @@ class Intents:
             there=sql.SQL("t.{} IS NOT NULL").format(sql.Identifier(record.names[0])),
             is_free=record.same("t", "f"),
             id=record.id("t"),
+            home=selection.home("t"),
             names_blob=selection.names_blob("t"),
             is_opened=record.is_("t", _ROW_OF.format(sql.SQL("o"))),
             **names,
@@ -229,10 +235,10 @@ class Intents:
         require_may_run(owned=owned, stopped=stopped)
         opened = [row[2:] for row in found if row[2] is not None]
         return Claim(
-            intents=[Intent(*row[:3]) for row in opened if not row[3] and row[4] is None],
+            intents=[Intent(*row[:4]) for row in opened if not row[4] and row[5] is None],
             last_id=opened[-1][0] if opened else None,
-            locked=sum(row[3] for row in opened),
-            cancelled=tuple(row[4] for row in opened if row[4] is not None and not row[3]),
+            locked=sum(row[4] for row in opened),
+            cancelled=tuple(row[5] for row in opened if row[5] is not None and not row[4]),
         )
 
     def confirm(self, ids: list[int], resolution: Resolution = GONE_MEANWHILE) -> int:

@@ -214,7 +214,7 @@ class BlobRemoval:
 
     def _hand_over(self, intent: Intent, code: str) -> None:
         self.failed.append(intent.resource_id)
-        self._log.warning("blob_not_deleted", resource_id=intent.resource_id, error=code)
+        self._log.warning("blob_not_deleted", resource_id=intent.said or intent.resource_id, error=code)
         item = Item(
             item_type=self._blob.item_type,
             resource_type=self._policy.table,

@@ -39,7 +39,7 @@ _PAGE = 1000
 _GONE_MINIMUM, _GONE_SHARE = 100, 0.05
 
 _ROWS = sql.SQL("""
-COPY (SELECT {id}, t.{blob}, ({held} OR NOT {nameable})::int FROM {table} t WHERE {names}) TO STDOUT
+COPY (SELECT {id}, t.{blob}, ({held})::int FROM {table} t WHERE {names}) TO STDOUT
 """)
 
 _OPEN_INTENTS = """
@@ -67,18 +67,19 @@ SELECT %(policy)s, %(rule)s, %(table_name)s, o.id, o.blob, %(run_id)s
    AND NOT EXISTS (SELECT FROM ops.holds_in_force h WHERE h.scope = 'table' AND h.table_name = %(table_name)s)
    AND NOT EXISTS (SELECT FROM ops.blob_deletions d WHERE d.policy = %(policy)s AND d.rule = %(rule)s
                       AND d.blob = o.blob AND d.closed_at IS NULL)
-    ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
+    ON CONFLICT (table_name, resource_id, home) WHERE closed_at IS NULL DO NOTHING
 """)
 
 _FINALISE = sql.SQL("""
 WITH {may_run}, gone AS (
-    UPDATE {table} t SET {changes} FROM unnest(%(ids)s::text[], %(blobs)s::text[]) AS g (id, blob)
-     WHERE {is_it} AND t.{blob} = g.blob AND NOT {held} AND {nameable}
+    UPDATE {table} t SET {changes}
+      FROM unnest(%(ids)s::text[], %(blobs)s::text[], %(said)s::text[]) AS g (id, blob, said)
+     WHERE {is_it} AND t.{blob} = g.blob AND NOT {held}
        AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING g.id
+    RETURNING g.said
 )
 SELECT count(*), ops.note_audit(%(entry_id)s, %(actor)s, 'blob_gone', %(table_name)s, %(reason_prefix)s || 'gone',
-                                  %(run_id)s, array_agg(id), '{{}}')
+                                  %(run_id)s, array_agg(said), '{{}}')
   FROM gone HAVING count(*) > 0
 """)
 
@@ -216,6 +217,7 @@ class _Act:
             "rule": ORPHANED,
             "reason_prefix": policy.reason(""),
         }
+        self._record = selection.record
         self._intend = _INTEND.format(may_run=MAY_RUN)
         self._finalise = _FINALISE.format(
             may_run=MAY_RUN,
@@ -224,7 +226,6 @@ class _Act:
             is_it=selection.record.is_("t", sql.Identifier("g", "id")),
             blob=sql.Identifier(blob.column),
             held=selection.held,
-            nameable=selection.nameable,
         )
 
     def intend(self, page: list[tuple[str, str]]) -> None:
@@ -234,11 +235,17 @@ class _Act:
 
     def finalise(self, page: list[tuple[str, str]]) -> int:
         """Clear rows whose blob is gone; return how many."""
-        row = self._send(self._finalise, page) if page else None
+        row = self._send(self._finalise, page, said=[self._said(key) for key, _ in page]) if page else None
         return int(row[0]) if row else 0
 
-    def _send(self, statement: sql.Composed, page: list[tuple[str, str]]) -> tuple[Any, ...] | None:
+    def _said(self, key: str) -> str:
+        return key if self._record.is_nameable(key) else pseudonym(self._run.settings, key)
+
+    def _send(
+        self, statement: sql.Composed, page: list[tuple[str, str]], said: list[str] | None = None
+    ) -> tuple[Any, ...] | None:
         parameters = self._parameters | {"ids": [one for one, _ in page], "blobs": [other for _, other in page]}
+        parameters["said"] = said
         with self._run.writer.connection() as connection:
             cursor = self._gated.send(connection, [(statement, parameters | {"entry_id": uuid4()})])[0]
             return cursor.fetchone() if cursor.description else None
@@ -289,7 +296,6 @@ def _copy_rows(connection: Connection, selection: Selection, store: str, file: s
         id=selection.record.id("t"),
         blob=sql.Identifier(blob.column),
         held=selection.held,
-        nameable=selection.nameable,
         table=selection.table,
         names=selection.names_blob("t"),
     )

@@ -70,10 +70,10 @@ _FREE_IN_PARTITIONS = sql.SQL("""{rows} AND (t.tableoid, t.ctid) IN (
 # The removal of blobs carries the intents out later. A row that has an open intent gets no second one.
 _INTEND = sql.SQL("""
 WITH {may_run}, written AS (
-    INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, person, run_id)
-    SELECT %(policy)s, {rule}, %(table_name)s, {id}, t.{blob}, {person}, %(run_id)s
+    INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, said, home, blob, person, run_id)
+    SELECT %(policy)s, {rule}, %(table_name)s, {id}, nullif({said}, {id}), {home}, t.{blob}, {person}, %(run_id)s
       FROM {table} t WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
-        ON CONFLICT (table_name, resource_id) WHERE closed_at IS NULL DO NOTHING
+        ON CONFLICT (table_name, resource_id, home) WHERE closed_at IS NULL DO NOTHING
     RETURNING id
 )
 SELECT owned, stopped, (SELECT ops.at_most(count(*), %(most)s) FROM written) FROM may_run
@@ -396,7 +396,13 @@ class BatchWriter:
         policy = selection.policy
         if policy.blob:
             person = normal_address("t", policy.person) if policy.person else sql.SQL("NULL")
-            return _INTEND.format(may_run=MAY_RUN, blob=sql.Identifier(policy.blob.column), person=person, **names)
+            return _INTEND.format(
+                may_run=MAY_RUN,
+                blob=sql.Identifier(policy.blob.column),
+                person=person,
+                home=selection.home("t"),
+                **names,
+            )
         if policy.soft_delete:
             gone = _SOFT_DELETE.format(marks=_marks(selection, policy.soft_delete), **names)
         elif policy.anonymize:
@@ -417,8 +423,6 @@ class BatchWriter:
     def _removable(self) -> sql.Composed:
         selection = self._selection
         kept = sql.SQL("{} <> ALL(%(excluded)s::text[])").format(selection.record.id("t"))
-        if selection.policy.blob:
-            return sql.SQL("{} AND {} AND {}").format(selection.removable, selection.nameable, kept)
         sayable = selection.record.sayable("t", _NAMES)
         return sql.SQL("{} AND {} AND {}").format(selection.removable, sayable, kept)
 

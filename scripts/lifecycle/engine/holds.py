@@ -142,15 +142,19 @@ def check(connection: Connection, **what: Unpack[What]) -> str:
 
 
 def _keep_blobs(connection: Connection, table: str | None, resource_id: str | None, person: str | None) -> list[str]:
-    """Cancel the pending blob deletions under a hold; return the rows whose blobs are being deleted already."""
+    """Cancel the pending blob deletions under a hold; return the rows whose blobs are being deleted already.
+
+    A key that may be personal is returned as its pseudonym: the caller logs it.
+    """
     rows = connection.execute(
         "WITH under AS ("
-        " SELECT id, status, resource_id FROM ops.blob_deletions WHERE closed_at IS NULL AND (person = %(person)s"
+        " SELECT id, status, coalesce(said, resource_id) AS said FROM ops.blob_deletions"
+        " WHERE closed_at IS NULL AND (person = %(person)s"
         " OR table_name = %(table)s AND (resource_id = %(id)s OR %(id)s::text IS NULL))"
         "), kept AS ("
         " UPDATE ops.blob_deletions d SET status = 'cancelled', reason = 'held', closed_at = now(), blob = NULL,"
         " person = NULL FROM under u WHERE d.id = u.id AND u.status = 'pending'"
-        ") SELECT resource_id FROM under WHERE status = 'sending' ORDER BY resource_id",
+        ") SELECT said FROM under WHERE status = 'sending' ORDER BY said",
         {"person": person, "table": table, "id": resource_id},
     ).fetchall()
     return [key for (key,) in rows]

@@ -82,12 +82,6 @@ def _require_pseudonyms(run: Run, selection: Selection, rows: int) -> None:
     policy = selection.policy
     whose = f"{policy.table} or of its dependants" if policy.dependants else policy.table
     problem = f"{rows} due rows of {whose} have a text key that is no UUID and may be personal data"
-    if policy.action == "delete_blob":
-        raise PolicyFailed(
-            "preflight_failed",
-            f"policy {policy.name} was not started: {problem}, which the audit must not hold; action {policy.action}"
-            " needs another key",
-        )
     if policy.archive and policy.person and not selection.record.personal <= set(policy.archive.personal):
         raise PolicyFailed(
             "preflight_failed",

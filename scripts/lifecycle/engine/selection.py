@@ -130,7 +130,8 @@ class Selection:
     pseudonymous: bool = False
     """Whether some due rows, or their dependants, have keys that may be personal. The audit holds their pseudonyms."""
     left_out: tuple[str, ...] | None = None
-    """Keys of the due rows that stay because of their blob, once a run has asked for them; None: each batch asks."""
+    """The due rows (:attr:`place_of_row`) that stay because of their blob, once a run has asked for
+    them; None: each batch asks."""
     cause: Cause | None = None
     """Chooses the rows in place of the policy's rules; None: the rules choose."""
     place: str = ""
@@ -153,6 +154,16 @@ class Selection:
     def record(self) -> RecordKey:
         """The table's key."""
         return RecordKey(self.policy.key, self.types)
+
+    def home(self, alias: str) -> sql.Composed:
+        """Return SQL for the child or partition (oid) that holds a row; 0 if the table has none."""
+        return sql.SQL("{}.tableoid").format(sql.SQL(alias)) if self.partitioned else sql.SQL("0::oid").format()
+
+    @property
+    def place_of_row(self) -> sql.Composed:
+        """SQL for a text that tells a row also from one of another child that has the same key."""
+        name = self.record.id("t")
+        return sql.SQL("t.tableoid::text || ' ' || {}").format(name) if self.partitioned else name
 
     @cached_property
     def due_before(self) -> dict[str, datetime]:
@@ -393,7 +404,7 @@ class Selection:
         """Rows whose blob is also named, in any spelling, by a row that is not due or that a legal hold keeps."""
         if self.left_out is not None:
             needed = {"left_out": list(self.left_out)}
-            return fragment("{} = ANY(%(left_out)s::text[])", self.record.id("t"), parameters=needed)
+            return fragment("{} = ANY(%(left_out)s::text[])", self.place_of_row, parameters=needed)
         column = sql.Identifier("t", blob.column)
         return fragment(
             "EXISTS (SELECT FROM (SELECT {column} AS blob FROM {table} t WHERE {names}"

@@ -89,12 +89,12 @@ def _rules(connection: Connection, selection: Selection) -> list[tuple[Any, ...]
 
 
 def left_out(connection: Connection, selection: Selection) -> tuple[str, ...]:
-    """Return the keys of the due rows that stay because of their blob, by one pass over the table.
+    """Return the due rows that stay because of their blob (``Selection.place_of_row``), by one pass over the table.
 
     Another row needs it, or the store must not be asked to delete it.
     """
     statement = fragment(
-        "SELECT id FROM {} WHERE (referenced OR trouble IS NOT NULL) AND NOT held", due_rows(selection)
+        "SELECT place FROM {} WHERE (referenced OR trouble IS NOT NULL) AND NOT held", due_rows(selection)
     )
     return tuple(key for (key,) in connection.execute(statement, statement.parameters))
 
@@ -125,6 +125,7 @@ def due_rows(selection: Selection) -> Fragment:
     blob = selection.policy.blob
     parts: dict[str, sql.Composable] = {
         "id": selection.record.id("t"),
+        "place": selection.place_of_row,
         "rule": selection.rule_name,
         "held": selection.held,
         "nameable": selection.nameable,
@@ -136,7 +137,8 @@ def due_rows(selection: Selection) -> Fragment:
     # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
     if blob is None:
         return fragment(
-            "(SELECT {id} AS id, {rule} AS rule, {held} AS held, {referenced} AS referenced, {nameable} AS nameable,"
+            "(SELECT {id} AS id, {place} AS place, {rule} AS rule, {held} AS held, {referenced} AS referenced,"
+            " {nameable} AS nameable,"
             " {overdue} AS overdue, NULL::text AS trouble FROM {table} t WHERE {due} OFFSET 0) due",
             parameters=None,
             **parts,
@@ -152,7 +154,8 @@ def due_rows(selection: Selection) -> Fragment:
         "          NOT (mine.due AND NOT mine.held)"
         "          AND (%(blob_store)s = '' OR m.doubtful OR n.store IS NULL"
         "               OR n.store IN ('', %(blob_store)s)) AS keeps"
-        "     FROM (SELECT {id} AS id, {rule} AS rule, {held} AS held, {referenced} AS refers, {nameable} AS nameable,"
+        "     FROM (SELECT {id} AS id, {place} AS place, {rule} AS rule, {held} AS held, {referenced} AS refers,"
+        "                  {nameable} AS nameable,"
         "                  {overdue} AS overdue, ({due}) IS TRUE AS due, {column} AS blob"
         "             FROM {table} t WHERE {names} OFFSET 0) mine"
         "     CROSS JOIN LATERAL ops.blob_parts(mine.blob) n"

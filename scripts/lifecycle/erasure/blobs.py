@@ -5,6 +5,7 @@ The outbox is ops.blob_deletions (docs/decisions/0008): a crash between the data
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from scripts.lifecycle.blobs.blob_intents import Intent, Intents
@@ -23,6 +24,7 @@ from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.blob_names import blob_name
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.logging_utils import get_logger
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import CircuitOpen
 
 _RULE = "blob"
@@ -97,11 +99,13 @@ class BlobsOfPeople:
 
     def _intend(self, selection: Selection, policy: Policy, context: Context, keys: list[str]) -> None:
         """Write the intents; an intent that a killed run left is used again."""
-        database = self._run.writer
+        database, settings = self._run.writer, self._run.settings
+        selection = replace(selection, pseudonymous=not selection.record.impersonal)
 
         def once() -> None:
             with GatedTransaction(policy.batch).opened(database) as connection:
-                written = BatchWriter(database, selection, context).within(connection, chosen_keys(selection, keys))
+                writer = BatchWriter(database, selection, context, pseudonym=lambda text: pseudonym(settings, text))
+                written = writer.within(connection, chosen_keys(selection, keys))
                 require_may_run(owned=written.owned, stopped=written.stopped)
 
         repeated(once, attempts=4)

@@ -6,6 +6,8 @@ is killed before it leaves the item open, and an open intent that the next run o
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.blobs.blob_intents import Intent, Intents, Resolution
 from scripts.lifecycle.blobs.blobs import refused
@@ -140,7 +142,11 @@ class BlobDecision:
         if state is None or not state.names_blob:
             self._matter.close(connection)
             return ROW_GONE if state is None else "the row names no blob any more: it was deleted meanwhile"
-        writer = BatchWriter(self._matter.run.writer, self._selection, self._matter.context)
+        settings = self._matter.run.settings
+        selection = replace(self._selection, pseudonymous=not state.nameable)
+        writer = BatchWriter(
+            self._matter.run.writer, selection, self._matter.context, pseudonym=lambda text: pseudonym(settings, text)
+        )
         written = writer.within(connection, chosen_keys(self._selection, [self._key]))
         require_may_run(owned=written.owned, stopped=written.stopped)
         if not written.deleted and state.why_kept:
