@@ -48,8 +48,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     restore.add_argument(
         "--include-erased", action="store_true", help="rows of erased people too, without their personal columns"
     )
-    add_operator_flag(restore)
     for verb in (restore, rotate):
+        add_operator_flag(verb)
         verb.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS, help="write nothing")
 
 

@@ -45,10 +45,11 @@ def work(run: Run) -> None:
     flags = run.options.flags
     if flags.first and (flags.since or flags.until):
         raise Misconfigured("--from counts batches, --since and --until tell the time: give one or the other")
-    heads = [*(audit.Head.parsed(head) for head in flags.head), *audit_heads.read(flags.heads)]
+    database = run.database.identity()
+    heads = [*(audit.Head.parsed(head) for head in flags.head), *audit_heads.read(flags.heads, database)]
     anchor = audit_anchor.anchor_of(run.settings)
     if anchor:
-        heads += audit_anchor.heads(anchor, run.database.identity())
+        heads += audit_anchor.heads(anchor, database)
     span = audit.Span(flags.first) if flags.first else None
     period = (flags.since or END[0], flags.until or END[1]) if flags.since or flags.until else None
     result = audit.verify(run.database, *heads, span=span, period=period)
@@ -70,6 +71,7 @@ def work(run: Run) -> None:
         anchor_compared=anchor is not None,
         definitions=made,
         audit_head=result.head,
+        audit_database=database,
     )
 
 

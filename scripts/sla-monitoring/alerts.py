@@ -114,12 +114,13 @@ def _unsilence(run: Run) -> None:
 
 def _close(run: Run) -> None:
     key = run.options.flags.key
-    if not Alerts(run.database, run.settings, run.script).recover(key) and not run.options.dry_run:
+    closed = Alerts(run.database, run.settings, run.script).close(key, operator=run.operator, action="alert_closed")
+    if not closed and not run.options.dry_run:
         raise Misconfigured(f"no alert {key} is open: see the list")
 
 
 def _test(run: Run) -> None:
-    alerts = Alerts(run.database, run.settings, run.script)
+    alerts, operator = Alerts(run.database, run.settings, run.script), run.operator
     severity = run.options.flags.severity
     key = f"test:{run.correlation_id}"
     sinks = [sink.name for sink in sinks_of(run.settings) if SEVERITIES.index(sink.least) <= SEVERITIES.index(severity)]
@@ -127,7 +128,7 @@ def _test(run: Run) -> None:
         get_logger().warning("no_sink_is_set", severity=severity, effect="an alert like this goes to the log alone")
     alerts.raise_(Alert(key, severity, "this is a test", "not at all", "nothing: it ends by itself", f"{RUNBOOK}#test"))
     waiting = [row["waiting"] for row in run.database.read(alert_silences.open_alerts) if row["key"] == key]
-    alerts.recover(key)
+    alerts.close(key, operator=operator, action="alert_tested")
     if run.options.dry_run:
         return
     untold = waiting[0] if waiting else []

@@ -69,6 +69,23 @@ def test_the_log_stores_lines_are_compared_as_they_are(call, clean):
     assert "was replaced: the log (line 7) has another seal for it" in line["error"]
 
 
+def test_heads_of_another_database_in_the_same_log_are_told_from_an_attack(call, clean, db):
+    closings = [clean()[0] for _ in range(2)]
+    assert {closing["audit_database"] for closing in closings} == {db.identity()}
+    elsewhere = [each | {"audit_head": f"{9 + number}:" + "0" * 64} for number, each in enumerate(closings)]
+    strangers = [json.dumps(each | {"audit_database": "1-staging"}) for each in elsewhere]
+    unnamed = {name: value for name, value in closings[0].items() if name != "audit_database"}  # an earlier version's
+
+    log = "\n".join([*strangers, json.dumps(unnamed), json.dumps(closings[1]), closings[1]["audit_head"]])
+    code, _, lines = call(SCRIPT, "--heads", "-", stdin=log)
+    assert (code, lines[-2]["heads_compared"], lines[-2]["audit_database"]) == (0, 2, db.identity())
+
+    code, line, _ = call(SCRIPT, "--heads", "-", stdin="\n".join(strangers))
+    assert (code, "there are heads of 1-staging: nothing was compared" in line["error"]) == (2, True)
+    code, line, _ = call(SCRIPT, "--heads", "-", stdin=json.dumps(elsewhere[0]))
+    assert (code, "batch 9" in line["error"]) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "said"),
     [

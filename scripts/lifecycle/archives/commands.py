@@ -214,7 +214,7 @@ def rotate_keys(run: Run) -> None:
     """
     keys = ArchiveKeys(run.database, run.settings)
     keys.check()
-    dry_run = run.options.dry_run or run.options.flags.dry_run
+    operator, dry_run = run.operator, run.options.dry_run or run.options.flags.dry_run
 
     def counted(connection: Connection) -> dict[str, int]:
         return keys_by_master(connection)
@@ -224,5 +224,5 @@ def rotate_keys(run: Run) -> None:
         left = sum(count for key_id, count in by_master.items() if key_id != keys.master.current)
         get_logger().info("keys_would_be_rotated", dry_run=True, keys=left, by_master_key=by_master)
         return
-    rotated = keys.rotate(run.checkpoint)
+    rotated = keys.rotate(run.checkpoint, operator=operator)
     get_logger().info("keys_rotated", keys=rotated, by_master_key=run.database.read(counted))

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from scripts.lifecycle.audit import audit
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase, writable
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.pseudonyms import short_digest
@@ -256,13 +257,14 @@ class ArchiveKeys:
             )
         return found
 
-    def rotate(self, between: Callable[[], None]) -> int:
+    def rotate(self, between: Callable[[], None], *, operator: str) -> int:
         """Wrap every key that a former master key wraps with the current one. No object is touched.
 
         It can be repeated and interrupted. A key that is destroyed meanwhile stays destroyed.
 
         Args:
             between: Called between batches of keys; may raise to stop.
+            operator: The handle of the person who rotates; each batch is audited with its update.
 
         Returns:
             How many keys were wrapped again.
@@ -288,23 +290,34 @@ class ArchiveKeys:
             if not rows:
                 return total
             after = rows[-1][0]
-            total += self._wrap_anew(rows)
+            total += self._wrap_anew(rows, operator)
 
-    def _wrap_anew(self, rows: list[tuple[int, str, bytes, str, bytes]]) -> int:
+    def _wrap_anew(self, rows: list[tuple[int, str, bytes, str, bytes]], operator: str) -> int:
         anew = [
             self.master.wrap(self.master.unwrap(master, wrapped, _bound(kind, what)), _bound(kind, what))
             for _, kind, what, master, wrapped in rows
         ]
-        return writable(self._database).write(
-            lambda connection: (
-                connection.execute(
-                    "UPDATE ops.archive_keys k SET master_key_id = %s, wrapped = n.wrapped"
-                    " FROM unnest(%b::bigint[], %b::bytea[], %b::bytea[]) AS n (id, former, wrapped)"
-                    " WHERE k.id = n.id AND k.wrapped = n.former",
-                    (self.master.current, [row[0] for row in rows], [row[4] for row in rows], anew),
-                ).rowcount
-            )
-        )
+
+        def work(connection: Connection) -> int:
+            changed = connection.execute(
+                "UPDATE ops.archive_keys k SET master_key_id = %s, wrapped = n.wrapped"
+                " FROM unnest(%b::bigint[], %b::bytea[], %b::bytea[]) AS n (id, former, wrapped)"
+                " WHERE k.id = n.id AND k.wrapped = n.former RETURNING k.id::text",
+                (self.master.current, [row[0] for row in rows], [row[4] for row in rows], anew),
+            ).fetchall()
+            if changed:
+                audit.append(
+                    connection,
+                    actor=f"operator:{operator}",
+                    action="archive_keys_rotated",
+                    resource_type="ops.archive_keys",
+                    resource_ids=[key for (key,) in changed],
+                    reason="key_rotation",
+                    metadata={"master_key": self.master.current},
+                )
+            return len(changed)
+
+        return writable(self._database).write(work)
 
 
 def _lookup_key(connection: Connection, master: MasterKeys) -> bytes | None:

@@ -14,10 +14,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-import psycopg
-
 from scripts.lifecycle.audit.audit_chain import Head
-from scripts.utils.db_utils import ReadOnlyDatabase
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.settings import Settings
@@ -44,26 +41,25 @@ def anchor_of(settings: Settings) -> ArchiveStore | None:
     return store_at(settings.audit_anchor_url, settings, "AUDIT_ANCHOR_URL", patience=_PATIENCE)
 
 
-def keep(settings: Settings, database: ReadOnlyDatabase, head: str | None, *, script: str, correlation_id: str) -> None:
+def keep(settings: Settings, database: str, head: str, *, script: str, correlation_id: str) -> None:
     """Keep a run's head, where a place for it is set; a failure is a warning and never changes the run's result.
 
     Args:
         settings: Name the place.
-        database: Whose head it is.
-        head: As the closing line says it; None: it could not be read.
+        database: :meth:`Database.identity` of the database whose head it is.
+        head: As the closing line says it.
         script: Whose run it is.
         correlation_id: The run's, as its log has it.
     """
     try:
         store = anchor_of(settings)
-        if store is None or head is None or head == "0:":
+        if store is None or head == "0:":
             return
-        facts = {"database": database.identity(), "script": script, "correlation_id": correlation_id}
+        facts = {"database": database, "script": script, "correlation_id": correlation_id}
         _write(store, Head.parsed(head), facts)
-    except (OpsError, psycopg.Error) as error:
-        told = str(error) if isinstance(error, OpsError) else type(error).__name__
+    except OpsError as error:
         get_logger().warning(
-            "audit_head_not_kept", audit_head=head, error=told, effect="it stands in this run's log only"
+            "audit_head_not_kept", audit_head=head, error=str(error), effect="it stands in this run's log only"
         )
 
 

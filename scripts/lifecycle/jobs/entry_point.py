@@ -172,13 +172,13 @@ def _close(
     """End the run: figures, audit head, closing line, table; each is a function of its own."""
     if spec and code is not ExitCode.NOT_RUN:
         _emit(run, spec, code)
-    head = _kept_head(run, code) if job.changes_data else None
+    head = _kept_head(run, code) if job.changes_data else {}
     early_signals.ignore()
     if job.purges:
         facts = _facts_of_policies(run, code, stop_reason, message, head)
     else:
         dry_run = {"dry_run": run.options.dry_run} if job.changes_data else {}
-        facts = {**dry_run, **run.facts, "exit_code": int(code), **({"error": message} if message else {})}
+        facts = {**dry_run, **run.facts, **head, "exit_code": int(code), **({"error": message} if message else {})}
     failed = code in (ExitCode.FAILED, ExitCode.MISCONFIGURED)
     log = get_logger().error if failed else get_logger().info
     # The last line that a person or a log store reads of the run.
@@ -201,16 +201,21 @@ def _emit(run: Run, spec: JobSpec, code: ExitCode) -> None:
     run.emit(figures)
 
 
-def _kept_head(run: Run, code: ExitCode) -> str | None:
-    """Return the audit's head for the closing line; a real run also keeps it at the anchor."""
-    head = _audit_head(run)
+def _kept_head(run: Run, code: ExitCode) -> dict[str, str | None]:
+    """Return the audit's head and its database for the closing line; a real run also keeps them at the anchor."""
+    try:
+        with run.database.snapshot() as connection:
+            head = audit.head(connection)
+        database = run.database.identity()
+    except (psycopg.Error, OpsError):
+        return {"audit_head": None, "audit_database": None}
     if not run.options.dry_run and code is not ExitCode.NOT_RUN:
-        audit_anchor.keep(run.settings, run.database, head, script=run.script, correlation_id=run.correlation_id)
-    return head
+        audit_anchor.keep(run.settings, database, head, script=run.script, correlation_id=run.correlation_id)
+    return {"audit_head": head, "audit_database": database}
 
 
 def _facts_of_policies(
-    run: Run, code: ExitCode, stop_reason: str | None, message: str | None, head: str | None
+    run: Run, code: ExitCode, stop_reason: str | None, message: str | None, head: dict[str, str | None]
 ) -> dict[str, object]:
     """Return what the closing line says of a run that carries out policies.
 
@@ -219,7 +224,7 @@ def _facts_of_policies(
         code: Its exit code, before EXIT_ZERO_FOR.
         stop_reason: Why the whole run ended; None: as the policy with this exit code says.
         message: What went wrong with the whole run; None: as the first failed policy says.
-        head: The audit's head; None: it could not be read.
+        head: The audit's head and its database; each None: it could not be read.
     """
     results, dry_run = run.results, run.options.dry_run
     facts: dict[str, object] = {
@@ -235,7 +240,7 @@ def _facts_of_policies(
         "stop_reason": stop_reason or next((r.stop_reason for r in results if r.exit_code == code), "done"),
         "records_remaining": _total([result.records_remaining for result in results]),
         "oldest_overdue_seconds": _worst([result.oldest_overdue_seconds for result in results]),
-        "audit_head": head,
+        **head,
         "exit_code": int(code),
     }
     if not dry_run:
@@ -255,14 +260,6 @@ def _worst(ages: Sequence[float | None]) -> float | None:
     """Return the greatest age; unknown is contagious."""
     known = [age for age in ages if age is not None]
     return max(known) if ages and len(known) == len(ages) else None
-
-
-def _audit_head(run: Run) -> str | None:
-    try:
-        with run.database.snapshot() as connection:
-            return audit.head(connection)
-    except (psycopg.Error, OpsError):
-        return None
 
 
 def _require_schema(database: ReadOnlyDatabase) -> None:

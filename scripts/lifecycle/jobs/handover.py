@@ -13,6 +13,7 @@ from typing import Any
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from scripts.lifecycle.audit import audit
 from scripts.lifecycle.policy.policies import PRIORITIES, PolicySet
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured
@@ -41,7 +42,7 @@ SELECT %(item_type)s, %(resource_type)s, r.resource_id, %(priority)s, %(reason)s
   FROM {rows} r
     ON CONFLICT (item_type, resource_type, resource_id) WHERE status <> 'resolved'
     DO UPDATE SET occurrences = q.occurrences + 1, last_seen_at = now(), context = EXCLUDED.context
-RETURNING xmax = 0 AS is_new
+RETURNING xmax = 0 AS is_new, id::text
 """)
 
 
@@ -102,7 +103,7 @@ def raise_items(database: Database, settings: Settings, items: Sequence[tuple[It
 def raise_rows(
     connection: Connection, settings: Settings, item: Item, rows: sql.Composable, parameters: Mapping[str, Any]
 ) -> int:
-    """Put every row of a sub-query on the queue.
+    """Put every row of a sub-query on the queue; what an operator raises is audited in the same transaction.
 
     Args:
         connection: A connection in the caller's transaction.
@@ -114,8 +115,17 @@ def raise_rows(
     Returns:
         How many items are new.
     """
-    raised = connection.execute(_RAISE.format(rows=rows), item.parameters(settings) | dict(parameters))
-    return sum(is_new for (is_new,) in raised)
+    raised = connection.execute(_RAISE.format(rows=rows), item.parameters(settings) | dict(parameters)).fetchall()
+    if raised and item.raised_by.startswith("operator:"):
+        audit.append(
+            connection,
+            actor=item.raised_by,
+            action="queue_item_raised",
+            resource_type="ops.manual_resolution_queue",
+            resource_ids=[key for _, key in raised],
+            reason=item.item_type,
+        )
+    return sum(is_new for is_new, _ in raised)
 
 
 def count_new(

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 from psycopg.rows import dict_row
 
+from scripts.lifecycle.audit import audit
 from scripts.lifecycle.monitoring.alert_delivery import Delivery
 from scripts.utils.alert_sinks import SEVERITIES, News, Severity, sinks_of
 from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
@@ -64,13 +65,14 @@ RETURNING a.id, s.news
 # Every sink that was told of the problem, or may have been, is told that it has ended.
 _RECOVER = """
 UPDATE ops.alerts
-   SET resolved_at = clock_timestamp(), version = version + 1, news = 'recovered', news_at = clock_timestamp(),
+   SET resolved_at = clock_timestamp(), resolved_by = %(operator)s,
+       version = version + 1, news = 'recovered', news_at = clock_timestamp(),
        waiting = ARRAY(SELECT jsonb_object_keys(told))
  WHERE resolved_at IS NULL AND CASE WHEN %(exactly)s THEN key = %(scope)s ELSE starts_with(key, %(scope)s) END
    AND NOT key = ANY(%(still)s)
    AND NOT EXISTS (SELECT FROM unnest(%(unknown)s::text[]) AS u (scope) WHERE starts_with(key, u.scope))
    AND (%(measured_at)s::timestamptz IS NULL OR last_seen_at <= %(measured_at)s)
-RETURNING key, severity, what, how_bad, what_to_do, runbook, since
+RETURNING id, key, severity, what, how_bad, what_to_do, runbook, since
 """
 
 
@@ -144,13 +146,18 @@ class Alerts:
         self.deliver()
         return new
 
-    def recover(self, key: str) -> bool:
-        """End a problem's alert.
+    def close(self, key: str, *, operator: str, action: str) -> bool:
+        """End one alert because an operator says so; its audit entry is written in the same transaction.
+
+        Args:
+            key: The alert's key.
+            operator: The operator's handle.
+            action: What the audit calls it: ``alert_closed`` or ``alert_tested``.
 
         Returns:
             Whether it was open.
         """
-        over = self._end(key, exactly=True)
+        over = self._end(key, operator=operator, action=action)
         self.deliver()
         return bool(over)
 
@@ -232,14 +239,17 @@ class Alerts:
         self,
         scope: str,
         *,
-        exactly: bool = False,
+        operator: str | None = None,
+        action: str = "",
         still: Collection[str] = (),
         unknown: Collection[str] = (),
         measured_at: datetime | None = None,
     ) -> list[str]:
+        """End the alerts under a scope; with an operator the one whose key the scope is, with its audit entry."""
         facts = {
             "scope": scope,
-            "exactly": exactly,
+            "exactly": operator is not None,
+            "operator": operator,
             "still": list(still),
             "unknown": list(unknown),
             "measured_at": measured_at,
@@ -250,7 +260,17 @@ class Alerts:
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             with connection.cursor(row_factory=dict_row) as cursor:
-                return cursor.execute(_RECOVER, facts).fetchall()
+                over = cursor.execute(_RECOVER, facts).fetchall()
+            if operator and over:
+                audit.append(
+                    connection,
+                    actor=f"operator:{operator}",
+                    action=action,
+                    resource_type="ops.alerts",
+                    resource_ids=[str(row["id"]) for row in over],
+                    reason="alert",
+                )
+            return over
 
         over = self._writer.write(work)
         for row in over:

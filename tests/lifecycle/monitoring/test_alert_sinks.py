@@ -102,7 +102,7 @@ def test_over_before_it_could_be_told_is_told_with_its_period(alerts, slack):
     slack.answers = [503] * alert_sinks.ATTEMPTS
     monitor = alerts(**slack_settings(slack))
     monitor.raise_(problem())
-    monitor.recover(KEY)
+    monitor.settle(KEY, [])
     assert lines(slack) == ["*[recovered]* over: a_job did not start"]
     assert "since 2026-01-31 02:00 UTC until" in slack.taken[0]["text"]
 
@@ -153,7 +153,7 @@ class TestSentry:
     def test_one_issue_a_problem(self, monitor, sentry):
         monitor.raise_(problem("warning"))
         monitor.raise_(problem("critical"))
-        monitor.recover(KEY)
+        monitor.settle(KEY, [])
         events = sentry.events
         assert [(event["level"], event["fingerprint"]) for event in events] == [
             ("warning", [KEY]),

@@ -99,8 +99,8 @@ def test_a_message_says_all_that_whoever_is_woken_up_needs(alerts, slack, pagerd
 def test_its_end_is_told_once_to_whoever_was_told_of_it(alerts, admin, slack, pagerduty):
     monitor = alerts()
     monitor.raise_(problem())
-    assert monitor.recover(KEY) is True
-    assert monitor.recover(KEY) is False
+    assert monitor.settle(KEY, []).recovered == [KEY]
+    assert monitor.settle(KEY, []).recovered == []
     assert lines(slack)[1:] == ["*[recovered]* over: a_job did not start"]
     assert "until" in slack.taken[1]["text"]
     assert actions(pagerduty)[1:] == [("resolve", f"data-lifecycle:{KEY}")]
@@ -111,7 +111,7 @@ def test_a_problem_that_comes_back_is_a_new_one(alerts, admin, slack, pagerduty)
     monitor = alerts()
     for _ in range(2):
         assert monitor.raise_(problem()) is True
-        monitor.recover(KEY)
+        monitor.settle(KEY, [])
     assert [action for action, _ in actions(pagerduty)] == ["trigger", "resolve"] * 2
     assert len(rows(admin)) == 2
 
@@ -125,7 +125,7 @@ def test_the_severity_is_the_way(alerts, slack, pagerduty, severity, slack_told,
     with structlog.testing.capture_logs() as logged:
         monitor.raise_(problem(severity))
         monitor.raise_(problem(severity))
-        monitor.recover(KEY)
+        monitor.settle(KEY, [])
     assert (len(slack.taken), len(pagerduty.taken)) == (2 * slack_told, 2 * pagerduty_told)
     said = [(line["event"], line["log_level"]) for line in logged]
     assert said == [("alert_raised", level), ("alert_recovered", "info")]
@@ -135,7 +135,7 @@ def test_the_severity_is_the_way(alerts, slack, pagerduty, severity, slack_told,
 def test_without_any_sink_the_state_is_kept(alerts, admin):
     monitor = alerts(MRQ_ALERT_SLACK_WEBHOOK="", PAGERDUTY_ROUTING_KEY="")
     assert monitor.raise_(problem()) is True
-    assert monitor.recover(KEY) is True
+    assert monitor.settle(KEY, []).recovered == [KEY]
     assert rows(admin) == [(KEY, "critical", "recovered", True, [])]
 
 
@@ -222,7 +222,7 @@ def test_a_dry_run_writes_and_sends_nothing(alerts, reader, admin, slack, pagerd
     pagerduty.forget()
     dry = Alerts(reader, load_settings(), "a_monitor")
     assert dry.raise_(problem(key="sla:other")) is False
-    assert dry.recover(KEY) is False
+    assert dry.settle(KEY, []).recovered == []
     assert dry.settle("sla:", []).recovered == []
     assert rows(admin) == [(KEY, "critical", "raised", False, [])]
     assert slack.bodies == pagerduty.bodies == []
