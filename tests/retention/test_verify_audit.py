@@ -83,7 +83,7 @@ def test_heads_of_another_database_in_the_same_log_are_told_from_an_attack(call,
     code, line, _ = call(SCRIPT, "--heads", "-", stdin="\n".join(strangers))
     assert (code, "there are heads of 1-staging: nothing was compared" in line["error"]) == (2, True)
     code, line, _ = call(SCRIPT, "--heads", "-", stdin=json.dumps(elsewhere[0]))
-    assert (code, "batch 9" in line["error"]) == (1, True)
+    assert (code, "9 are missing" in line["error"]) == (1, True)
 
 
 @pytest.mark.parametrize(

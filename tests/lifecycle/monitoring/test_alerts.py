@@ -236,12 +236,13 @@ def test_no_address_of_a_person_leaves_in_an_alert(alerts, admin, slack, pagerdu
 
 def test_two_monitors_at_once_alert_once_and_recover_once(alerts, admin, slack, pagerduty):
     monitors = [alerts() for _ in range(6)]
-    for call, results in (("raise_", []), ("recover", [])):
-        start = threading.Barrier(len(monitors))
+    calls = (lambda monitor: monitor.raise_(problem()), lambda monitor: monitor.settle(KEY, []).recovered == [KEY])
+    for call in calls:
+        start, results = threading.Barrier(len(monitors)), []
 
         def race(monitor, call=call, results=results, start=start):
             start.wait()
-            results.append(getattr(monitor, call)(problem() if call == "raise_" else KEY))
+            results.append(call(monitor))
 
         threads = [threading.Thread(target=race, args=(monitor,)) for monitor in monitors]
         for thread in threads:
