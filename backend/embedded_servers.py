@@ -116,6 +116,10 @@ class Stack:
         """Return a PostgreSQL URL as the role that the scripts run as."""
         return self._url(migrate.ROLE, self.jobs_password, database)
 
+    def export_url(self, database: str = APP_DATABASE) -> str:
+        """Return a PostgreSQL URL as the role that reads what a person is given."""
+        return self._url(migrate.EXPORT, self.jobs_password, database)
+
     def exports(self) -> dict[str, str]:
         """Return the settings that the scripts and ``migrate.py`` need, by variable."""
         # Constant for the life of the stack, and derived from its passwords, so nobody else can guess them.
@@ -135,6 +139,7 @@ class Stack:
         }
         return {
             "DATABASE_URL": self.jobs_url(),
+            "EXPORT_DATABASE_URL": self.export_url(),
             "MIGRATION_DATABASE_URL": self.superuser_url(APP_DATABASE),
             "REDIS_URL": self.redis_url,
             "ARCHIVE_URL": self.archive_folder.as_uri(),

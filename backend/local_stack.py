@@ -72,7 +72,7 @@ def prepare(
     applied = migrate.apply(url, sample_app=True)
     say(f"migrated: {len(applied)} applied now" if applied else "migrated: up to date")
     granted = migrate.grant(url, DEFAULT_POLICY_FILE)
-    say(f"granted {migrate.ROLE} what the policies need: {len(granted)} rights")
+    say(f"granted {migrate.ROLE} what the policies need: {len(granted.statements)} statements")
     set_jobs_password(stack)
     if rows:
         loaded = _load_sample_data(url, rows, say)
@@ -102,9 +102,9 @@ def create_database(stack: Stack, name: str) -> None:
 
 
 def set_jobs_password(stack: Stack) -> None:
-    """Give the jobs' role, and the reader's, the password; they exist once a database was migrated."""
+    """Give the suite's roles the password; they exist once a database was migrated."""
     with as_superuser(stack.superuser_url()) as connection:
-        for role in (migrate.ROLE, migrate.READER):
+        for role in (migrate.ROLE, migrate.READER, migrate.EXPORT):
             # Hashed here: PostgreSQL logs a statement that fails, with the password in it.
             verifier = connection.pgconn.encrypt_password(
                 stack.jobs_password.encode(), role.encode(), b"scram-sha-256"

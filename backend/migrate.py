@@ -4,7 +4,7 @@
     python backend/migrate.py --sample-app           the sample application's tables too (demo and tests only)
     python backend/migrate.py --status               list applied and pending files
     python backend/migrate.py --check                exit 1 when something is pending or was changed
-    python backend/migrate.py --grants POLICY_FILE   least rights on the tables that the policy file names
+    python backend/migrate.py --grants POLICY_FILE   least rights on what the policy file names, and no others
 
 The database is MIGRATION_DATABASE_URL, by default DATABASE_URL_UNPOOLED, then DATABASE_URL.
 Exit codes: 0 done, 1 failed, 2 misconfigured.
@@ -29,8 +29,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
+from backend import grants
 from scripts.lifecycle.audit import definitions
-from scripts.lifecycle.policy.policies import ErasureStep, Lookup, PolicySet, load_policies, parts_of
+from scripts.lifecycle.policy.policies import load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 from scripts.utils.free_text import visible
@@ -38,8 +39,7 @@ from scripts.utils.free_text import visible
 Connection = psycopg.Connection[Any]
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
-ROLE = "lifecycle_jobs"
-READER = "lifecycle_reader"
+ROLE, READER, EXPORT = grants.ROLE, grants.READER, grants.EXPORT
 # The direct host comes before the pooled one: a transaction pooler does not suit long locks and much DDL.
 URLS = ("MIGRATION_DATABASE_URL", "DATABASE_URL_UNPOOLED", "DATABASE_URL")
 LOCK_KEY = 5_918_402_277_310_664_901
@@ -61,31 +61,6 @@ _CREATE_LEDGER = """
 """
 # EXCLUSIVE lets the jobs and pg_dump read meanwhile.
 _LOCK_LEDGER = "LOCK TABLE ops.schema_migrations IN EXCLUSIVE MODE"
-_PARTITIONED = """
-    SELECT FROM pg_partitioned_table p JOIN pg_class c ON c.oid = p.partrelid
-      JOIN pg_namespace n ON n.oid = c.relnamespace
-      JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0]
-     WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s AND p.partstrat = 'r' AND p.partnatts = 1
-"""
-_GRANTS = {
-    "usage": sql.SQL("GRANT USAGE ON SCHEMA {name} TO {role}"),
-    "select": sql.SQL("GRANT SELECT ON {name} TO {role}"),
-    "look_up": sql.SQL("GRANT SELECT ({column}) ON {name} TO {role}"),
-    "insert": sql.SQL("GRANT INSERT ON {name} TO {role}"),
-    "delete": sql.SQL("GRANT DELETE ON {name} TO {role}"),
-    "update": sql.SQL("GRANT UPDATE ({column}) ON {name} TO {role}"),
-}
-_RIGHTS_TO_READ = ("usage", "select", "look_up")
-_RIGHTS_OF_ACTION = {
-    "delete": ("select", "delete", "update"),
-    "archive_then_delete": ("select", "delete", "update", "insert"),  # a restore puts rows back
-    "soft_delete": ("select", "update"),
-    "delete_blob": ("select", "update"),
-    "anonymize": ("select", "update"),
-    "retain": ("select",),
-    "set_null": ("select", "update"),
-    "refuse": ("select",),
-}
 # Only in these SQLSTATE classes does PostgreSQL's message name objects and never row values.
 _SAFE_MESSAGE_CLASSES = ("0A", "3D", "3F", "42", "55", "57")
 # libpq gives no SQLSTATE for a refused login, and its own text may quote a part of the URL, so of the password.
@@ -194,110 +169,18 @@ def status(conninfo: str, *, root: Path = MIGRATIONS) -> list[tuple[Migration, s
     return [(migration, _state(migration, ledger)) for name in sets for migration in files(name, root)]
 
 
-def grant(conninfo: str, policy_file: Path) -> list[str]:
-    """Give ``lifecycle_jobs`` and ``lifecycle_reader`` the least rights that the policies in the file need.
+def grant(conninfo: str, policy_file: Path) -> grants.Given:
+    """Give the suite's roles the least rights that the policies in the file need, and take back all others.
 
     Returns:
-        The statements executed, as text.
+        The statements executed, as text, and what a person should know besides.
     """
     policy_set = load_policies(policy_file)
-    statements = grant_statements(policy_set)
     with _connect(conninfo) as connection:
         _lock(connection)
-        statements += partition_statements(connection, policy_set)
-        for statement in statements:
-            connection.execute(statement)
-        return [statement.as_string(connection) for statement in statements]
-
-
-def grant_statements(policy_set: PolicySet) -> list[sql.Composed]:
-    """List the least rights that the jobs need on the tables that the policies name; the reader may read the same."""
-    wanted: list[tuple[str, str, str]] = []
-    for policy in policy_set.policies.values():
-        # SELECT ... FOR UPDATE asks for UPDATE on a column, whichever it is.
-        for column in (policy.key[0], *policy.written):
-            wanted += _rights(policy.action, policy.table, column)
-        for remedy in policy.remedies:
-            wanted += [("update", policy.table, column) for column in remedy.set]
-            for value in remedy.set.values():
-                if isinstance(value, Lookup):
-                    wanted.append(("usage", parts_of(value.from_table)[0], ""))
-                    wanted += [("look_up", value.from_table, column) for column in (value.take, value.same)]
-        for dependant in policy.dependants:
-            for column in dependant.column:
-                wanted += _rights(dependant.action, dependant.table, column)
-    for step in policy_set.erasure.values():
-        wanted += _rights_of_step(step)
-    return [
-        _GRANTS[right].format(
-            name=sql.Identifier(*name.split(".", 1)), column=sql.Identifier(column), role=sql.Identifier(role)
-        )
-        for right, name, column in dict.fromkeys(wanted)
-        for role in (ROLE, READER)
-        if role == ROLE or right in _RIGHTS_TO_READ
-    ]
-
-
-def partition_statements(connection: Connection, policy_set: PolicySet) -> list[sql.Composed]:
-    """List what lets the jobs drop expired partitions: of the tables that are partitioned as their policy needs it.
-
-    A table of the file that is no longer partitioned that way loses the right: its rows are deleted in batches.
-    """
-    if connection.execute("SELECT to_regclass('ops.partition_rights')").fetchone() == (None,):
-        return []
-    tables = [policy.table for policy in policy_set.policies.values()]
-    policies = list(policy_set.policies)
-    rights: list[sql.Composed] = []
-    for policy in policy_set.policies.values():
-        rule = policy.rules[policy.dropping_rule] if policy.dropping_rule else None
-        if rule is None:
-            continue
-        if connection.execute(_PARTITIONED, (*parts_of(policy.table), rule.anchor)).fetchone() is None:
-            continue
-        rights.append(
-            sql.SQL(
-                "INSERT INTO ops.partition_rights (policy, table_name, anchor, key, person, keep, archives) VALUES ({},"
-                " {}, {}, {}, {}, {}, {})"
-            ).format(
-                *map(sql.Literal, (policy.name, policy.table, rule.anchor, policy.key[0], policy.person)),
-                *map(sql.Literal, (rule.keep.text, policy.archive is not None)),
-            )
-        )
-    stale = connection.execute(
-        "SELECT FROM ops.partition_rights WHERE policy = ANY(%s) OR table_name = ANY(%s)",
-        (policies, tables),
-    ).fetchone()
-    if stale is not None or rights:
-        rights.insert(
-            0,
-            sql.SQL("DELETE FROM ops.partition_rights WHERE policy = ANY({}) OR table_name = ANY({})").format(
-                sql.Literal(policies), sql.Literal(tables)
-            ),
-        )
-    if len(rights) > 1:
-        rights.append(
-            sql.SQL(
-                "GRANT EXECUTE ON FUNCTION ops.detach_partition, ops.lock_partition, ops.drop_partition,"
-                " ops.attach_partition TO {}"
-            ).format(sql.Identifier(ROLE))
-        )
-    return rights
-
-
-def _rights_of_step(step: ErasureStep) -> list[tuple[str, str, str]]:
-    suppressed = any(treatment.how == "suppression" for treatment in step.columns.values())
-    # A person who is on the suppression list already needs no second row, so the row that names the address is deleted.
-    actions = dict.fromkeys([step.action, *(["delete"] if suppressed else [])])
-    columns = (*step.key, *step.columns)
-    return [right for action in actions for column in columns for right in _rights(action, step.table, column)]
-
-
-def _rights(action: str, table: str, column: str) -> list[tuple[str, str, str]]:
-    schema = table.split(".", maxsplit=1)[0]
-    return [
-        ("usage", schema, ""),
-        *((right, table, column if right == "update" else "") for right in _RIGHTS_OF_ACTION[action]),
-    ]
+        applied = _ledger(connection)
+        texts = [migration.path.read_text() for migration in files("ops") if migration.key in applied]
+        return grants.give(connection, policy_set, migrations=texts)
 
 
 def _state(migration: Migration, ledger: dict[tuple[str, str], str]) -> str:
@@ -408,7 +291,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--sample-app", action="store_true", help="create the sample application's tables too")
     what.add_argument("--status", action="store_true", help="list applied and pending files")
     what.add_argument("--check", action="store_true", help="exit 1 when a file is pending or was changed")
-    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help="give both roles the rights they need")
+    what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help="give the roles what they need, no more")
     return parser.parse_args(argv)
 
 
@@ -428,8 +311,11 @@ def _run(arguments: argparse.Namespace) -> int:
         problems = check(_url())
         print("\n".join(problems) or "up to date")
         return 1 if problems else 0
-    done = grant(_url(), arguments.grants) if arguments.grants else apply(_url(), sample_app=arguments.sample_app)
-    print("\n".join(done) or "nothing to do")
+    if arguments.grants:
+        given = grant(_url(), arguments.grants)
+        print("\n".join([*given.statements, *(f"-- {note}" for note in given.notes)]) or "nothing to do")
+        return 0
+    print("\n".join(apply(_url(), sample_app=arguments.sample_app)) or "nothing to do")
     return 0
 
 

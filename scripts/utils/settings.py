@@ -240,6 +240,10 @@ class Settings(BaseSettings):
     )
 
     database_url: PostgresUrl = Field(description="PostgreSQL, as the role lifecycle_jobs")
+    export_database_url: PostgresUrl | None = Field(
+        None,
+        description="the same database as lifecycle_export, which alone reads what a person is given; for --export",
+    )
     db_pool_size: int = Field(10, ge=1, le=200, description="connections kept at most")
     db_max_overflow: int = Field(20, ge=0, le=200, description="further connections at peak")
 

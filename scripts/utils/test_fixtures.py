@@ -95,6 +95,7 @@ class TestDatabase:
         name: Its name.
         url: What a job's DATABASE_URL is: the role lifecycle_jobs.
         straight_url: The same without what :func:`route` puts in between.
+        export_url: What EXPORT_DATABASE_URL is: the role lifecycle_export.
         superuser_url: The superuser's URL, to make tables and to look at what is left.
     """
 
@@ -104,6 +105,7 @@ class TestDatabase:
         self.name = name
         self.straight_url = stack.jobs_url(name)
         self.url = route.through(self.straight_url) if route else self.straight_url
+        self.export_url = stack.export_url(name)
         self.superuser_url = stack.superuser_url(name)
         self._connections: list[psycopg.Connection[Any]] = []
 

@@ -39,18 +39,12 @@ WITH doer (role) AS (
 
 # PostgreSQL checks rights on the table that a statement names, never on its partitions or children. Row-level security
 # of a partition counts: a detached partition is read by its own name.
-TABLE = f"""{DOER}
+TABLE = f"""
 SELECT c.oid, c.relkind, pg_relation_size(c.oid) AS heap_bytes, tree.members > 1 AS has_children,
        tree.bytes, current_setting('block_size')::int AS block_bytes, c.reltuples, c.relpages,
        tree.row_security, has_schema_privilege(n.oid, 'USAGE') AS may_use_schema,
-       has_table_privilege(c.oid, 'SELECT') AS may_select,
-       has_table_privilege(doer.role, c.oid, 'DELETE') AS may_delete,
-       has_any_column_privilege(doer.role, c.oid, 'UPDATE') AS may_lock,
-       (SELECT coalesce(array_agg(a.attname::text), '{{}}') FROM pg_attribute a
-         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-           AND NOT has_column_privilege(doer.role, c.oid, a.attnum, 'UPDATE')) AS may_not_update,
        current_setting('server_version_num')::int AS server_version
-  FROM doer, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   CROSS JOIN LATERAL (
       SELECT count(*) AS members, sum(pg_table_size(m.oid))::bigint AS bytes,
              coalesce(array_agg(mn.nspname || '.' || m.relname ORDER BY m.oid <> c.oid, m.relname)
@@ -116,16 +110,14 @@ SELECT EXISTS (
 # A foreign key refers to the rows of the one table that it names: of a partitioned table to those of its partitions, of
 # any other table to its own and not to its children's. ``homes`` are the tables that hold those rows, where they are
 # not all that a statement on the policy's table reaches.
-FOREIGN_KEYS = f"""{DOER}, tree AS MATERIALIZED (
+FOREIGN_KEYS = f"""
+WITH tree AS MATERIALIZED (
     SELECT relid FROM {tree_of("%(oid)s")} members
 ), stored AS MATERIALIZED (
     SELECT c.oid FROM tree JOIN pg_class c ON c.oid = tree.relid WHERE c.relkind <> 'p'
 )
 SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.confdeltype::text AS on_delete,
-       child.bytes AS table_bytes, child.row_security AS may_hide, has_table_privilege(c.oid, 'SELECT') AS may_select,
-       has_table_privilege(doer.role, c.oid, 'DELETE') AS may_delete,
-       (SELECT bool_and(has_column_privilege(doer.role, c.oid, p.attnum, 'UPDATE')) FROM unnest(k.conkey) AS p (attnum))
-           AS may_update,
+       child.bytes AS table_bytes, child.row_security AS may_hide,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.conkey) WITH ORDINALITY AS p (attnum, place)
           JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum) AS columns,
        (SELECT array_agg(a.attname::text ORDER BY p.place) FROM unnest(k.confkey) WITH ORDINALITY AS p (attnum, place)
@@ -137,7 +129,7 @@ SELECT c.oid, k.conname AS name, n.nspname || '.' || c.relname AS "table", k.con
           JOIN pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = p.attnum::int) AS set_columns,
        CASE WHEN own.homes @> (SELECT coalesce(array_agg(stored.oid), '{{}}') FROM stored) THEN '{{}}'
             ELSE own.homes END::bigint[] AS homes
-  FROM doer, pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+  FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
   CROSS JOIN LATERAL (
       SELECT sum(pg_table_size(m.oid))::bigint AS bytes, bool_or(row_security_active(m.oid)) AS row_security,
              bool_and(m.relkind = 'p' OR EXISTS (

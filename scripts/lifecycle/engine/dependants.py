@@ -48,13 +48,18 @@ def count(connection: Connection, selection: Selection, limit: int | None) -> in
 
 def _rows(selection: Selection, limit: int | None) -> sql.Composed:
     """Return the policy's rows that go, as a subquery."""
-    names = {"table": selection.table, "removable": selection.removable_in_the_end}
+    referenced = dict.fromkeys(
+        ["tableoid", *(each for reach in selection.reaches for each in reach.foreign_key.referenced)]
+    )
+    # No more than what the foreign keys refer to: the role may read no other columns.
+    columns = sql.SQL(", ").join(sql.Identifier("t", name) for name in referenced)
+    names = {"table": selection.table, "removable": selection.removable_in_the_end, "columns": columns}
     if limit is None or len(selection.due_before) > 1:
-        return sql.SQL("(SELECT t.tableoid, t.* FROM {table} t WHERE {removable})").format(**names)
+        return sql.SQL("(SELECT {columns} FROM {table} t WHERE {removable})").format(**names)
     (rule,) = selection.due_before
     order = sql.SQL("t.{}, {}").format(
         sql.Identifier(selection.policy.rules[rule].anchor), selection.record.columns("t")
     )
-    return sql.SQL("(SELECT t.tableoid, t.* FROM {table} t WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
+    return sql.SQL("(SELECT {columns} FROM {table} t WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
         order=order, limit=sql.Literal(limit), **names
     )

@@ -162,6 +162,32 @@ def lacking_rights(connection: Connection, oid: int, event: Event, columns: list
     The text of a function is read, not run: what it does in another branch only, or builds as text, is not told apart.
     So this is a warning, and never stops a run by itself. Arguments as for :func:`triggers_of`.
     """
+    for trigger, function, target in _walked(connection, oid, event, columns):
+        if "body" not in target:
+            yield from (
+                f"{trigger} runs {function['name']}, {problem}" for problem in _missing(target, function["role"])
+            )
+        elif not target["may_execute"]:
+            right = f"EXECUTE on {target['name']}"
+            yield f"{trigger} runs {function['name']}, {_cure(right, target['role'])}"
+
+
+def needs_of_triggers(
+    connection: Connection, oid: int, event: Event, columns: list[str] | None = None
+) -> Iterator[tuple[int, str]]:
+    """Return table (oid) and verb of the rights that the functions of a table's triggers seem to need.
+
+    Arguments, and what cannot be seen, are as for :func:`lacking_rights`.
+    """
+    for _, _, target in _walked(connection, oid, event, columns):
+        if "body" not in target:
+            yield target["oid"], target["right"]
+
+
+def _walked(
+    connection: Connection, oid: int, event: Event, columns: list[str] | None
+) -> Iterator[tuple[Trigger, dict[str, Any], dict[str, Any]]]:
+    """Return trigger, function, and each table and function that its text names; functions have a ``body``."""
     todo = [(each, each.function) for each in triggers_of(connection, oid, event, columns)]
     known: set[int] = set()
     while todo:
@@ -175,14 +201,12 @@ def lacking_rights(connection: Connection, oid: int, event: Event, columns: list
                 continue
             body = " ".join(_COMMENT.sub(" ", row["body"]).split())
             for target in _targets(connection, body, row["path"]):
-                yield from (f"{trigger} runs {row['name']}, {problem}" for problem in _missing(target, row["role"]))
+                yield trigger, row, target
                 if target["right"] != "SELECT":
                     further = triggers_of(connection, target["oid"], target["right"])
                     todo += [(trigger, each.function) for each in further]
             for callee in _called(connection, body, row["path"]):
-                if not callee["may_execute"]:
-                    right = f"EXECUTE on {callee['name']}"
-                    yield f"{trigger} runs {row['name']}, {_cure(right, callee['role'])}"
+                yield trigger, row, callee
                 todo.append((trigger, callee["oid"]))
 
 

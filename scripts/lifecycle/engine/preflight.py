@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from scripts.lifecycle.engine import anonymisation, obstacles, values
+from scripts.lifecycle.engine import anonymisation, obstacles, rights, values
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import (
     FOREIGN_KEYS,
@@ -184,16 +184,9 @@ class _Preflight:
             self.problems.append(
                 f"no right to USAGE of the schema of {name}: run backend/migrate.py --grants with this policy file"
             )
-        for right in ("select", "delete") if self._policy.removes_rows else ("select",):
-            if not table[f"may_{right}"]:
-                self.problems.append(
-                    f"no right to {right.upper()} on {name}: run backend/migrate.py --grants with this policy file"
-                )
-        if not table["may_lock"] and self._policy.action != "retain":
-            self.problems.append(
-                f"no right to UPDATE any column of {name}, without which no row can be locked:"
-                " run backend/migrate.py --grants with this policy file"
-            )
+        needed = list(rights.of_policy(self._policy))
+        self.problems += rights.lacking(self._connection, needed)
+        self.warnings += rights.by_public(self._connection, needed)
         return table
 
     def _columns(self, table: dict[str, Any]) -> dict[str, str]:
@@ -249,10 +242,6 @@ class _Preflight:
     def _written(self, table: dict[str, Any], found: dict[str, dict[str, Any]]) -> None:
         """Check rights and types of the columns that the action changes."""
         policy = self._policy
-        for column in sorted(set(policy.written) & set(table["may_not_update"])):
-            self.problems.append(
-                f"no right to UPDATE {policy.table}.{column}: run backend/migrate.py --grants with this policy file"
-            )
         if policy.anonymize:
             self.problems += [
                 f"{policy.table}.{problem}"
@@ -301,7 +290,7 @@ class _Preflight:
             dependant = max(meant, key=lambda each: len(each.column), default=None)
             if dependant is not None:
                 declared.remove(dependant)
-            self._readable(key, row, declared=dependant is not None)
+            self._readable(key, row, dependant)
             if dependant is None and key.changes_children:
                 what = {"c": "deletes", "n": "sets to null", "d": "resets"}[key.on_delete]
                 undeclared = f"foreign key {key.name} {what} rows of {key.table} that no policy declares"
@@ -316,19 +305,15 @@ class _Preflight:
         )
         return reaches, refusing
 
-    def _readable(self, key: ForeignKey, row: dict[str, Any], *, declared: bool) -> None:
+    def _readable(self, key: ForeignKey, row: dict[str, Any], dependant: Dependant | None) -> None:
         """Check that the referring rows can be seen, all of them, and found by an index."""
-        if not row["may_select"] and declared:
-            self.problems.append(
-                f"no right to SELECT on {key.table}, which refers to {self._policy.table}:"
-                " run backend/migrate.py --grants with this policy file"
-            )
-        elif not row["may_select"] and not key.changes_children:
-            self.problems.append(
-                f"foreign key {key.name} on {key.table} refers to {self._policy.table}, no policy declares it, and"
-                f" there is no right to SELECT on {key.table}: {self._to_declare(key)}, then run backend/migrate.py"
-                " --grants with this policy file"
-            )
+        # What a dependant's line names was checked with the policy's other rights.
+        named = [dependant] if dependant else []
+        needed = rights.of_reference(self._connection, self._policy.table, key, named)
+        for problem in rights.lacking(self._connection, needed) if dependant or not key.changes_children else ():
+            refers = f"foreign key {key.name} on {key.table} refers to {self._policy.table}"
+            cure = "" if dependant else f", no policy declares it; {self._to_declare(key)}"
+            self.problems.append(f"{refers}{cure}: {problem}")
         if row["may_hide"]:
             self.problems.append(
                 f"row-level security on {key.table}, which refers to {self._policy.table}, hides rows from this role:"
@@ -358,11 +343,6 @@ class _Preflight:
 
     def _reach(self, key: ForeignKey, row: dict[str, Any], dependant: Dependant) -> Reach | None:
         """Check a dependant whose rows are deleted or cut off; None: a column of it does not exist."""
-        right = "delete" if dependant.action == "delete" else "update"
-        if not row[f"may_{right}"]:
-            self.problems.append(
-                f"no right to {right.upper()} on {key.table}: run backend/migrate.py --grants with this file"
-            )
         columns = columns_of(self._connection, row["oid"])
         needed = [*dependant.key, *([dependant.person] if dependant.person else [])]
         missing = [name for name in needed if name not in columns]

@@ -19,8 +19,10 @@ from scripts.lifecycle.engine.gated import MAY_RUN
 from scripts.lifecycle.engine.obstacles import refusals
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
+from scripts.lifecycle.engine.rights import Right, lacking, of_reference, of_step
 from scripts.lifecycle.engine.selection import ForeignKey, names_blob, normal_address
-from scripts.lifecycle.engine.values import Readings, of_step, read
+from scripts.lifecycle.engine.values import Readings, read
+from scripts.lifecycle.engine.values import of_step as values_of_step
 from scripts.lifecycle.policy.policies import (
     Anonymize,
     Blob,
@@ -242,11 +244,22 @@ class ErasurePlan:
                 if step.person is None and step.table in self._columns and not self._refers_to_a_step(step.table)
             ]
         )
+        if not reading:
+            self._problems += lacking(connection, self._rights(connection))
         if self._problems:
             raise PolicyFailed("preflight_failed", "no erasure was begun: " + "; ".join(self._problems))
         self.targets = {table: self._target(table) for table in self._columns}
         steps = [_Ordered(name, step.table, step.action, step.action == "delete") for name, step in self.steps.items()]
         self.order = in_order(steps, foreign_keys(connection)).names
+
+    def _rights(self, connection: Connection) -> Iterator[Right]:
+        for name, step in self.steps.items():
+            yield from of_step(name, step)
+        for table, keys in self._incoming.items():
+            for key in keys:
+                yield from of_reference(connection, table, key, [])
+            if blob := self._blobs.get(table):
+                yield Right(table, "SELECT", blob.column, "the policy of its blobs")
 
     def _refers_to_a_step(self, table: str) -> bool:
         return any(key.table == table for parent, keys in self._incoming.items() if parent != table for key in keys)
@@ -353,7 +366,9 @@ class ErasurePlan:
             return
         self._columns[table] = columns
         self._incoming[table] = pointing_at(connection, facts["oid"])
-        written = [value for name, step in self.steps.items() if step.table == table for value in of_step(name, step)]
+        written = [
+            value for name, step in self.steps.items() if step.table == table for value in values_of_step(name, step)
+        ]
         self._readings[table], unreadable = read(connection, table, written)
         self._problems += unreadable
         for name, step in self.steps.items():
@@ -539,13 +554,6 @@ def _problems(step: ErasureStep, facts: dict[str, Any], columns: dict[str, dict[
         yield f"{step.table}: {problem}"
     if facts["row_security"]:
         yield f"row-level security on {step.table} hides rows from this role"
-    rights = {"select": facts["may_select"], "delete": step.action != "delete" or facts["may_delete"]}
-    for right in [right for right, given in rights.items() if not given]:
-        yield f"no right to {right.upper()} on {step.table}: run backend/migrate.py --grants with this policy file"
-    for column in sorted(set(step.columns) & set(facts["may_not_update"])):
-        yield f"no right to UPDATE {step.table}.{column}: run backend/migrate.py --grants with this policy file"
-    if not facts["may_lock"]:
-        yield f"no right to UPDATE any column of {step.table}: run backend/migrate.py --grants with this policy file"
     large = facts["bytes"] > LARGE_TABLE_BYTES
     if step.person in columns and not columns[step.person]["indexed"] and large:
         yield f"{step.table}.{step.person} has no index: every request would read the whole table"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -26,13 +25,14 @@ from scripts.lifecycle.blobs.blobs import client_for
 from scripts.lifecycle.erasure.erasure import archive_keys_of
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import PolicySet, table_identifier
+from scripts.lifecycle.policy.exported import left_out
+from scripts.lifecycle.policy.policies import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils import pages
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import store_of
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
-from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.db_utils import Connection, ReadOnlyDatabase, connection_lost
 from scripts.utils.errors import Misconfigured, OpsError, describe_database_error
 from scripts.utils.retry_utils import CircuitOpen
 
@@ -40,10 +40,7 @@ _PAGE = 1000
 _SECONDS = 3600.0
 
 
-# Words of a column's name that say that its value is a secret, which is no personal data to take along.
-_SECRET = re.compile(
-    r"(^|_)(password|passwd|passphrase|secret|salt|otp|totp)(_|$)|(^|_)(token|api_key|private_key)(_(hash|digest))?$"
-)
+_NO_RIGHT = "this role may not read it: set EXPORT_DATABASE_URL to that of lifecycle_export, and run backend/migrate.py --grants"
 _READABLE = """
 SELECT attname::text, has_column_privilege(attrelid, attnum, 'SELECT') FROM pg_attribute
  WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
@@ -93,7 +90,12 @@ def export(run: Run, address: Address, output: Path) -> Export:
         Misconfigured: There is no place for the file.
     """
     pages.check_path(output)
-    plan = run.database.read(lambda connection: ErasurePlan(connection, run.policies, reading=True))
+    with _source(run) as source:
+        return _export(run, source, address, output)
+
+
+def _export(run: Run, source: ReadOnlyDatabase, address: Address, output: Path) -> Export:
+    plan = source.read(lambda connection: ErasurePlan(connection, run.policies, reading=True))
     made = Export()
     for table, why in plan.left_out.items():
         made.miss(table, why)
@@ -102,7 +104,7 @@ def export(run: Run, address: Address, output: Path) -> Export:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                blobs = _rows(run, plan, address.normalized, archive, made)
+                blobs = _rows(run, source, plan, address.normalized, archive, made)
                 _archived(run, address.normalized, archive, made)
                 _blobs(run, blobs, archive, made)
                 archive.writestr("about.json", json.dumps(asdict(made), indent=1) + "\n")
@@ -114,21 +116,29 @@ def export(run: Run, address: Address, output: Path) -> Export:
     return made
 
 
-def left_out(policies: PolicySet, table: str, columns: Iterable[str]) -> list[str]:
-    """Return which of a table's columns an export leaves out: what the policy file says, else what is a secret."""
-    steps = [step for step in policies.erasure.values() if step.table == table]
-    said = [step.not_exported for step in steps if step.not_exported is not None]
-    if said:
-        return [column for column in columns if any(column in named for named in said)]
-    return [column for column in columns if _SECRET.search(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", column).lower())]
+@contextmanager
+def _source(run: Run) -> Iterator[ReadOnlyDatabase]:
+    """Lend the database as the role that may read what a person is given; the jobs themselves need not read it."""
+    url = run.settings.export_database_url
+    if url is None:
+        yield run.database
+        return
+    source = ReadOnlyDatabase(url.get_secret_value(), application_name=f"{run.job} export", max_size=1)
+    source.open()
+    try:
+        yield source
+    finally:
+        source.close()
 
 
-def _rows(run: Run, plan: ErasurePlan, person: str, archive: zipfile.ZipFile, made: Export) -> list[str]:
+def _rows(
+    run: Run, source: ReadOnlyDatabase, plan: ErasurePlan, person: str, archive: zipfile.ZipFile, made: Export
+) -> list[str]:
     """Write one file for each table, with the queue's items about its rows; return the names of the blobs."""
     blobs: list[str] = []
     parameters = plan.parameters | {"person": person, "spellings": [person]}
     # One snapshot for all tables, so that every row's references are in the file too.
-    with run.database.snapshot(statement_timeout=_SECONDS) as connection:
+    with source.snapshot(statement_timeout=_SECONDS) as connection:
         for table, query in plan.spellings().items():
             with _noting(connection, made, table):
                 parameters["spellings"] += [each for (each,) in connection.execute(query, parameters)]
@@ -165,7 +175,10 @@ def _columns(run: Run, connection: Connection, table: str, made: Export) -> list
         made.left_out[table] = without
     unreadable = [column for column, may_read in readable.items() if not may_read and column not in without]
     for column in unreadable:
-        made.miss(f"{table}.{column}", "this role may not read it: run backend/migrate.py --grants")
+        made.miss(
+            f"{table}.{column}",
+            "this role may not read it: set EXPORT_DATABASE_URL to lifecycle_export's, and run backend/migrate.py --grants",
+        )
     return [column for column in readable if column not in (*without, *unreadable)]
 
 

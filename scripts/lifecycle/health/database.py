@@ -11,7 +11,7 @@ from datetime import datetime
 import psycopg
 from psycopg import sql
 
-from backend import migrate
+from backend import grants, migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.selection import names_blob, store_for
@@ -57,7 +57,6 @@ SELECT i.indexrelid::regclass::text, n.nspname || '.' || c.relname, i.indisvalid
   FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.oid IN ({_PARTS}) OR n.nspname = 'ops' ORDER BY 1
 """  # noqa: S608 - constants
-_GRANT = re.compile(r"\b(GRANT|REVOKE)\s+([A-Z, ]+?)\s+ON\s+(ops\.[\w.,\s]+?)\s+(?:TO|FROM)\s+lifecycle_jobs")
 _INDEX = re.compile(r"\bCREATE\s+(?:UNIQUE\s+)?INDEX\s+(?:IF\s+NOT\s+EXISTS\s+)?(\w+)\s+ON\s+ops\.")
 _DROPPED_INDEX = re.compile(r"\bDROP\s+INDEX\s+(?:IF\s+EXISTS\s+)?(?:ops\.)?(\w+)")
 
@@ -175,7 +174,7 @@ def suite(context: Context) -> Iterator[Finding]:
     def look(link: Connection) -> tuple[list[str], list[str]]:
         applied = _ledger(link) or {}
         texts = [m.path.read_text() for m in migrate.files("ops") if m.version in applied]
-        rights = _rights(texts)
+        rights = grants.given_by_migrations(texts)
         lacking = link.execute(
             'SELECT w.right || \' on \' || w.table FROM unnest(%s::text[], %s::text[]) AS w ("right", "table")'
             " WHERE to_regclass(w.table) IS NOT NULL AND NOT has_table_privilege(w.table, w.right) ORDER BY 1",
@@ -194,19 +193,6 @@ def suite(context: Context) -> Iterator[Finding]:
         yield failed(f"ops.{name}", "this index was dropped", f"make it again as backend/migrations/ops says ({name})")
     if not lacking and not missing:
         yield passed("ops", "rights and indexes are as the migrations made them")
-
-
-def _rights(texts: list[str]) -> list[tuple[str, str]]:
-    wanted: dict[tuple[str, str], None] = {}
-    for verb, rights, tables in (match for text in texts for match in _GRANT.findall(text)):
-        for right in rights.split(","):
-            for table in tables.split(","):
-                key = (right.strip(), table.strip())
-                if verb == "GRANT":
-                    wanted[key] = None
-                else:
-                    wanted.pop(key, None)
-    return list(wanted)
 
 
 def _indexes(texts: list[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     Strict,
     ValidationError,
     ValidationInfo,
@@ -240,6 +241,30 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
 
+class _Lines(dict[str, int]):
+    """The line of each place in the policy file. All are equal: where a rule stands says nothing about the rule."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Lines)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None
+
+
+class _Located(_Model):
+    _lines: _Lines = PrivateAttr(default_factory=_Lines)
+
+    def at(self, *path: str | int) -> str:
+        """Return a place below this entry as messages name it, with its line if the entry was read from a file."""
+        place = ".".join(map(str, path))
+        while path and ".".join(map(str, path)) not in self._lines:
+            path = path[:-1]  # what the file leaves out, such as a key's default
+        line = self._lines.get(".".join(map(str, path)))
+        return f"{place} (line {line})" if line else place
+
+
 class Rule(_Model):
     """A row that meets ``when`` is due once its ``anchor`` lies more than ``keep`` in the past."""
 
@@ -397,7 +422,7 @@ class Archive(_Model):
     """How many rows one archive has at most."""
 
 
-class ErasureStep(_Model):
+class ErasureStep(_Located):
     """What happens to one table's rows about a person who asked for erasure (GDPR Art. 17)."""
 
     table: Table
@@ -427,7 +452,7 @@ class ErasureStep(_Model):
         return self
 
 
-class Policy(_Model):
+class Policy(_Located):
     """What is kept, for how long, why, and what happens to it afterwards."""
 
     name: Name = Field(validation_alias=_NAME_KEY)
@@ -700,6 +725,9 @@ def parse_policies(text: str, place: str) -> PolicySet:
         problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
         raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
     digest = hashlib.sha256(text.encode()).hexdigest()
+    for section, entries in (("policies", document.policies), ("erasure", document.erasure)):
+        for name, entry in entries.items():
+            entry._lines.update(_lines_below(root, section, name))  # noqa: SLF001 - filled here, and nowhere else
     policies = {
         name: policy.model_copy(update={"dependants": with_people(document.policies, policy.dependants)})
         for name, policy in document.policies.items()
@@ -732,6 +760,27 @@ def _problem(detail: Any, root: yaml.Node | None) -> str:
         line, node = child[0].start_mark.line + 1, child[1]
     message = pydantic_message(detail, missing="is missing", extra_forbidden="is not a known key")
     return f"{'.'.join(path)} (line {line}): {message}" if path else message
+
+
+def _lines_below(node: yaml.Node | None, *path: str) -> Iterator[tuple[str, int]]:
+    """Return each place below an entry of the file, as :meth:`_Located.at` is given it, with its line."""
+    for step in path:
+        child = _child(node, step)
+        if child is None:
+            return
+        node = child[1]
+        found: tuple[int, yaml.Node] = (child[0].start_mark.line + 1, child[1])
+    yield from _every_line(".".join(path), *found)
+
+
+def _every_line(place: str, line: int, node: yaml.Node) -> Iterator[tuple[str, int]]:
+    yield place, line
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _every_line(f"{place}.{key.value}", key.start_mark.line + 1, value)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, value in enumerate(node.value):
+            yield from _every_line(f"{place}.{number}", value.start_mark.line + 1, value)
 
 
 def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
