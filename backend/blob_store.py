@@ -21,9 +21,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from scripts.utils import private_files
+
 MAX_PATHNAME = 950
 MAX_PAGE = 1000
 DEFAULT_MAX_AGE = 30 * 24 * 3600
+_INDEX = "index.sqlite3"
 SAMPLE_BODY = b"%PDF-1.4\n% a sample\n%%EOF\n"
 
 _SCHEMA = """
@@ -125,9 +128,11 @@ class BlobStore:
 
     def __init__(self, directory: Path) -> None:
         self.files = directory / "blobs"
-        self.files.mkdir(parents=True, exist_ok=True)
+        private_files.make_folder(self.files)
+        with private_files.folder(directory) as within:
+            private_files.create(within, _INDEX)  # SQLite gives its other files the same rights
         self._lock = threading.RLock()
-        self._index = sqlite3.connect(directory / "index.sqlite3", isolation_level=None, check_same_thread=False)
+        self._index = sqlite3.connect(directory / _INDEX, isolation_level=None, check_same_thread=False)
         # Survives a killed server, not a power cut: it is a toy store.
         self._index.executescript(f"PRAGMA synchronous = off; PRAGMA journal_mode = wal; {_SCHEMA}")
 
@@ -169,9 +174,7 @@ class BlobStore:
                     "This blob already exists, use `allowOverwrite: true` if you want to overwrite it. "
                     "Or `addRandomSuffix: true` to generate a unique filename."
                 )
-            fresh = path.with_name(f"{path.name}~")
-            fresh.write_bytes(body)  # never into the old file: it may be shared with the other blobs of populate
-            fresh.replace(path)
+            self._write(path.name, body)
             self._insert([blob])
         return blob
 
@@ -192,7 +195,11 @@ class BlobStore:
             if self.get(pathname) is None:
                 raise not_found()
             try:
-                return self._path(pathname).read_bytes()
+                with (
+                    private_files.folder(self.files) as within,
+                    private_files.reading(within, self._path(pathname).name) as file,
+                ):
+                    return file.read()
             except FileNotFoundError:
                 raise not_found() from None
 
@@ -276,10 +283,17 @@ class BlobStore:
                 self._insert(replace(model, pathname=name) for name in names)
         return (numbered(prefix, number) for number in range(count))
 
+    def _write(self, name: str, body: bytes) -> None:
+        """Write a new file, never into the old one: it may be shared with the other blobs of :meth:`populate`."""
+        with (
+            private_files.folder(self.files) as within,
+            private_files.replacing(within, name, f"{name}~", durable=False) as file,
+        ):
+            file.write(body)
+
     def _link(self, pathnames: list[str]) -> None:
         seed, *others = (self._path(pathname) for pathname in pathnames)
-        seed.unlink(missing_ok=True)
-        seed.write_bytes(SAMPLE_BODY)
+        self._write(seed.name, SAMPLE_BODY)
         for path in others:
             try:
                 path.hardlink_to(seed)

@@ -182,7 +182,7 @@ def start(
         if not redis_answers(stack):
             stack = _start_valkey(stack, valkey)
         _save(stack)
-        stack.archive_folder.mkdir(mode=0o700, exist_ok=True)
+        private_files.make_folder(stack.archive_folder)
         if blob and not blob_answers(stack):
             stack = _start_blob(stack)
             _save(stack)
@@ -349,7 +349,15 @@ def _run_as(account: str | None, command: list[str], **options: Any) -> subproce
     if account:
         who = {"user": account, "group": pwd.getpwnam(account).pw_gid, "extra_groups": []}
     return subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd="/", env=SERVER_ENVIRONMENT, **who, **options
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=SERVER_ENVIRONMENT,
+        umask=0o077,  # logs too are for their owner alone
+        **who,
+        **options,
     )
 
 
@@ -381,7 +389,7 @@ def _own_directory(account: str | None, home: Path) -> Path:
 
 def _own_folder(stack: Stack, name: str) -> Path:
     folder = stack.runtime / name
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private_files.make_folder(folder)
     if stack.account:
         shutil.chown(folder, stack.account, pwd.getpwnam(stack.account).pw_gid)
     return folder
@@ -391,11 +399,16 @@ def _own_folder(stack: Stack, name: str) -> Path:
 def _exclusive(home: Path) -> Iterator[None]:
     """Let one process at a time start or stop a stack."""
     if not home.exists():
-        home.mkdir(parents=True)
+        private_files.make_folder(home)
         home.chmod(0o711)  # the servers' account passes through, and reads nothing
-    with (home / "lock").open("w") as lock:
+    with private_files.folder(home) as within:
+        private_files.create(within, "lock")
+        lock = os.open("lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def _load(home: Path) -> Stack | None:
@@ -538,7 +551,7 @@ def _valkey_settings(stack: Stack) -> str:
 
 def _start_blob(stack: Stack) -> Stack:
     folder = stack.blob_folder
-    folder.mkdir(mode=0o700, exist_ok=True)
+    private_files.make_folder(folder)
     # The store that the sample data's URLs name.
     token = stack.blob_token or f"vercel_blob_rw_{SAMPLE_STORE}_{secrets.token_hex(16)}"
     token_file = folder / "token"

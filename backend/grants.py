@@ -24,6 +24,7 @@ from scripts.lifecycle.engine.catalogue import columns_of
 from scripts.lifecycle.engine.rights import WHOLE, Right
 from scripts.lifecycle.policy.exported import left_out
 from scripts.lifecycle.policy.policies import PolicySet, parts_of
+from scripts.utils.errors import OpsError
 
 Connection = psycopg.Connection[Any]
 
@@ -116,11 +117,18 @@ def given_by_migrations(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def wanted_by_role(connection: Connection, policies: PolicySet) -> dict[str, list[Right]]:
-    """Return the rights that each role needs.
+    """Return the rights that each role needs; a column that does not exist is left out, and named by the preflight.
 
-    A table that does not exist is left out: the preflight names it, and the rights of the others do not wait for it.
+    Raises:
+        OpsError: Tables do not exist; names all of them.
     """
-    needed = [right for right in rights.needed(connection, policies) if rights.oid_of(connection, right.table)]
+    needed = rights.needed(connection, policies)
+    there = {table: _columns(connection, table) for table in dict.fromkeys(right.table for right in needed)}
+    missing = {right.table: right for right in reversed(needed) if not there[right.table]}
+    if missing:
+        named = "; ".join(f"{right.place}: table {table} does not exist" for table, right in sorted(missing.items()))
+        raise OpsError(f"No rights were changed: {named}")
+    needed = [right for right in needed if right.column == WHOLE or right.column in there[right.table]]
     whole = {(right.table, right.verb) for right in needed if right.column == WHOLE}
     read = [right for right in needed if right.verb == "SELECT" and right.column != WHOLE]
     return {
@@ -228,12 +236,17 @@ def _for_an_export(connection: Connection, policies: PolicySet, read: list[Right
     found = []
     tables = dict.fromkeys(step.table for step in policies.erasure.values())
     for table in tables:
-        oid = rights.oid_of(connection, table)
-        columns = columns_of(connection, oid) if oid else {}
+        columns = [column for column in _columns(connection, table) if column not in rights.PLACE_OF_A_ROW]
         without = left_out(policies, table, columns)
         found += [Right(table, "SELECT", column, "an export") for column in columns if column not in without]
     found += [right for right in read if right.table in tables]
     return list({(right.table, right.column): right for right in found}.values())
+
+
+def _columns(connection: Connection, table: str) -> list[str]:
+    """Return a table's columns and the system columns that statements name; none: there is no such table."""
+    oid = rights.oid_of(connection, table)
+    return [*columns_of(connection, oid), *rights.PLACE_OF_A_ROW] if oid else []
 
 
 def _of_triggers(connection: Connection, wanted: list[Right]) -> set[tuple[int, str]]:

@@ -18,6 +18,7 @@ FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_EITHER = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -48,8 +49,31 @@ def folder(root: Path, parts: Sequence[str] = (), *, make: bool = False) -> Iter
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those on the way that are missing; a folder that is there keeps its rights.
+
+    Raises:
+        OSError: The folder, or one that seems to be missing, is a symbolic link, or the file system refused.
+    """
+    whole = path.absolute()
+    there = next(each for each in whole.parents if each.exists())
+    with folder(there, whole.relative_to(there).parts, make=True):
+        pass
+
+
+def create(within: int, name: str) -> None:
+    """Make an empty file for a library that opens it by its name; a file that is there stays as it is.
+
+    Raises:
+        OSError: It is a symbolic link, or the file system refused.
+    """
+    os.close(os.open(name, _EITHER, FILE_MODE, dir_fd=within))
+
+
 @contextmanager
-def replacing(within: int, name: str, hidden: str | None = None) -> Iterator[BinaryIO]:
+def replacing(
+    within: int, name: str, hidden: str | None = None, *, durable: bool = True, mode: int = FILE_MODE
+) -> Iterator[BinaryIO]:
     """Write a file; it has its name when the block ends, and what was there before stays if the block fails.
 
     A file that was there keeps the rights that it lacked: nobody gets to read or write what they could not.
@@ -58,6 +82,8 @@ def replacing(within: int, name: str, hidden: str | None = None) -> Iterator[Bin
         within: The descriptor of its folder.
         name: Its name there.
         hidden: Its name until it is complete; what an interrupted process left under it is removed.
+        durable: Wait until it is on the disk, so that it survives a power cut.
+        mode: The rights of a file that others are to read; those that the umask takes away are not given.
 
     Raises:
         OSError: The file system refused.
@@ -65,18 +91,20 @@ def replacing(within: int, name: str, hidden: str | None = None) -> Iterator[Bin
     unfinished = hidden or f".{name[:100]}.{secrets.token_hex(6)}.new"
     with suppress(FileNotFoundError):
         os.unlink(unfinished, dir_fd=within)
-    descriptor = os.open(unfinished, _NEW, FILE_MODE, dir_fd=within)
+    descriptor = os.open(unfinished, _NEW, mode, dir_fd=within)
     try:
         with os.fdopen(descriptor, "wb") as file:
             with suppress(FileNotFoundError):
                 before = os.stat(name, dir_fd=within, follow_symlinks=False)
                 if stat.S_ISREG(before.st_mode):
-                    os.fchmod(descriptor, FILE_MODE & before.st_mode)
+                    os.fchmod(descriptor, mode & before.st_mode)
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         os.rename(unfinished, name, src_dir_fd=within, dst_dir_fd=within)
-        os.fsync(within)
+        if durable:
+            os.fsync(within)
     except BaseException:
         with suppress(OSError):
             os.unlink(unfinished, dir_fd=within)

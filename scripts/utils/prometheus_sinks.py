@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from prometheus_client import CollectorRegistry, Gauge, pushadd_to_gateway, write_to_textfile
+from prometheus_client import CollectorRegistry, Gauge, generate_latest, pushadd_to_gateway
 from prometheus_client.exposition import basic_auth_handler, default_handler
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from scripts.utils import private_files
 from scripts.utils.metrics_utils import METRICS, Figure
 
 PUSH_SECONDS = 5.0
@@ -57,7 +58,13 @@ class TextfileSink:
     def send(self, script: str, figures: Sequence[Figure]) -> None:
         """Write the file, or raise."""
         path = self._folder / f"lifecycle_{script}.prom"
-        write_to_textfile(str(path), _registry([*figures, *_kept(path, {figure.name for figure in figures})]))
+        text = generate_latest(_registry([*figures, *_kept(path, {figure.name for figure in figures})]))
+        with (
+            private_files.folder(self._folder) as within,
+            # The collector is another user: figures are no secret.
+            private_files.replacing(within, path.name, mode=0o644, durable=False) as file,
+        ):
+            file.write(text)
 
 
 def _registry(figures: Sequence[Figure]) -> Collector:

@@ -6,7 +6,8 @@ import psycopg
 import pytest
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.engine import rights
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
 from tests.inside import run_inside
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -174,8 +175,10 @@ def test_a_table_that_no_policy_names_is_out_of_reach(roles, role, database):
 
 def named():
     """The tables of the schema public that the policy file names, in whichever place."""
-    statements = migrate.grant_statements(migrate.load_policies(DEFAULT_POLICY_FILE))
-    return {text.split('"public"."')[1].split('"')[0] for s in statements if '"public"."' in (text := s.as_string())}
+    policies = load_policies(DEFAULT_POLICY_FILE)
+    found = [right for policy in policies.policies.values() for right in rights.of_policy(policy)]
+    found += [right for name, step in policies.erasure.items() for right in rights.of_step(name, step)]
+    return {right.table.removeprefix("public.") for right in found if right.table.startswith("public.")}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ import stat
 
 import pytest
 
+from backend.blob_store import BlobStore
 from scripts.utils import pages, private_files
 from scripts.utils.archive_store import ArchiveStoreFailed, FolderStore, ObjectMissing
 from scripts.utils.errors import Misconfigured
+from scripts.utils.metrics_utils import METRICS, Figure
+from scripts.utils.prometheus_sinks import TextfileSink
 
 BAD_NAMES = ["", "/etc/x", "../x", "a/../x", "a//x", "a/", ".", "..", "a/./x", "a\\..\\x", "a\0b", "a\nb"]
 
@@ -141,3 +144,69 @@ def test_a_file_is_private_while_it_is_written(tmp_path):
         (unfinished,) = tmp_path.iterdir()
         assert mode(unfinished) == 0o600
     assert mode(tmp_path / "a") == 0o600
+
+
+def test_everything_of_a_local_blob_store_is_private(tmp_path):
+    store = BlobStore(tmp_path / "a" / "store")
+    store.put("meal-plans/one.pdf", b"hers")
+    list(store.populate(3, "meal-plans/many-"))
+    found = {path: mode(path) for path in (tmp_path / "a").rglob("*")} | {tmp_path / "a": mode(tmp_path / "a")}
+    store.close()
+    assert {path.name for path in found} >= {"store", "blobs", "index.sqlite3", "index.sqlite3-wal"}
+    assert len([path for path in found if path.parent.name == "blobs"]) == 4
+    assert found == {path: 0o700 if path.is_dir() else 0o600 for path in found}
+
+
+def test_a_local_blob_store_keeps_what_a_file_s_rights_lack(tmp_path):
+    store = BlobStore(tmp_path / "store")
+    store.put("one.pdf", b"before")
+    (path,) = store.files.iterdir()
+    path.chmod(0o400)
+    store.put("one.pdf", b"after", overwrite=True)
+    assert (mode(path), store.read("one.pdf")) == (0o400, b"after")
+    store.close()
+
+
+@pytest.mark.parametrize("name", ["blobs", "index.sqlite3"])
+@pytest.mark.parametrize("there", [True, False])
+def test_a_local_blob_store_follows_no_link(tmp_path, name, there):
+    elsewhere, place = tmp_path / "elsewhere", tmp_path / "store"
+    place.mkdir()
+    if there and name == "blobs":
+        elsewhere.mkdir()
+    elif there:
+        elsewhere.write_bytes(b"")
+    (place / name).symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"index\.sqlite3|blobs"):
+        BlobStore(place)
+    assert not there or elsewhere.stat().st_size == (elsewhere.stat().st_size if elsewhere.is_dir() else 0)
+    assert there or not elsewhere.exists()
+
+
+def test_a_blob_s_file_that_is_a_link_is_neither_read_nor_written_through(tmp_path):
+    store = BlobStore(tmp_path / "store")
+    store.put("one.pdf", b"hers")
+    (path,) = store.files.iterdir()
+    path.unlink()
+    path.symlink_to(tmp_path / "other")
+    (tmp_path / "other").write_bytes(b"of somebody else")
+    with pytest.raises(OSError, match=r"one\.pdf"):
+        store.read("one.pdf")
+    store.put("one.pdf", b"hers", overwrite=True)
+    assert (store.read("one.pdf"), (tmp_path / "other").read_bytes()) == (b"hers", b"of somebody else")
+    store.close()
+
+
+def test_figures_for_a_collector_are_readable_by_all_unless_a_person_took_that_away(tmp_path):
+    path, other = tmp_path / "lifecycle_job.prom", tmp_path / "other"
+    other.write_text("of somebody else")
+    figures = [Figure(next(iter(METRICS)), 1.0, {})]
+    for before, after in ((None, 0o644), (0o600, 0o600), (0o666, 0o644)):
+        if before is not None:
+            path.chmod(before)
+        TextfileSink(tmp_path).send("job", figures)
+        assert mode(path) == after
+    path.unlink()
+    path.symlink_to(other)
+    TextfileSink(tmp_path).send("job", figures)
+    assert (path.is_symlink(), other.read_text()) == (False, "of somebody else")

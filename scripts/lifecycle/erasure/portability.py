@@ -8,8 +8,6 @@ the file.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,7 +26,7 @@ from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.exported import left_out
 from scripts.lifecycle.policy.policies import table_identifier
 from scripts.utils import composing as sql
-from scripts.utils import pages
+from scripts.utils import pages, private_files
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import store_of
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
@@ -40,7 +38,10 @@ _PAGE = 1000
 _SECONDS = 3600.0
 
 
-_NO_RIGHT = "this role may not read it: set EXPORT_DATABASE_URL to that of lifecycle_export, and run backend/migrate.py --grants"
+_NO_RIGHT = (
+    "this role may not read it: set EXPORT_DATABASE_URL to that of lifecycle_export, and run backend/migrate.py"
+    " --grants"
+)
 _READABLE = """
 SELECT attname::text, has_column_privilege(attrelid, attnum, 'SELECT') FROM pg_attribute
  WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped ORDER BY attnum
@@ -99,18 +100,16 @@ def _export(run: Run, source: ReadOnlyDatabase, address: Address, output: Path) 
     made = Export()
     for table, why in plan.left_out.items():
         made.miss(table, why)
-    fresh = output.with_name(f".{output.name[:100]}.{secrets.token_hex(6)}.new")
     try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-                blobs = _rows(run, source, plan, address.normalized, archive, made)
-                _archived(run, address.normalized, archive, made)
-                _blobs(run, blobs, archive, made)
-                archive.writestr("about.json", json.dumps(asdict(made), indent=1) + "\n")
-            fresh.replace(output)
-        finally:
-            fresh.unlink(missing_ok=True)
+        with (
+            private_files.folder(output.parent) as within,
+            private_files.replacing(within, output.name) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
+            blobs = _rows(run, source, plan, address.normalized, archive, made)
+            _archived(run, address.normalized, archive, made)
+            _blobs(run, blobs, archive, made)
+            archive.writestr("about.json", json.dumps(asdict(made), indent=1) + "\n")
     except OSError as error:
         raise ExportIncomplete(f"--output {output}: {error.strerror}; nothing was written") from None
     return made
@@ -175,10 +174,7 @@ def _columns(run: Run, connection: Connection, table: str, made: Export) -> list
         made.left_out[table] = without
     unreadable = [column for column, may_read in readable.items() if not may_read and column not in without]
     for column in unreadable:
-        made.miss(
-            f"{table}.{column}",
-            "this role may not read it: set EXPORT_DATABASE_URL to lifecycle_export's, and run backend/migrate.py --grants",
-        )
+        made.miss(f"{table}.{column}", _NO_RIGHT)
     return [column for column in readable if column not in (*without, *unreadable)]
 
 

@@ -41,6 +41,7 @@ def environment(database, redis_url, folder, blobs):
     """What the script must be told."""
     return {
         "DATABASE_URL": database.url,
+        "EXPORT_DATABASE_URL": database.export_url,
         "REDIS_URL": redis_url,
         "ARCHIVE_URL": folder.as_uri(),
         "ARCHIVE_MASTER_KEY": MASTER_KEY,

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import yaml
 
-from scripts.lifecycle.erasure.portability import left_out
+from scripts.lifecycle.policy.exported import left_out
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, PolicySet
 from tests.lifecycle.archives.payments import ODD
 from tests.lifecycle.erasure.conftest import ARCHIVE
