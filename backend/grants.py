@@ -73,6 +73,19 @@ SELECT r.rolname::text AS role, n.nspname::text AS schema, c.relname::text AS na
                       AND d.deptype = 'e')
  GROUP BY r.rolname, r.rolsuper, r.oid, c.relowner, n.nspname, c.relname, v.verb ORDER BY 1, 2, 3, 4
 """
+# USAGE of schemas in which a role holds nothing and calls nothing: a trigger's function may need that of others.
+_EMPTY_SCHEMAS = """
+SELECT r.rolname::text, n.nspname::text FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) e
+  JOIN pg_roles r ON r.oid = e.grantee
+ WHERE r.rolname = ANY (%s) AND e.privilege_type = 'USAGE' AND e.grantor = n.nspowner AND n.nspname <> 'ops'
+   AND NOT EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace = n.oid)
+   AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND (
+           EXISTS (SELECT FROM aclexplode(c.relacl) x WHERE x.grantee = r.oid)
+        OR EXISTS (SELECT FROM pg_attribute a CROSS JOIN LATERAL aclexplode(a.attacl) x
+                    WHERE a.attrelid = c.oid AND x.grantee = r.oid)))
+ ORDER BY 1, 2
+"""
+_NAMED_AT_MOST = 10
 _GIVEN_IN_OPS = re.compile(r"\b(GRANT|REVOKE)\s+([A-Z, ]+?)\s+ON\s+(ops\.[\w.,\s]+?)\s+(?:TO|FROM)\s+lifecycle_jobs")
 
 _PARTITIONED = """
@@ -146,10 +159,7 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         policies: The policy file: all that the roles may do.
         migrations: The texts of the migrations that were applied; their rights in ``ops`` stay.
     """
-    roles = [
-        name
-        for (name,) in connection.execute("SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s)", (list(ROLES),))
-    ]
+    roles = _roles(connection)
     wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
     kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()
     done: list[str] = []
@@ -165,13 +175,15 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
             execute(statement)
     for statement in of_partitions(connection, policies):
         execute(statement)
+    for role, schema in connection.execute(_EMPTY_SCHEMAS, (roles,)).fetchall():
+        execute(sql.SQL("REVOKE USAGE ON SCHEMA {} FROM {}").format(sql.Identifier(schema), sql.Identifier(role)))
     notes = [
         f"{row['role']} may still {row['verb']} {_named(row)}: {row['grantor']} granted it, so connect as"
         f" {row['grantor']} and REVOKE it"
         for row in _held(connection, roles)
         if not row["by_owner"] and not _is_wanted(row, wanted, kept) and row["schema"] != "ops"
     ]
-    notes += otherwise(connection, policies)
+    notes += otherwise(connection)
     return Given(done, list(dict.fromkeys(notes)))
 
 
@@ -215,20 +227,35 @@ def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Compo
     return statements
 
 
-def otherwise(connection: Connection, policies: PolicySet) -> list[str]:
-    """Say what the roles may do on tables of the application by a right that is not their own, such as PUBLIC's."""
-    named = {policy.table for policy in policies.policies.values()} | {step.table for step in policies.erasure.values()}
-    named |= policies.kept.keys()
+def pending(connection: Connection, policies: PolicySet, *, migrations: Iterable[str] = ()) -> list[str]:
+    """Return what :func:`give` would revoke, then what it would grant; the arguments are the same. Writes nothing."""
+    roles = _roles(connection)
+    wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
+    kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()
+    statements = _too_much(connection, roles, wanted, kept, set(given_by_migrations(migrations)))
+    statements += [statement for role, each in wanted.items() for statement in _missing(connection, role, each)]
+    return [statement.as_string(connection) for statement in statements]
+
+
+def otherwise(connection: Connection) -> list[str]:
+    """Say what the roles may do on the application's tables by a right that is not their own, such as PUBLIC's."""
     found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for row in _rows(connection, _OTHERWISE, {"roles": list(ROLES)}):
-        table = f"{row['schema']}.{row['name']}"
-        # One note a table: a role that owns or may read everything would fill the screen.
-        if table in named:
-            found[row["role"], row["why"], row["verb"]].append(table)
+        found[row["role"], row["why"], row["verb"]].append(f"{row['schema']}.{row['name']}")
     return [
-        f"{role} may {verb} columns of {', '.join(sorted(tables))} {why}, whatever the policy file says: REVOKE that"
+        f"{role} may {verb} columns of {_some(tables)} {why}, whatever the policy file says: REVOKE that"
         for (role, why, verb), tables in found.items()
     ]
+
+
+def _some(tables: list[str]) -> str:
+    shown, more = tables[:_NAMED_AT_MOST], len(tables) - _NAMED_AT_MOST
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _roles(connection: Connection) -> list[str]:
+    query = "SELECT rolname::text FROM pg_roles WHERE rolname = ANY(%s)"
+    return [name for (name,) in connection.execute(query, (list(ROLES),))]
 
 
 def _for_an_export(connection: Connection, policies: PolicySet, read: list[Right]) -> list[Right]:

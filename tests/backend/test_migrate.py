@@ -240,24 +240,38 @@ def test_even_the_owner_may_not_change_the_audit(database, forbidden):
         database.superuser().execute(forbidden)
 
 
-def test_dependants_get_what_their_action_needs(database, tmp_path):
-    text = DEFAULT_POLICY_FILE.read_text()
-    dependants = """dependants:
-      - {table: public.users, column: password_hash, action: set_null}
-      - {table: public.magic_link_tokens, column: email, action: delete}
-      - {table: public.meal_plans, column: payment_id, action: refuse}
+CHILDREN = """
+CREATE TABLE {name} (id bigint PRIMARY KEY, answer varchar(36) REFERENCES quiz_responses, secret text);
 """
-    changed = re.sub(r"dependants: \[\]\n", dependants, text, count=1)
+
+
+def test_dependants_get_what_their_action_needs(database, tmp_path):
+    actions = {"cut": "set_null", "gone": "delete", "seen": "refuse"}
+    database.superuser().execute("".join(CHILDREN.format(name=name) for name in [*actions, "undeclared"]))
+    lines = [f"      - {{table: public.{name}, column: answer, action: {action}}}" for name, action in actions.items()]
+    text = re.sub(
+        r"dependants: \[\]\n", "\n".join(["dependants:", *lines, ""]), DEFAULT_POLICY_FILE.read_text(), count=1
+    )
     path = tmp_path / "policies.yaml"
-    path.write_text(changed)
+    path.write_text(text)
     granted = migrate.grant(database.superuser_url, path).statements
     assert len(granted) == len(set(granted))
     assert migrate.grant(database.superuser_url, path).statements == []
     jobs = database.connect()
-    jobs.execute("UPDATE public.users SET password_hash = NULL WHERE password_hash = 'x'")
-    jobs.execute("DELETE FROM public.magic_link_tokens")
-    jobs.execute("SELECT FROM public.meal_plans")
-    for forbidden in ("UPDATE public.meal_plans SET email = ''", "UPDATE public.users SET email = ''"):
+    jobs.execute("UPDATE cut c SET answer = NULL WHERE answer = 'x' RETURNING c.id, c.ctid")
+    jobs.execute("DELETE FROM gone c WHERE answer = 'x' RETURNING c.id, c.tableoid")
+    jobs.execute("SELECT id, answer FROM seen")
+    jobs.execute("SELECT FROM undeclared c WHERE c.answer = 'x'")
+    for forbidden in (
+        *(f"SELECT secret FROM {name}" for name in [*actions, "undeclared"]),
+        "SELECT id FROM undeclared",
+        "UPDATE cut SET id = 1",
+        "DELETE FROM cut",
+        "UPDATE gone SET answer = NULL",
+        "DELETE FROM seen",
+        "UPDATE seen SET answer = NULL",
+        "DELETE FROM undeclared",
+    ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             jobs.execute(forbidden)
 

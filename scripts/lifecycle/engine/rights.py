@@ -276,13 +276,14 @@ def _arrays(rights: list[Right]) -> dict[str, list[str]]:
 
 
 def _problem(table: str, verb: Verb, rights: list[Right], *, none: bool) -> str:
+    place = rights[0].place
     if verb == "LOCK":
-        return f"no right to UPDATE any column of {table}, without which no row can be locked: {CURE}"
+        return f"no right to UPDATE any column of {table}, without which no row can be locked for {place}: {CURE}"
     if none or rights[0].column == WHOLE:
-        return f"no right to {verb} on {table}: {CURE}"
-    said = ", ".join(f"{right.column} ({right.place})" for right in rights if right.column not in PLACE_OF_A_ROW)
-    of = said or ", ".join(right.column for right in rights)
-    return f"no right to {verb} on {table}, of the columns {of}: {CURE}"
+        return f"no right to {verb} on {table}, for {place}: {CURE}"
+    named = [right for right in rights if right.column not in PLACE_OF_A_ROW] or rights
+    said = ", ".join(f"{table}.{right.column} for {right.place}" for right in named)
+    return f"no right to {verb} {said}: {CURE}"
 
 
 def _quoted(table: str) -> str:

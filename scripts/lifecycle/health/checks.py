@@ -21,6 +21,7 @@ CHECKS = (
     Check("role", database.role),
     Check("schema", database.schema),
     Check("suite", database.suite),
+    Check("rights", database.rights),
     Check("policies", database.policies),
     Check("erasure", erasure.erasure),
     Check("indexes", database.indexes),

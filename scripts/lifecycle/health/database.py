@@ -18,7 +18,7 @@ from scripts.lifecycle.engine.selection import names_blob, store_for
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
-from scripts.utils.errors import describe_database_error
+from scripts.utils.errors import OpsError, describe_database_error
 from scripts.utils.session_settings import unpinned
 
 SLOW_SECONDS = 0.25
@@ -193,6 +193,32 @@ def suite(context: Context) -> Iterator[Finding]:
         yield failed(f"ops.{name}", "this index was dropped", f"make it again as backend/migrations/ops says ({name})")
     if not lacking and not missing:
         yield passed("ops", "rights and indexes are as the migrations made them")
+
+
+def rights(context: Context) -> Iterator[Finding]:
+    """Compare the roles' rights, column by column, with what the policy file needs: none is missing, none too many."""
+
+    def look(link: Connection) -> tuple[list[str], list[str]]:
+        applied = _ledger(link) or {}
+        texts = [m.path.read_text() for m in migrate.files("ops") if m.version in applied]
+        return grants.pending(link, context.run.policies, migrations=texts), grants.otherwise(link)
+
+    cure = "backend/migrate.py --grants POLICY_FILE, as the owner"
+    try:
+        pending, others = context.run.database.read(look)
+    except OpsError as error:
+        yield failed("policy file", str(error), "correct the name in the policy file")
+        return
+    too_many = [statement for statement in pending if statement.startswith("REVOKE")]
+    missing = [statement for statement in pending if statement.startswith("GRANT")]
+    if too_many:
+        yield warned("too many", f"no policy needs them any more: {'; '.join(too_many)}", cure)
+    if missing:
+        yield warned("missing", f"the policy file needs them: {'; '.join(missing)}", cure)
+    for other in others:
+        yield warned("another way", other, "as the line says, as the owner of the tables")
+    if not pending and not others:
+        yield passed("rights", "the roles may read and change what the policy file names, and no other column")
 
 
 def _indexes(texts: list[str]) -> list[str]:

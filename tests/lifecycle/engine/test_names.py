@@ -7,6 +7,7 @@ import yaml
 from psycopg import sql
 
 from backend import migrate
+from backend.grants import Given
 from scripts.lifecycle.policy.policies import parse_policies, table_identifier
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import POLICY_TEXT, ago, audited, policy
@@ -133,7 +134,8 @@ def test_the_check_and_the_grants_know_them(odd, database, tmp_path):
     path = tmp_path / "policies.yaml"
     path.write_text(yaml.safe_dump({"policies": {"odd": rules}, "jobs": {}}, allow_unicode=True))
 
-    assert any("GRANT" in statement for statement in migrate.grant(database.superuser_url, path))
+    assert any("GRANT" in statement for statement in migrate.grant(database.superuser_url, path).statements)
+    assert migrate.grant(database.superuser_url, path) == Given([], [])
 
 
 def test_a_partition_of_such_a_table_is_dropped_whole(apply, admin):

@@ -50,7 +50,7 @@ WRONG = {
     "may not set the flag": (
         "REVOKE UPDATE (gone) ON things FROM lifecycle_jobs",
         MARKED,
-        "no right to UPDATE public.things.gone: run backend/migrate.py --grants with this policy file",
+        "no right to UPDATE public.things.gone for policies.things.soft_delete (line 25): run backend/migrate.py",
     ),
     "may not set the moment": (
         "REVOKE UPDATE (gone_at) ON things FROM lifecycle_jobs",

@@ -60,15 +60,23 @@ def test_a_mail_server_that_is_down_is_not_asked_again_for_everybody(world, aske
     assert len([line for line in failed if "failed (" in line["error"]]) <= 3
 
 
-def test_a_row_that_no_step_is_about_is_named_to_a_person(world, person, asked, erase, tmp_path):
+def test_a_row_that_no_step_is_about_is_named_to_a_person(world, person, asked, erase, tmp_path, database):
     import yaml
 
+    from backend import migrate
     from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 
     document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
     document["erasure"]["magic_link_tokens"]["when"] = {"usage_ip": "set"}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     asked()
+    done = erase("--policy-file", str(tmp_path / "p.yaml"))
+    assert done.code == 1
+    assert (
+        "no right to SELECT public.magic_link_tokens.usage_ip for erasure.magic_link_tokens.when.usage_ip"
+        in done.output
+    )
+    migrate.grant(database.superuser_url, tmp_path / "p.yaml")
     done = erase("--policy-file", str(tmp_path / "p.yaml"))
     assert (done.code, done.closing["blocked"]) == (4, 1), done.output
 

@@ -7,6 +7,7 @@ import zipfile
 import pytest
 import yaml
 
+from backend import migrate
 from scripts.lifecycle.policy.exported import left_out
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, PolicySet
 from tests.lifecycle.archives.payments import ODD
@@ -88,7 +89,7 @@ def test_without_what_opens_archives_the_rest_is_there_and_the_variable_is_named
     ("change", "missing"),
     [
         ("DROP TABLE magic_link_tokens", "public.magic_link_tokens"),
-        ("REVOKE SELECT ON magic_link_tokens FROM lifecycle_jobs, lifecycle_reader", "public.magic_link_tokens"),
+        ("REVOKE SELECT ON magic_link_tokens FROM lifecycle_export", "public.magic_link_tokens"),
         ("ALTER TABLE magic_link_tokens RENAME normalized_email TO address", "public.magic_link_tokens"),
     ],
 )
@@ -101,7 +102,7 @@ def test_a_table_that_cannot_be_read_is_listed_and_the_others_are_there(world, p
     assert len([name for name in held if name.startswith("blobs/")]) == 1
 
 
-def test_secrets_are_left_out_and_so_is_what_the_policy_file_names(world, person, exported, tmp_path):
+def test_secrets_are_left_out_and_so_is_what_the_policy_file_names(world, person, exported, tmp_path, database):
     world.link.execute("UPDATE users SET password_hash = 'the-hash'")
     _, about, held = exported()
     assert about["left_out"] == SECRETS
@@ -112,9 +113,26 @@ def test_secrets_are_left_out_and_so_is_what_the_policy_file_names(world, person
     document["erasure"]["users"]["not_exported"] = ["updated_at"]
     document["erasure"]["magic_link_tokens"]["not_exported"] = []
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
-    _, about, held = exported("--policy-file", "p.yaml")
+    done, about, held = exported("--policy-file", "p.yaml")
+    assert (done.code, [each["what"] for each in about["missing"]]) == (
+        1,
+        ["public.users.password_hash", "public.magic_link_tokens.token_hash"],
+    )
+    migrate.grant(database.superuser_url, tmp_path / "p.yaml")
+    done, about, held = exported("--policy-file", "p.yaml")
+    assert (done.code, about["missing"]) == (0, [])
     assert about["left_out"] == {"public.users": ["updated_at"]}
     assert json.loads(held["public.users.json"])[0]["password_hash"] == "the-hash"
+
+
+def test_the_jobs_role_alone_exports_what_it_may_read_and_lists_the_rest(world, person, exported):
+    done, about, held = exported(EXPORT_DATABASE_URL=None)
+    assert done.code == 1
+    assert "EXPORT_DATABASE_URL" in done.closing["error"]
+    missing = {each["what"] for each in about["missing"]}
+    assert {"public.quiz_responses.quiz_data", "public.users.email"} < missing
+    assert not missing & {"public.users.password_hash", "public.magic_link_tokens.token_hash"}
+    assert json.loads(held["public.quiz_responses.json"])[0].keys() >= {"id", "normalized_email"}
 
 
 @pytest.mark.parametrize(

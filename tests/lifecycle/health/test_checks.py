@@ -16,7 +16,18 @@ def test_a_healthy_system_is_all_pass_and_exit_0(check, policy_file):
     assert health.unwell == []
     assert (health.code, health.report["status"], health.report["complete"]) == (0, "PASS", True)
     assert {finding["check"] for finding in health.report["findings"]} == {
-        *("settings", "database", "role", "schema", "suite", "policies", "erasure", "indexes", "personal_data"),
+        *(
+            "settings",
+            "database",
+            "role",
+            "schema",
+            "suite",
+            "rights",
+            "policies",
+            "erasure",
+            "indexes",
+            "personal_data",
+        ),
         *(
             "autovacuum",
             "snapshots",
