@@ -2,7 +2,7 @@
 
 The statements of the suite read the columns that the policy file names, the columns of foreign keys, and three system
 columns; they change few columns, and delete rows. ``migrate.py --grants`` gives these rights and takes back all others,
-and the preflight checks the same list, so that the two cannot differ (docs/decisions/0031-column-rights.md).
+and the preflight checks the same list, so that the two cannot differ (docs/decisions/0023-column-rights.md).
 
 Beginning: :func:`of_policy` and :func:`of_step` read the file, :func:`of_references` the catalogue.
 """
@@ -197,7 +197,10 @@ def needed(connection: Connection, policies: PolicySet) -> list[Right]:
         for each in rights
         if each.verb != "LOCK" or each.table not in changed
     ]
-    return list({(right.table, right.verb, right.column): right for right in reversed(rights)}.values())[::-1]
+    first: dict[tuple[str, str, str], Right] = {}
+    for right in rights:
+        first.setdefault((right.table, right.verb, right.column), right)
+    return list(first.values())
 
 
 def oid_of(connection: Connection, table: str) -> int | None:

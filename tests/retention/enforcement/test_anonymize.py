@@ -235,7 +235,7 @@ def test_what_is_retained_is_counted_and_never_touched(table, write, enforce):
     assert (told["rows"], told["oldest"][:10]) == (5, "2025-11-02")
     assert table.execute("SELECT status, stop_reason FROM ops.job_runs").fetchall() == [("completed", "retained")]
     rights = table.execute(
-        "SELECT has_table_privilege('lifecycle_jobs', 'orders', 'SELECT'),"
+        "SELECT has_column_privilege('lifecycle_jobs', 'orders', 'made_at', 'SELECT'),"
         " has_any_column_privilege('lifecycle_jobs', 'orders', 'UPDATE')"
     ).fetchone()
     assert rights == (True, False)
