@@ -68,6 +68,7 @@ def test_two_variables_are_enough_and_the_rest_has_the_documented_defaults(load)
         "backup_retention_days": 30,
         "audit_anchor_url": None,
         "archive_url": None,
+        "export_database_url": None,
         "archive_master_key": None,
         "archive_previous_master_keys": None,
         "aws_endpoint_url": None,
