@@ -37,7 +37,7 @@ ROLES = (ROLE, READER, EXPORT)
 _HELD = """
 SELECT r.rolname::text AS role, c.oid::bigint AS oid, n.nspname::text AS schema, c.relname::text AS name,
        e.privilege_type AS verb, coalesce(a.attname::text, '') AS column, e.grantor = c.relowner AS by_owner,
-       pg_get_userbyid(e.grantor)::text AS grantor
+       pg_has_role(c.relowner, 'USAGE') AS may_revoke, pg_get_userbyid(e.grantor)::text AS grantor
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  CROSS JOIN LATERAL (
        SELECT 0 AS attnum, x.* FROM aclexplode(c.relacl) x UNION ALL
@@ -78,6 +78,7 @@ _EMPTY_SCHEMAS = """
 SELECT r.rolname::text, n.nspname::text FROM pg_namespace n CROSS JOIN LATERAL aclexplode(n.nspacl) e
   JOIN pg_roles r ON r.oid = e.grantee
  WHERE r.rolname = ANY (%s) AND e.privilege_type = 'USAGE' AND e.grantor = n.nspowner AND n.nspname <> 'ops'
+   AND pg_has_role(n.nspowner, 'USAGE')
    AND NOT EXISTS (SELECT FROM pg_proc f WHERE f.pronamespace = n.oid)
    AND NOT EXISTS (SELECT FROM pg_class c WHERE c.relnamespace = n.oid AND (
            EXISTS (SELECT FROM aclexplode(c.relacl) x WHERE x.grantee = r.oid)
@@ -168,7 +169,8 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         connection.execute(statement)
         done.append(statement.as_string(connection))
 
-    for statement in _too_much(connection, roles, wanted, kept, set(given_by_migrations(migrations))):
+    mine = [row for row in _held(connection, roles) if row["may_revoke"]]
+    for statement in _too_much(mine, wanted, kept, set(given_by_migrations(migrations))):
         execute(statement)
     for role, each in wanted.items():
         for statement in _missing(connection, role, each):
@@ -181,7 +183,7 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         f"{row['role']} may still {row['verb']} {_named(row)}: {row['grantor']} granted it, so connect as"
         f" {row['grantor']} and REVOKE it"
         for row in _held(connection, roles)
-        if not row["by_owner"] and not _is_wanted(row, wanted, kept) and row["schema"] != "ops"
+        if not (row["by_owner"] and row["may_revoke"]) and not _is_wanted(row, wanted, kept) and row["schema"] != "ops"
     ]
     notes += otherwise(connection)
     return Given(done, list(dict.fromkeys(notes)))
@@ -232,7 +234,7 @@ def pending(connection: Connection, policies: PolicySet, *, migrations: Iterable
     roles = _roles(connection)
     wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
     kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()
-    statements = _too_much(connection, roles, wanted, kept, set(given_by_migrations(migrations)))
+    statements = _too_much(_held(connection, roles), wanted, kept, set(given_by_migrations(migrations)))
     statements += [statement for role, each in wanted.items() for statement in _missing(connection, role, each)]
     return [statement.as_string(connection) for statement in statements]
 
@@ -291,15 +293,14 @@ def _of_triggers(connection: Connection, wanted: list[Right]) -> set[tuple[int, 
 
 
 def _too_much(
-    connection: Connection,
-    roles: list[str],
+    held: list[dict[str, Any]],
     wanted: dict[str, list[Right]],
     kept: set[tuple[int, str]],
     migrated: set[tuple[str, str]],
 ) -> list[sql.Composed]:
     """Return the statements that take back what no policy needs, one for each role, table and verb."""
     surplus: dict[tuple[str, str, str, str], list[str]] = defaultdict(list)
-    for row in _held(connection, roles):
+    for row in held:
         # Given by migrations, as are all SELECT rights there.
         if (
             row["schema"] == "ops"

@@ -224,6 +224,38 @@ def test_what_another_role_granted_is_named_with_that_role(admin, give, database
         admin.execute(f"RESET ROLE; DROP OWNED BY {other}; DROP ROLE {other}")
 
 
+AS_AN_OWNER = """
+CREATE ROLE {0} LOGIN PASSWORD 'secret' CREATEROLE;
+CREATE TABLE theirs (id int); GRANT SELECT ON theirs TO lifecycle_jobs;
+GRANT SELECT (password_hash) ON users TO lifecycle_jobs;
+GRANT CREATE ON SCHEMA public TO {0};
+ALTER SCHEMA ops OWNER TO {0};
+DO $$ DECLARE v record; BEGIN
+    FOR v IN SELECT c.oid::regclass AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE n.nspname IN ('ops', 'public') AND c.relname <> 'theirs' AND c.relkind IN ('r', 'v', 'p') LOOP
+        EXECUTE format('ALTER TABLE %s OWNER TO {0}', v.name);
+    END LOOP;
+END $$;
+"""
+
+
+def test_an_owner_who_is_no_superuser_can_do_it_and_is_told_of_tables_of_others(admin, database, as_role, stack):
+    owner = f"owner_{database.name}"
+    admin.execute(AS_AN_OWNER.replace("{0}", owner))
+    try:
+        url = database.superuser_url.partition("@")[2]
+        done = migrate.grant(f"postgresql://{owner}:secret@{url}", DEFAULT_POLICY_FILE)
+
+        assert done.statements == ['REVOKE SELECT ("password_hash") ON "public"."users" FROM "lifecycle_jobs"']
+        assert done.notes == [
+            "lifecycle_jobs may still SELECT public.theirs: postgres granted it, so connect as postgres and REVOKE it"
+        ]
+        refused(as_role, grants.ROLE, "SELECT password_hash FROM users")
+        as_role(grants.ROLE, "SELECT id, ctid FROM users")
+    finally:
+        admin.execute(f"REASSIGN OWNED BY {owner} TO postgres; DROP OWNED BY {owner}; DROP ROLE {owner}")
+
+
 def test_a_member_of_another_role_is_reported(admin, give, database):
     other = f"other_{database.name}"
     admin.execute(f"CREATE ROLE {other}; GRANT SELECT ON users TO {other}; GRANT {other} TO lifecycle_reader")
