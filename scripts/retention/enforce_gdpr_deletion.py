@@ -72,7 +72,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--identity", metavar="METHOD", help="with --add: how the identity was verified")
     parser.add_argument("--output", type=Path, metavar="FILE", help="with --export, or of a certificate")
     add_operator_flag(parser)
-    verbs = parser.add_subparsers(dest="verb", metavar="{list,show,identify,cancel,certificate,verify}")
+    verbs = parser.add_subparsers(dest="verb", metavar="{list,show,identify,cancel,certificate,verify,sign-ledger}")
     listing = verbs.add_parser("list", help="show open requests by deadline")
     listing.add_argument("--all", action="store_true", help="closed ones too")
     show = verbs.add_parser("show", help="show one request, and what was done for it")
@@ -86,9 +86,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--archives", action="store_true", help="read the archives too: can a key still open the columns?"
     )
+    sign = verbs.add_parser("sign-ledger", help="accept ledger lines of an earlier version, or that lines are missing")
+    sign.add_argument("request", type=UUID, nargs="*", help="lines to accept that the database does not know")
+    sign.add_argument("--accept-missing", action="store_true", help="nobody can bring the missing lines back")
     for verb in (show, identify, cancel, paper):
         verb.add_argument("request", type=UUID, help="the request's reference")
-    for verb in (listing, show, identify, cancel, paper, check):
+    for verb in (listing, show, identify, cancel, paper, check, sign):
         add_common_flags(verb)
         add_operator_flag(verb)
     paper.add_argument(

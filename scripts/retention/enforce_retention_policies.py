@@ -82,7 +82,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Carry out the policies, or make, carry out, compare a plan, or check the file."""
+    """Carry out the policies, or make, carry out, compare a plan, or check the file.
+
+    Raises:
+        Misconfigured: A flag does not go with what was asked for.
+    """
     flags = run.options.flags
     if flags.compare:
         _compare(run, *flags.compare)

@@ -52,7 +52,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Find the entries, verify their seals, and show each with its policy."""
+    """Find the entries, verify their seals, and show each with its policy.
+
+    Raises:
+        Misconfigured: --whole-file names no folder.
+    """
     folder: Path | None = run.options.flags.whole_file
     if folder and not folder.is_dir():
         raise Misconfigured(f"--whole-file {folder}: that is not a folder that is there")

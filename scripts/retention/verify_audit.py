@@ -41,7 +41,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Verify the chain against the heads that were given, and the schema against its migrations."""
+    """Verify the chain against the heads that were given, and the schema against its migrations.
+
+    Raises:
+        AuditBroken: An entry is altered, missing or added, or a definition is not that of the migrations.
+        Misconfigured: The flags exclude each other, or there is nothing to compare with.
+    """
     flags = run.options.flags
     if flags.first and (flags.since or flags.until):
         raise Misconfigured("--from counts batches, --since and --until tell the time: give one or the other")

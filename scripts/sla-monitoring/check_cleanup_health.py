@@ -46,7 +46,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def work(run: Run) -> None:
-    """Carry out the checks, show and alert the findings, and set the exit code."""
+    """Carry out the checks, show and alert the findings, and set the exit code.
+
+    Raises:
+        StoppedEarly: A signal came or the time budget is used up; what was found so far is shown and told.
+    """
     flags = run.options.flags
     context = Context(run, flags.render_yaml, flags.policy_file, flags.fix_zombies)
     form = flags.format or ("console" if run.display.enabled else "json")

@@ -84,11 +84,11 @@ def body(
 
 _GROUNDS = {
     "blob": "personal data, GDPR Art. 17(1)",
-    "queue": "what was written about her went, type and times of the items stay, GDPR Art. 5(2)",
+    "queue": "what was written about the person went; type and times of items stay, GDPR Art. 5(2)",
     "holds": "these holds had expired; the person that they named is forgotten",
-    "archives": "her key is destroyed: what archives hold of her personal columns can be read by nobody, but until"
-    " {readable_until} by somebody who has both the master key and a backup of the database from before; figures and"
-    " dates stay for tax law, GDPR Art. 17(3)(b)",
+    "archives": "the person's key is destroyed: what archives hold of the person's columns can be read by nobody, but"
+    " until {readable_until} by somebody who has both the master key and a backup of the database from before; figures"
+    " and dates stay for tax law, GDPR Art. 17(3)(b)",
 }
 
 
@@ -190,7 +190,9 @@ def _document_of(request: Request) -> dict[str, Any]:
     if request.certificate is None or request.audit_head is None:
         raise OpsError(f"request {request.id} has no certificate: it is {request.status}, not fulfilled")
     if not request.certificate["done"]:
-        raise OpsError(f"request {request.id} has no certificate of an erasure: nothing of hers was found, or done")
+        raise OpsError(
+            f"request {request.id} has no certificate of an erasure: nothing of the person was found, or done"
+        )
     return document(request.certificate, request.audit_head)
 
 

@@ -48,7 +48,7 @@ def _add(run: Run) -> None:
         )
         return
     operator = run.operator
-    request = erasure_requests.again_if_she_is_entered_twice(
+    request = erasure_requests.again_if_entered_twice(
         lambda: run.writer.write(
             lambda connection: erasure_requests.add(
                 connection,
@@ -154,7 +154,7 @@ def _cancel(run: Run) -> None:
         get_logger().warning("erasure_would_be_cancelled", dry_run=True, request=str(request))
         return
     if erasure_requests.cancel(run.writer, request, operator=run.operator):
-        erasure_ledger.take_back(store_of(run.settings), request)
+        erasure_ledger.withdraw(store_of(run.settings), run.settings, request)
     get_logger().info("erasure_cancelled", request=str(request))
 
 
@@ -199,6 +199,42 @@ def _prove_unreadable(run: Run, request: str) -> None:
     )
 
 
+def _sign_ledger(run: Run) -> None:
+    """Accept lines without a valid code, or a ledger from which lines are missing, on an operator's word.
+
+    Raises:
+        Misconfigured: The operator has not accepted all that is unsigned or missing.
+    """
+    flags, operator, store = run.options.flags, run.operator, store_of(run.settings)
+    found = erasure_ledger.examine(store, run.settings)
+    ids = [line.request for line in found.lines]
+    known = {str(request) for request in run.database.read(lambda c: erasure_requests.begun(c, ids))}
+    named = {str(request) for request in flags.request}
+    for line in found.lines:
+        get_logger().warning(
+            "ledger_line_unsigned", request=line.request, begun_at=line.started_at, known=line.request in known
+        )
+    problems = [f"{name} is no line: delete it" for name in found.refused]
+    problems += [
+        f"the database knows of no erasure {request} that was begun: name it if you accept it, else delete its object"
+        for request in ids
+        if request not in known | named
+    ]
+    if found.missing is not None and not flags.accept_missing:
+        problems.append(
+            f"{found.missing or 'some'} lines are missing: bring them back from a backup of ARCHIVE_URL, or accept that"
+            " these people are not erased again: --accept-missing"
+        )
+    if problems:
+        raise Misconfigured("; ".join(problems))
+    facts = {"signed": len(ids), "lines": len(found.whole), "missing": found.missing or 0}
+    if run.options.dry_run:
+        get_logger().warning("ledger_would_be_signed", dry_run=True, **facts)
+        return
+    run.writer.write(lambda connection: erasure_ledger.sign(connection, store, run.settings, found, operator=operator))
+    get_logger().info("ledger_signed", **facts)
+
+
 VERBS: Mapping[str, Callable[[Run], None]] = MappingProxyType(
     {
         "add": _add,
@@ -210,5 +246,6 @@ VERBS: Mapping[str, Callable[[Run], None]] = MappingProxyType(
         "cancel": _cancel,
         "certificate": _certificate,
         "verify": _verify,
+        "sign-ledger": _sign_ledger,
     }
 )

@@ -18,9 +18,9 @@ from scripts.lifecycle.engine import holds
 from scripts.lifecycle.engine.gated import Context, GatedTransaction, repeated, require_may_run
 from scripts.lifecycle.engine.poison import is_about_a_row
 from scripts.lifecycle.erasure import certificate
-from scripts.lifecycle.erasure import ledger as erasure_ledger
 from scripts.lifecycle.erasure import requests as erasure_requests
 from scripts.lifecycle.erasure.blobs import BlobsOfPeople
+from scripts.lifecycle.erasure.ledger import Ledger, Line
 from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, UNCLEAR, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.jobs.run import Run
@@ -84,6 +84,7 @@ class Eraser:
             spellings = [*self.plan.spellings().values(), sql.SQL("SELECT %(person)s::text").format()]
             self._spellings = sql.SQL(" UNION ").join(spellings).as_bytes(connection)
         self._gated = GatedTransaction(_BATCH)
+        self._ledger: Ledger | None = None
         self._keys = archive_keys_of(run)
         self.blobs = BlobsOfPeople(run, self.plan)
 
@@ -137,6 +138,16 @@ class Eraser:
         """Give the statements every spelling of the person's address that a table has now."""
         parameters["spellings"] = [spelling for (spelling,) in connection.execute(self._spellings, parameters)]
 
+    def ledger(self) -> Ledger:
+        """Return the ledger, for writing; only the job under its lock may ask for it.
+
+        Raises:
+            LedgerBroken: A line is missing, or the ledger was written under another key.
+            Misconfigured: SUPPRESSION_KEY is not set.
+        """
+        self._ledger = self._ledger or Ledger(self.store, self._settings)
+        return self._ledger
+
     def close(self) -> None:
         """Close the connections to the blob store."""
         self.blobs.close()
@@ -147,6 +158,7 @@ class Eraser:
         Raises:
             StoppedEarly: The run must stop; what was done stands, the next run goes on.
             ArchiveStoreFailed: The ledger could not be written; nothing was erased.
+            AssertionError: The request was not taken in; a bug.
         """
         address = request.address
         if address is None:
@@ -211,7 +223,7 @@ class Eraser:
         now = self._run.database.now()
         digest = ledger_digest(self._settings, parameters["person"])
         whose = parameters["archive_pseudonym"]
-        erasure_ledger.write(self.store, self._settings, request, digest=digest, archive_pseudonym=whose, now=now)
+        self.ledger().write(request, digest=digest, archive_pseudonym=whose, now=now)
         statement = (
             f"UPDATE {TABLE} SET status = 'running', started_at = coalesce(started_at, now()), ledger_at = now(),"  # noqa: S608
             " policy_hash = %s WHERE id = %s AND closed_at IS NULL"
@@ -219,7 +231,7 @@ class Eraser:
         facts = (self._run.policies.hash, request.id)
         begun = self._run.writer.write(lambda connection: connection.execute(statement, facts).rowcount)
         if not begun:
-            erasure_ledger.take_back(self.store, request.id)
+            self.ledger().remove(request.id)
         return bool(begun)
 
     def _names(self, found: list[Found], parameters: dict[str, Any]) -> dict[str, str]:
@@ -238,21 +250,29 @@ class Eraser:
         return {key: pseudonym(self._settings, key) for key in self._run.database.read(read)} if tables else {}
 
     def _rows(self, parameters: dict[str, Any]) -> dict[str, str]:
-        """Delete and change what nothing keeps, batch by batch; return what the database refuses, by step."""
+        """Delete and change what nothing keeps, batch by batch; return what the database refuses, by step.
+
+        Raises:
+            psycopg.Error: The failure is not about this person's rows and does not pass by itself.
+        """
         while True:
             self._run.checkpoint()
             try:
                 together = [*self._locks.values(), *(statement for _, statement in self._statements)]
                 counts = self._together(together, parameters)
             except psycopg.Error as error:
-                if not (_passes(error) or _is_about_her(error)):
+                if not (_passes(error) or _is_about_the_person(error)):
                     raise
                 return self._one_by_one(parameters)
             if max(counts) < parameters["rows"]:
                 return {}
 
     def _one_by_one(self, parameters: dict[str, Any]) -> dict[str, str]:
-        """Do each step by itself, so that one that is refused keeps no other from being done."""
+        """Do each step by itself, so that one that is refused keeps no other from being done.
+
+        Raises:
+            psycopg.Error: As :meth:`_rows` raises it.
+        """
         refused: dict[str, str] = {}
         for name, statement in self._statements:
             step = self.plan.steps.get(name)
@@ -261,7 +281,7 @@ class Eraser:
                 while self._together([*lock, statement], parameters)[-1] >= parameters["rows"]:
                     self._run.checkpoint()
             except psycopg.Error as error:
-                if not (_passes(error) or _is_about_her(error)):
+                if not (_passes(error) or _is_about_the_person(error)):
                     raise
                 refused[name] = LOCKED if _passes(error) else describe_database_error(error)
         return refused
@@ -280,7 +300,7 @@ class Eraser:
         # What is gone is gone, and is audited in the transaction that took it.
         return repeated(once, attempts=4)
 
-    def destroy_key(self, line: erasure_ledger.Line) -> bool:
+    def destroy_key(self, line: Line) -> bool:
         """Destroy the archive key of a person whom no table names any more; a restore of the database brought it back.
 
         Returns:
@@ -371,7 +391,7 @@ def _passes(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.errors.LockNotAvailable) or is_deadlock(error)
 
 
-def _is_about_her(error: psycopg.Error) -> bool:
+def _is_about_the_person(error: psycopg.Error) -> bool:
     """Tell whether the server refused because of this person's rows: then everybody else is erased all the same.
 
     The preflight has checked the rights, so a right that is missing now is one that a trigger of the application needs.

@@ -47,6 +47,7 @@ def enforce(run: Run) -> None:
         return
     # Before anything is written: a ledger that is not to be believed stops the run.
     undone = _undone(run, eraser) if run.options.flags.replay else []
+    eraser.ledger()
     taken_in, unreadable = erasure_requests.take_in(run.writer, run.settings, actor=f"system:{run.script}")
     tally = Tally(taken_in, blocked=unreadable, newly_queued=unreadable)
     tally.waiting_for_identity = erasure_requests.waiting(run.database)
@@ -54,10 +55,10 @@ def enforce(run: Run) -> None:
         if run.options.flags.replay:
             _replay(run, eraser, undone)
         _carry_out(run, eraser, tally)
-        erasure_ledger.forget(run.writer, eraser.store, days=run.settings.backup_retention_days, between=run.checkpoint)
+        eraser.ledger().forget(run.writer, days=run.settings.backup_retention_days, between=run.checkpoint)
     finally:
         eraser.close()
-        run.facts |= asdict(tally)
+        run.facts |= asdict(tally) | {"ledger_lines": eraser.ledger().lines}
     if eraser.blobs.refused:
         raise eraser.blobs.refused
     if tally.unfinished:
@@ -149,7 +150,9 @@ def _replay(run: Run, eraser: Eraser, lines: list[Line]) -> None:
         elif eraser.destroy_key(line):
             _settle(run.writer, line)
         else:
-            get_logger().warning("erasure_not_replayed", request=line.request, error="a hold keeps her archive key")
+            get_logger().warning(
+                "erasure_not_replayed", request=line.request, error="a hold keeps the person's archive key"
+            )
             continue
         get_logger().warning("erasure_replayed", request=line.request, begun_at=line.started_at)
     run.facts |= {"replayed": len(lines)}

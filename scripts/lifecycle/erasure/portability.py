@@ -155,7 +155,11 @@ def _rows(
 
 @contextmanager
 def _noting(connection: Connection, made: Export, table: str) -> Iterator[None]:
-    """Go on without a table that the server refuses; the transaction and its snapshot stay."""
+    """Go on without a table that the server refuses; the transaction and its snapshot stay.
+
+    Raises:
+        psycopg.Error: The connection is lost.
+    """
     try:
         with connection.transaction():
             yield

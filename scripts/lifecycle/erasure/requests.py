@@ -113,6 +113,7 @@ def add(
 
     Raises:
         Misconfigured: The date lies in the future.
+        AssertionError: A request with an address was not taken in; a bug.
     """
     row = connection.execute(
         f"INSERT INTO {TABLE} (email, channel, requested_at, identity_method, identity_verified_at)"
@@ -145,12 +146,12 @@ def take_in(database: Database, settings: Settings, *, actor: str) -> tuple[int,
         return len(stands), blocked
 
     total = told = 0
-    while (taken := again_if_she_is_entered_twice(lambda: database.write(page))) != (0, 0):
+    while (taken := again_if_entered_twice(lambda: database.write(page))) != (0, 0):
         total, told = total + taken[0], told + taken[1]
     return total, told
 
 
-def again_if_she_is_entered_twice(enter: Callable[[], Result]) -> Result:
+def again_if_entered_twice(enter: Callable[[], Result]) -> Result:
     """Do it once more if somebody else took in a request of the same person at the same moment: it stands for both."""
     return retry(enter, on=lambda error: isinstance(error, UniqueViolation), attempts=4, seconds=30.0)
 
@@ -306,7 +307,7 @@ def cancel(database: Database, request: UUID, *, operator: str) -> bool:
     """Close a request for which nothing was done, and forget who made it.
 
     Returns:
-        Whether its line is in the erasure ledger, and must be taken back.
+        Whether its line is in the erasure ledger, and must be withdrawn.
 
     Raises:
         NoSuchRequest: There is none, it is running, or something was deleted for it: that does not come back.
@@ -336,6 +337,15 @@ def _note(connection: Connection, request: UUID, action: str, operator: str) -> 
         resource_ids=[str(request)],
         reason="erasure_request",
     )
+
+
+def begun(connection: Connection, requests: list[str]) -> list[UUID]:
+    """Return which of these requests the database knows as begun, with a line in the ledger."""
+    rows = connection.execute(
+        f"SELECT id FROM {TABLE} WHERE id = ANY(%s::uuid[]) AND ledger_at IS NOT NULL",  # noqa: S608 - constants
+        (requests,),
+    )
+    return [request for (request,) in rows.fetchall()]
 
 
 def find(connection: Connection, request: UUID) -> Request:

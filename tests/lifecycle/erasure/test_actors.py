@@ -151,6 +151,8 @@ def test_every_verb_of_every_script_says_who_acted_or_changes_nothing(world, act
         _, by = act(*words[:2], *(each.format(**names) for each in words[2:]))
         assert by == set(), words
 
+    _, by = act(*gdpr, "sign-ledger", *BY_HAND)
+    assert by == {OTTO}
     anew = {"ARCHIVE_MASTER_KEY": "m2:" + "4d" * 32, "ARCHIVE_PREVIOUS_MASTER_KEYS": MASTER_KEY}
     _, by = act("retention", "archive_before_delete", "rotate-keys", *BY_HAND, **anew)
     assert by == {OTTO}

@@ -118,9 +118,24 @@ def test_what_was_blocked_by_a_hold_can_be_withdrawn_and_is_not_replayed(world, 
     assert len(list(world.folder.rglob("ledger/*.json"))) == 1
 
     assert erase("cancel", request).code == 0
-    assert list(world.folder.rglob("ledger/*.json")) == []
     assert items(world) == [(request, "resolved", "critical", "cancelled")]
     assert len(world.of(PERSON)["users"]) == 1
+    # As if the database had been restored to a point before she asked.
+    world.link.execute("DELETE FROM ops.manual_resolution_queue; DELETE FROM ops.erasure_requests")
+    world.link.execute("UPDATE ops.legal_holds SET released_at = now(), released_by = 'olga', person = NULL")
+    assert erase("--replay").closing["replayed"] == 0
+    assert len(world.of(PERSON)["users"]) == 1
+
+
+def test_the_line_of_a_withdrawn_request_is_deleted_by_the_next_run(world, erase, asked):
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    holds = FOLDER / "legal_holds.py"
+    assert erase("place", "--person", "-", "--reason", "a case", stdin=f"{ADDRESS}\n", script=holds).code == 0
+    request = asked()
+    assert erase().closing["ledger_lines"] == 1
+    assert erase("cancel", request).code == 0
+    assert erase().closing["ledger_lines"] == 0
+    assert list(world.folder.rglob("ledger/*.json")) == []
 
 
 def test_for_whom_something_was_deleted_nothing_can_be_withdrawn(world, erase, asked):

@@ -120,7 +120,7 @@ def test_a_ledger_that_somebody_else_wrote_to_is_not_believed_and_nothing_is_wri
             (line.parent / f"{request}.json").write_text(content)
         for words in (("--replay",), ("--replay", "--dry-run")):
             done = erase(*words, **then)
-            assert (done.code, "is no line that was written under" in done.closing["error"]) == (2, True), how
+            assert (done.code, "nothing was done" in done.closing["error"]) == (2, True), how
         for request in files:
             (line.parent / f"{request}.json").unlink()
     line.write_text(text)
@@ -151,7 +151,7 @@ def test_a_hold_that_comes_while_a_replay_looks_for_her_keeps_her_archive_key(wo
     with monkeypatch.context() as patched:
         patched.setattr("scripts.lifecycle.erasure.ledger.people", lambda *_: {})
         done = erase("--replay", **then)
-    assert done.event("erasure_not_replayed")["error"] == "a hold keeps her archive key"
+    assert done.event("erasure_not_replayed")["error"] == "a hold keeps the person's archive key"
     assert world.rows("ops.archive_keys", "destroyed_at IS NULL", "kind = 'person'") == [(True,)]
 
 
@@ -185,3 +185,122 @@ def test_a_replay_that_is_done_is_not_done_again_to_who_came_back(world, restore
     world.link.execute("UPDATE ops.erasure_requests SET closed_at = closed_at - interval '31 days'")
     assert erase(**then).code == 0
     assert list(world.folder.rglob("ledger/*.json")) == []
+
+
+def ledger(world):
+    """The ledger's objects: its head, and its lines."""
+    return world.folder / "erasure" / "ledger-head.json", sorted(world.folder.rglob("ledger/*.json"))
+
+
+def test_a_line_that_was_deleted_is_missed_by_replay_and_run_and_nothing_is_written(world, restored, erase, asked):
+    world.add("first@example.com")
+    world.add("last@example.com")
+    asked("first@example.com")
+    asked("last@example.com")
+    assert erase().closing["ledger_lines"] == 2
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    _, then = restored()
+    _, lines = ledger(world)
+    before = world.rows("ops.erasure_requests"), world.rows("ops.audit_log")
+    for number, line in enumerate(lines):
+        text = line.read_text()
+        line.unlink()
+        for words in (("--replay",), ("--replay", "--dry-run"), ()):
+            done = erase(*words, **then)
+            assert (done.code, "1 of 3 lines of the erasure ledger are missing" in done.closing["error"]) == (2, True)
+        if number == 1:
+            line.with_name("00000000-0000-4000-8000-00000000abcd.json").write_text(text)
+            assert "are not the 3 that its head counts" in erase("--replay", **then).closing["error"]
+            line.with_name("00000000-0000-4000-8000-00000000abcd.json").unlink()
+        line.write_text(text)
+    assert (world.rows("ops.erasure_requests"), world.rows("ops.audit_log")) == before
+
+    done = erase("--replay", **then)
+
+    assert (done.code, done.closing["replayed"], done.closing["ledger_lines"]) == (0, 1, 3)
+
+
+def test_without_a_head_or_with_an_altered_one_or_without_anything_the_ledger_is_not_whole(world, restored, erase):
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    _, then = restored()
+    head, (line,) = ledger(world)
+    text, content = head.read_text(), line.read_text()
+    head.unlink()
+    assert "has 1 lines and no head" in erase("--replay", **then).closing["error"]
+    head.write_text(json.dumps(json.loads(text) | {"lines": 0, "sum": "0" * 64}))
+    assert "it was altered" in erase("--replay", **then).closing["error"]
+    head.unlink()
+    line.unlink()
+    done = erase("--replay", **then)
+    assert (done.code, "there is no erasure ledger" in done.closing["error"]) == (2, True)
+    line.write_text(content)
+    head.write_text(text)
+    assert erase("--replay", **then).closing["replayed"] == 1
+
+
+def test_a_run_that_was_killed_before_the_head_counted_its_line_is_no_alarm(world, person, erase, asked):
+    asked("xannegret@gmail.com")
+    assert erase().code == 0
+    head, _ = ledger(world)
+    former = head.read_text()
+    asked()
+    assert erase().closing["ledger_lines"] == 2
+    head.write_text(former)
+    assert erase("--replay", "--dry-run").code == 0
+    done = erase()
+    assert (done.code, done.closing["ledger_lines"]) == (0, 2)
+    world.link.execute("UPDATE ops.erasure_requests SET closed_at = closed_at - interval '31 days'")
+    done = erase()
+    assert (done.code, done.closing["ledger_lines"], ledger(world)[1]) == (0, 0, [])
+    assert erase("--replay").code == 0
+
+
+def as_an_earlier_version_left_it(world, *, code):
+    """No head; and the lines of the very first version carry no code."""
+    head, lines = ledger(world)
+    head.unlink()
+    for line in lines:
+        facts = json.loads(line.read_text())
+        line.write_text(json.dumps(facts if code else {name: facts[name] for name in facts if name != "code"}))
+
+
+@pytest.mark.parametrize("code", [True, False])
+def test_lines_of_an_earlier_version_are_accepted_by_an_operator_alone(world, person, erase, asked, code):
+    request = asked()
+    assert erase().code == 0
+    as_an_earlier_version_left_it(world, code=code)
+    assert erase().code == 2
+
+    assert erase("sign-ledger", CLEANUP_DRY_RUN="true").code == 0
+    assert erase().code == 2
+    done = erase("sign-ledger", "--operator", "otto")
+
+    assert (done.code, done.event("ledger_signed")["signed"], done.event("ledger_signed")["lines"]) == (0, not code, 1)
+    said = world.rows("ops.audit_log", "actor, action", "action = 'ledger_signed'")
+    assert said == [("operator:otto", "ledger_signed")]
+    signed = [] if code else [request]
+    assert world.rows("ops.ledger_signatures", "signed_by, requests::text[], lines") == [("otto", signed, 1)]
+    assert erase().code == erase("--replay").code == 0
+
+
+def test_a_line_that_the_database_does_not_know_is_accepted_by_its_name_alone(world, restored, erase):
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    request, then = restored()
+    as_an_earlier_version_left_it(world, code=False)
+    done = erase("sign-ledger", **then)
+    assert (done.code, f"knows of no erasure {request}" in done.closing["error"]) == (2, True)
+    assert erase("sign-ledger", request, **then).code == 0
+    assert erase("--replay", **then).closing["replayed"] == 1
+
+
+def test_that_a_line_is_missing_is_accepted_by_a_flag_alone(world, restored, erase, asked):
+    world.add("first@example.com")
+    first = asked("first@example.com")
+    assert erase().code == 0
+    world.add(PERSON, address=ADDRESS, name=NAME)
+    _, then = restored()
+    (world.folder / "erasure" / "ledger" / f"{first}.json").unlink()
+    done = erase("sign-ledger", **then)
+    assert (done.code, "--accept-missing" in done.closing["error"]) == (2, True)
+    assert erase("sign-ledger", "--accept-missing", **then).event("ledger_signed")["missing"] == 1
+    assert erase("--replay", **then).closing["replayed"] == 1
