@@ -60,13 +60,15 @@ _OWN_TRANSACTIONS = 11
 
 _EXPORTED = sql.SQL("""
 exported AS MATERIALIZED (
-    SELECT * FROM unnest(%(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[], %(said)s::text[])
-               AS e (tid, xmin, key, said)
+    SELECT * FROM unnest(%(homes)s::oid[], %(tids)s::tid[], %(xmins)s::xid[], %(keys)s::text[], %(said)s::text[])
+               AS e (home, tid, xmin, key, said)
 )
 """)
 # The window's bounds are needed for speed: without them, the statements of each archive would look through every row
 # that is due, and the last archive would cost as much as all before it.
-_SAME = sql.SQL("{window} AND t.ctid = e.tid AND t.xmin = e.xmin AND {id} = e.key AND {removable}")
+_SAME = sql.SQL(
+    "{window} AND t.tableoid = e.home AND t.ctid = e.tid AND t.xmin = e.xmin AND {id} = e.key AND {removable}"
+)
 
 # The rows are locked first, as in every batch: otherwise a child row that another session inserts meanwhile would be
 # deleted or set to null with its parent, without being counted.
@@ -89,7 +91,7 @@ SELECT owned, stopped,
   FROM may_run
 """)
 _UNCHANGED = sql.SQL("""
-WITH {exported} SELECT e.key FROM {table} t, exported e WHERE {same} FOR UPDATE OF t SKIP LOCKED
+WITH {exported} SELECT e.home::text, e.key FROM {table} t, exported e WHERE {same} FOR UPDATE OF t SKIP LOCKED
 """)
 
 
@@ -354,7 +356,7 @@ class Archiver:
             except BaseException:
                 self._discard(exported)
                 raise
-            changed = set(exported.key_list()) - self._unchanged(window, exported)
+            changed = {key for _, key in exported.rows - self._unchanged(window, exported)}
             self._discard(exported)
             self._changed += changed
             self.locked |= bool(changed)
@@ -508,6 +510,7 @@ class Archiver:
             **self._context.parameters(),
             "action": self._policy.action,
             "reason_prefix": self._policy.reason(""),
+            "homes": exported.homes,
             "tids": exported.tids,
             "xmins": exported.xmins,
             "keys": exported.keys,
@@ -550,12 +553,13 @@ class Archiver:
             pauses=self._politeness.pauses,
         )
 
-    def _unchanged(self, window: Window, exported: Exported) -> set[str]:
-        """Return the keys of the rows that are as they were exported and that no session has locked."""
+    def _unchanged(self, window: Window, exported: Exported) -> set[tuple[str, str]]:
+        """Return table (oid) and key of the rows that are as they were exported and that no session has locked."""
         statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same(window))
         with self._run.writer.transaction() as connection:
             connection.execute("SELECT set_config('enable_seqscan', 'off', true)")  # as in a batch
-            return {key for (key,) in connection.execute(statement, self._parameters(window, exported))}
+            found = connection.execute(statement, self._parameters(window, exported))
+            return {(home, key) for home, key in found}
 
     def _discard(self, exported: Exported) -> None:
         self.discard(exported.begun)

@@ -51,8 +51,18 @@ _COLUMNS = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
  WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum
 """
+# Children of one table may have rows of one key: an archive says in which child each row was. Partitions may not.
+_HAS_CHILDREN = """
+SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhparent WHERE c.oid = %s::regclass AND c.relkind = 'r'
+"""
+HOME = "tableoid"
+"""The name of the archive's column with a row's own table, quoted for SQL. No column of a table can have this name."""
+_HOME_OF = sql.SQL(
+    "(SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname) FROM pg_class c"
+    " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = t.tableoid)"
+).format()
 _COPY = sql.SQL("""
-COPY (SELECT {id}, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
+COPY (SELECT {id}, t.tableoid, t.ctid, t.xmin, CASE {anchors} END, {person}{personal}, {mark}, {rest} FROM {table} t
        WHERE {rows} AND {removable} AND {id} <> ALL(%(excluded)s::text[])) TO STDOUT (ENCODING 'UTF8')
 """)
 _NULL = b"\\N"
@@ -76,6 +86,8 @@ class Exported:
     written: Written
     texts: list[bytes] = field(repr=False)
     """The keys as COPY wrote them."""
+    homes: str
+    """The table, partition or child (oid) of each row: a ctid names a row in each of them."""
     tids: str
     xmins: str
     calls: int
@@ -92,6 +104,11 @@ class Exported:
     def keys(self) -> str:
         """The keys of the archive's rows, as an array literal."""
         return _array(_quoted(self.texts))
+
+    @property
+    def rows(self) -> set[tuple[str, str]]:
+        """The table (oid) and the key of each row."""
+        return set(zip(self.homes[2:-2].split('","'), self.key_list(), strict=True))
 
     def key_list(self) -> list[str]:
         """Return the keys of the archive's rows."""
@@ -182,7 +199,10 @@ class Exporter:
             person=person,
             personal=sql.Composed([sql.SQL(", t.{}").format(sql.Identifier(column.name)) for column in personal]),
             mark=sql.Literal(mark),
-            rest=sql.SQL(", ").join(sql.SQL("t.{}").format(sql.Identifier(column.name)) for column in rest),
+            rest=sql.SQL(", ").join(
+                _HOME_OF if column.name == HOME else sql.SQL("t.{}").format(sql.Identifier(column.name))
+                for column in rest
+            ),
             table=selection.table,
             rows=window.clause,
             removable=selection.droppable if nameable else selection.removable,
@@ -237,6 +257,7 @@ class Exporter:
             begun,
             written,
             contents.keys,
+            _array(contents.homes),
             _array(contents.tids),
             _array(contents.xmins),
             contents.calls,
@@ -252,6 +273,7 @@ class _Contents:
         self._keyring = keyring
         self._mark = b"\t" + mark.encode() + b"\t"
         self.keys: list[bytes] = []
+        self.homes: list[bytes] = []
         self.tids: list[bytes] = []
         self.xmins: list[bytes] = []
         self.oldest = b""
@@ -261,9 +283,10 @@ class _Contents:
     def block(self, lines: list[bytes]) -> Block:
         mark = self._mark
         halves = [line.split(mark, 1) for line in lines]
-        fields = [left.split(b"\t", 5) for left, _ in halves]
-        keys, tids, xmins, moments, people, *own = zip(*fields, strict=True)
+        fields = [left.split(b"\t", 6) for left, _ in halves]
+        keys, homes, tids, xmins, moments, people, *own = zip(*fields, strict=True)
         self.keys += keys
+        self.homes += homes
         self.tids += tids
         self.xmins += xmins
         # Text of ISO moments in one zone is in the order of time, which is far cheaper to compare; but for odd ones.
@@ -323,6 +346,8 @@ def columns_of(connection: Connection, policy: Policy) -> list[Column]:
     personal = archive_of(policy).personal
     name = sql.quoted(*parts_of(policy.table))
     types = dict(connection.execute(_COLUMNS, (name,)).fetchall())
+    if connection.execute(_HAS_CHILDREN, (name,)).fetchone() is not None:
+        types[HOME] = "text"
     order = dict.fromkeys([*(each for each in personal if each in types), *policy.key, *types])
     return [Column(each, types[each]) for each in order]
 

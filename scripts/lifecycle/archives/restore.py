@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import psycopg
 
 from scripts.lifecycle.archives.catalogue import Entry
-from scripts.lifecycle.archives.export import TEXT_SETTINGS, Column
+from scripts.lifecycle.archives.export import HOME, TEXT_SETTINGS, Column
 from scripts.lifecycle.archives.format import (
     NOBODY,
     Block,
@@ -27,13 +28,15 @@ from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import blocks_of
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.record_keys import RecordKey
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.policies import parts_of, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import OpsError, describe_database_error
 
 RESTORE_SECONDS = 3600.0
+# No table may have a column that is named like a system column.
+_STAGED_HOME = "home: the table that the row was in"
 _STAGE = sql.Identifier("pg_temp", "restored_rows")
 
 # With a modifier of -1 char(36) is named bpchar; without one it is character, which in a cast keeps one letter.
@@ -138,7 +141,11 @@ def restore(
                 between()
                 _copy(connection, columns, rows.of(block))
             _refuse_lossy(connection, assignments, types)
-            put_back, present = _insert(connection, wish, layout.key, assignments, entry, operator, pseudonym_of)
+            counts = [
+                _insert(connection, wish, part, assignments, entry, operator, pseudonym_of)
+                for part in _parts(connection, wish, entry)
+            ]
+            put_back, present = sum(put for put, _ in counts), sum(there for _, there in counts)
             if dry_run:
                 raise psycopg.Rollback  # every statement was tried; none of them may stay
     except psycopg.Error as error:
@@ -269,7 +276,7 @@ class _Assignment:
 
 
 def _assignments(connection: Connection, columns: list[Column], wish: Wish) -> list[_Assignment]:
-    table = table_identifier(wish.into).as_string(connection)
+    table = sql.quoted(*parts_of(wish.into))
     found = {row[0]: row[1:] for row in connection.execute(_TARGET, (table,))}
     if not found:
         raise RestoreRefused(f"there is no table {wish.into}, or this role may not see it")
@@ -278,7 +285,7 @@ def _assignments(connection: Connection, columns: list[Column], wish: Wish) -> l
     problems += [f"the archive has no column {name}" for name in sorted({*wish.renamed, *wish.dropped} - names)]
     for column in columns:
         target = wish.renamed.get(column.name, column.name)
-        if column.name in wish.dropped:
+        if column.name in wish.dropped or column.name == HOME:
             continue
         if target not in found:
             problems.append(f"{wish.into} has no column {target} any more: name the new one with --map, or --drop it")
@@ -295,13 +302,18 @@ def _assignments(connection: Connection, columns: list[Column], wish: Wish) -> l
     return assignments
 
 
+def _staged(column: Column) -> sql.Identifier:
+    """Return the column's name in the stage."""
+    return sql.Identifier(_STAGED_HOME if column.name == HOME else column.name)
+
+
 def _create_stage(connection: Connection, columns: list[Column]) -> None:
-    definitions = sql.SQL(", ").join(sql.SQL("{} text").format(sql.Identifier(column.name)) for column in columns)
+    definitions = sql.SQL(", ").join(sql.SQL("{} text").format(_staged(column)) for column in columns)
     connection.execute(sql.SQL("CREATE TEMPORARY TABLE restored_rows ({}) ON COMMIT DROP").format(definitions), {})
 
 
 def _copy(connection: Connection, columns: list[Column], lines: list[bytes]) -> None:
-    names = sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
+    names = sql.SQL(", ").join(map(_staged, columns))
     statement = sql.SQL("COPY {} ({}) FROM STDIN (ENCODING 'UTF8')").format(_STAGE, names)
     with connection.cursor().copy(statement, sql.NO_PARAMETERS) as copy:
         copy.write(b"".join(lines))
@@ -338,10 +350,55 @@ def _refuse_lossy(connection: Connection, assignments: list[_Assignment], types:
             )
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Staged rows that go into one table."""
+
+    table: sql.Identifier
+    which: sql.Composed
+    """The condition for the staged rows, alias ``s``."""
+    beside: sql.Composed
+    """The condition for the rows, alias ``x``, whose key may not come a second time."""
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def _parts(connection: Connection, wish: Wish, entry: Entry) -> list[_Part]:
+    """Return what goes into which table: each row into the child of the table that it was in, if that is still there.
+
+    Another child may have a row with the same key. It is another row, and keeps no row from coming back.
+    """
+    whole = table_identifier(wish.into)
+    yes = sql.SQL("true").format()
+    if HOME not in entry.layout.names or wish.into != entry.table_name:
+        return [_Part(whole, yes, yes)]
+    column = sql.Identifier("s", _STAGED_HOME)
+    rows = connection.execute(
+        sql.SQL(
+            "WITH RECURSIVE tree (oid) AS (SELECT %(table)s::regclass::oid UNION"
+            " SELECT i.inhrelid FROM pg_inherits i JOIN tree ON tree.oid = i.inhparent)"
+            " SELECT s.home, n.nspname, c.relname, tree.oid FROM (SELECT DISTINCT {} AS home FROM {} s) s"
+            " JOIN (tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace)"
+            " ON quote_ident(n.nspname) || '.' || quote_ident(c.relname) = s.home"
+        ).format(column, _STAGE),
+        {"table": sql.quoted(*parts_of(wish.into))},
+    ).fetchall()
+    parts = [
+        _Part(
+            sql.Identifier(schema, name),
+            sql.SQL("{} = %(home)s").format(column),
+            sql.SQL("x.tableoid = %(oid)s::oid").format(),
+            {"home": home, "oid": oid},
+        )
+        for home, schema, name, oid in rows
+    ]
+    strays = sql.SQL("({} = ANY(%(homes)s::text[])) IS NOT TRUE").format(column)
+    return [*parts, _Part(whole, strays, yes, {"homes": [row[0] for row in rows]})]
+
+
 def _insert(
     connection: Connection,
     wish: Wish,
-    key: tuple[str, ...],
+    part: _Part,
     assignments: list[_Assignment],
     entry: Entry,
     operator: str,
@@ -352,7 +409,7 @@ def _insert(
     Args:
         connection: In the transaction of the restore, with the staged rows.
         wish: Names the table.
-        key: Names of the key's columns in the archive.
+        part: Which of the staged rows, and the table or child that takes them.
         assignments: The columns to fill.
         entry: The archive.
         operator: The handle of the person who restores.
@@ -365,6 +422,7 @@ def _insert(
         RestoreRefused: A column of the key is left out.
     """
     by_name = {each.column.name: each for each in assignments}
+    key = entry.layout.key
     if missing := [name for name in key if name not in by_name]:
         raise RestoreRefused(
             f"the key {', '.join(missing)} must not be left out: without it nothing tells what is there already"
@@ -372,6 +430,9 @@ def _insert(
     targets = [by_name[name] for name in key]
     record = RecordKey([each.target for each in targets], {each.target: each.base_type for each in targets})
     names = {
+        "into": part.table,
+        "which": part.which,
+        "beside": part.beside,
         "table": table_identifier(wish.into),
         "stage": _STAGE,
         "id": record.id("t"),
@@ -383,11 +444,11 @@ def _insert(
     }
     row = connection.execute(
         sql.SQL(
-            "WITH put AS (INSERT INTO {table} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} s"
-            " WHERE NOT EXISTS (SELECT FROM {table} x WHERE {there}) RETURNING {id} AS key)"
-            " SELECT (SELECT array_agg(key) FROM put), (SELECT count(*) FROM {stage})"
+            "WITH put AS (INSERT INTO {into} AS t ({columns}) OVERRIDING SYSTEM VALUE SELECT {values} FROM {stage} s"
+            " WHERE {which} AND NOT EXISTS (SELECT FROM {table} x WHERE {there} AND {beside}) RETURNING {id} AS key)"
+            " SELECT (SELECT array_agg(key) FROM put), (SELECT count(*) FROM {stage} s WHERE {which})"
         ).format(**names),
-        {},
+        part.parameters,
     ).fetchone()
     put, staged = (row[0] or [], row[1]) if row else ([], 0)
     if put:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from scripts.lifecycle.archives.catalogue import Entry
+from scripts.lifecycle.archives.export import HOME
 from scripts.lifecycle.archives.format import Block, lines_of, open_sealed, values_of
 from scripts.lifecycle.archives.keys import ArchiveKeys, key_of_person
 from scripts.lifecycle.archives.verify import blocks_of
@@ -48,4 +49,6 @@ def _of_block(block: Block, key_id: int, key: bytes, entry: Entry, names: tuple[
         own = iter(open_sealed(key, entry.id.bytes, sealed, entry.object))
         for line, owner in zip(lines_of(block.rest), block.owners, strict=True):
             if owner == place:
-                yield dict(zip(names, values_of(next(own) + b"\t" + line), strict=True))
+                found = dict(zip(names, values_of(next(own) + b"\t" + line), strict=True))
+                found.pop(HOME, None)  # in which child it lay is nothing about a person
+                yield found

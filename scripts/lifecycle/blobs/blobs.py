@@ -227,7 +227,11 @@ class BlobRemoval:
         self._intents.fail(intent, code)
 
     def _remove(self, names: Sequence[str]) -> Outcomes:
-        """Delete the blobs of one call, in a worker thread."""
+        """Delete the blobs of one call, in a worker thread.
+
+        Raises:
+            BlobCallFailed: The store refuses every call: token or store is wrong.
+        """
         try:
             self._client.delete(names)
         except BlobCallFailed as error:
@@ -237,7 +241,11 @@ class BlobRemoval:
         return dict.fromkeys(names)
 
     def _isolate(self, names: Sequence[str], error: BlobCallFailed) -> Outcomes:
-        """Repeat the halves of a call that failed, down to the blobs for which it fails."""
+        """Repeat the halves of a call that failed, down to the blobs for which it fails.
+
+        Raises:
+            BlobCallFailed: The store refuses every call: token or store is wrong.
+        """
         if not self._store_deletes():
             return {}
         if len(names) == 1:
@@ -256,7 +264,11 @@ class BlobRemoval:
         return outcomes
 
     def _store_deletes(self) -> bool:
-        """Ask the store to delete a blob that never existed: if that fails too, the store is at fault and no blob."""
+        """Ask the store to delete a blob that never existed: if that fails too, the store is at fault and no blob.
+
+        Raises:
+            BlobCallFailed: The store refuses every call: token or store is wrong.
+        """
         try:
             self._client.delete([f"{self._blob.prefix}never-there-{uuid4()}"])
         except BlobCallFailed as error:

@@ -158,7 +158,11 @@ class _Reconciliation(PolicyRun):
         self._name = f"{policy.name}/reconcile"
 
     def work(self, run_id: UUID) -> Ending:
-        """Compare, then look at each candidate again and put it right."""
+        """Compare, then look at each candidate again and put it right.
+
+        Raises:
+            PolicyFailed: There are more differences than may be put right unasked, or the store refuses every call.
+        """
         run = self._run
         context = Context.of(run, run_id)
         with ExitStack() as stack:

@@ -24,7 +24,7 @@ from scripts.lifecycle.erasure.erasure import archive_keys_of
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.exported import left_out
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.policies import parts_of, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils import pages, private_files
 from scripts.utils.addresses import Address
@@ -171,7 +171,7 @@ def _noting(connection: Connection, made: Export, table: str) -> Iterator[None]:
 
 def _columns(run: Run, connection: Connection, table: str, made: Export) -> list[str]:
     """Return the columns to write; those that this role may not read are missing."""
-    name = table_identifier(table).as_string(connection)
+    name = sql.quoted(*parts_of(table))
     readable = dict(connection.execute(_READABLE, (name,)).fetchall())
     without = left_out(run.policies, table, readable)
     if without:

@@ -251,7 +251,7 @@ def _has_rows(context: Context, table: str) -> bool:
     from psycopg import sql
 
     query = sql.SQL("SELECT FROM {} LIMIT 1").format(table_identifier(table))
-    return context.run.database.read(lambda link: link.execute(query).fetchone()) is not None
+    return context.run.database.read(lambda link: link.execute(query, {}).fetchone()) is not None
 
 
 def _rows(context: Context, query: Any, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:

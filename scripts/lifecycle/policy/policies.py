@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from cronsim import CronSim, CronSimError
 from dateutil.relativedelta import relativedelta
-from psycopg import sql
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -28,6 +27,7 @@ from pydantic import (
     model_validator,
 )
 
+from scripts.utils import composing as sql
 from scripts.utils.errors import Misconfigured, pydantic_message
 from scripts.utils.strict_yaml import StrictLoader
 
@@ -42,7 +42,7 @@ NOW = "now"
 """As a decision's new value: the database's clock."""
 _DURATION = re.compile(r"([0-9]+) (millisecond|second|minute|hour|day)s?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_PART = r"[^.\s\"%](?:[^.\"%]*[^.\s\"%])?"
+_PART = r"[^.\s\"](?:[^.\"]*[^.\s\"])?"
 _TABLE = re.compile(rf"{_PART}\.{_PART}")
 # As PostgreSQL itself writes a name that needs quotation marks, each mark in it doubled.
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"\."((?:[^"]|"")+)"')
@@ -193,7 +193,7 @@ def table_name(value: str) -> str:
     """
     quoted = _QUOTED.fullmatch(value)
     schema, name = (part.replace('""', '"') for part in quoted.groups()) if quoted else ("", "")
-    if quoted and "." not in schema and "%" not in schema + name:
+    if quoted and "." not in schema:
         return f"{schema}.{name}"
     if not _TABLE.fullmatch(value):
         raise ValueError("is not a table with its schema, such as public.quiz_responses")

@@ -120,7 +120,11 @@ class BlobDecision:
         return "the row names no blob any more, and the blob was left where it is"
 
     def _claimed(self) -> Intent | str:
-        """Write an intent and claim it. A text instead says why nothing was left to do; the item is closed then."""
+        """Write an intent and claim it. A text instead says why nothing was left to do; the item is closed then.
+
+        Raises:
+            DecisionFailed: Something keeps the blob, or its row is being written to.
+        """
         if settled := self._matter.behind_the_gate(self._intend):
             return settled
         claim = self._intents.claim(0, 1)
@@ -137,7 +141,11 @@ class BlobDecision:
         return "the blob is gone, and its row says so"
 
     def _intend(self, connection: Connection) -> str:
-        """Write the intent. If nothing is left to do, close the item instead, and return what happened."""
+        """Write the intent. If nothing is left to do, close the item instead, and return what happened.
+
+        Raises:
+            DecisionFailed: Something keeps the row.
+        """
         state = row_state(connection, self._selection, self._key)
         if state is None or not state.names_blob:
             self._matter.close(connection)

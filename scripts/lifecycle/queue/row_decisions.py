@@ -34,7 +34,11 @@ class RowDecision:
         self._database = matter.run.database
 
     def remedy(self) -> str:
-        """Delete or change the row, as the policy file says."""
+        """Delete or change the row, as the policy file says.
+
+        Raises:
+            AssertionError: The decision is none of the policy file's.
+        """
         remedy = self._matter.decision.remedy
         if remedy is None:
             raise AssertionError("a decision with this effect comes from the policy file")

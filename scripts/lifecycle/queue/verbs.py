@@ -139,7 +139,12 @@ def _decide(desk: Desk, item: QueueItem, decision: Decision, reason: str, until:
 
 
 def _resolve_all(run: Run, desk: Desk) -> None:
-    """Decide every item that the filter finds, the worst first. Without --yes it only says which they would be."""
+    """Decide every item that the filter finds, the worst first. Without --yes it only says which they would be.
+
+    Raises:
+        Misconfigured: There is no filter, or the decision resolves no item.
+        DecisionFailed: A decision could not be carried out.
+    """
     flags, only = run.options.flags, filter_of(run)
     if only == Filter():
         raise Misconfigured("resolve needs an item's ID, or a filter such as --item-type")

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from backend import migrate
 from backend.grants import Given
-from scripts.lifecycle.policy.policies import parse_policies, table_identifier
+from scripts.lifecycle.policy.policies import parse_policies, parts_of, table_identifier
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import POLICY_TEXT, ago, audited, policy
 
@@ -17,6 +17,8 @@ TABLES = [
     "My Schema.order items",
     '"My Schema"."dotted.name"',
     '"odd""schema"."quoted""name"',
+    '"50% %s"."100%(x)s %"',
+    "50%.%s",
 ]
 ANCHOR, KEY, KIND, GONE = "made % at", "Key %s", 'a "kind" %(x)s', "gone % at"
 
@@ -40,9 +42,7 @@ def test_a_table_is_known_by_one_name(written, known_as, quoted):
     assert table_identifier(table).as_string(None) == quoted
 
 
-@pytest.mark.parametrize(
-    "written", ['"a.b"."c"', "a.b.c", 'public."things"', '"things"', "public. things", "public.th%ngs"]
-)
+@pytest.mark.parametrize("written", ['"a.b"."c"', "a.b.c", 'public."things"', '"things"', "public. things"])
 def test_what_could_be_read_as_two_tables_is_refused(written):
     with pytest.raises(Misconfigured, match="is not a table with its schema"):
         parse_policies(POLICY_TEXT.replace("table: public.things", f"table: {written!r}"), "a test")
@@ -52,7 +52,7 @@ def test_what_could_be_read_as_two_tables_is_refused(written):
 def odd(request, admin):
     """A table with odd names: rows 1 and 2 are due, 2 is excepted, 3 is of today; children refer to it."""
     (table,) = parse_policies(POLICY_TEXT.replace("public.things", repr(request.param)), "a test").policies.values()
-    name, schema = table_identifier(table.table), sql.Identifier(table.table.partition(".")[0])
+    name, schema = sql.Identifier(*parts_of(table.table)), sql.Identifier(table.table.partition(".")[0])
     anchor, key, kind, gone = map(sql.Identifier, (ANCHOR, KEY, KIND, GONE))
     for statement in (
         "CREATE SCHEMA {schema}",
