@@ -289,3 +289,19 @@ def test_what_is_asked_of_a_table_is_asked_of_its_parts(check, admin):
 
     assert {("indexes", "broken"), ("autovacuum", "public.tokens_2020")} <= found
     assert "role" in {name for name, _ in found}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [("calorie_target", "many", "calorie_target"), ("created_at", "sometime", "created_at")],
+)
+def test_a_value_that_is_none_of_its_column_s_type(check, policy_file, column, value, said):
+    document = yaml.safe_load(policy_file.read_text())
+    document["policies"]["quiz_responses"]["exceptions"]["typed"] = {"when": {column: value}}
+    policy_file.write_text(yaml.safe_dump(document, sort_keys=False))
+
+    health = check()
+
+    (line,) = [each for each in health.of("policies") if each["subject"] == "quiz_responses"]
+    assert (health.code, line["status"]) == (1, "FAIL")
+    assert f"exceptions.typed.when.{said}" in line["message"]
