@@ -21,8 +21,7 @@ from uuid import UUID
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import alert_silences
-from scripts.lifecycle.monitoring.alerts import Alert, Alerts
-from scripts.lifecycle.monitoring.job_levels import RUNBOOK
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind, Alerts
 from scripts.utils.alert_sinks import SEVERITIES, sinks_of
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.free_text import impersonal
@@ -126,7 +125,9 @@ def _test(run: Run) -> None:
     sinks = [sink.name for sink in sinks_of(run.settings) if SEVERITIES.index(sink.least) <= SEVERITIES.index(severity)]
     if not sinks:
         get_logger().warning("no_sink_is_set", severity=severity, effect="an alert like this goes to the log alone")
-    alerts.raise_(Alert(key, severity, "this is a test", "not at all", "nothing: it ends by itself", f"{RUNBOOK}#test"))
+    alerts.raise_(
+        Alert(key, severity, "this is a test", "not at all", "nothing: it ends by itself", AlertKind.TEST.runbook)
+    )
     waiting = [row["waiting"] for row in run.database.read(alert_silences.open_alerts) if row["key"] == key]
     alerts.close(key, operator=operator, action="alert_tested")
     if run.options.dry_run:

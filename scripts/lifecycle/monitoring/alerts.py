@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, get_args
 from uuid import UUID, uuid4
 
@@ -23,6 +24,8 @@ from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.redaction import redact
 from scripts.utils.settings import Settings
+
+RUNBOOK = "scripts/sla-monitoring/README.md"
 
 _OPEN = """
 INSERT INTO ops.alerts (id, key, severity, what, how_bad, what_to_do, runbook, raised_by, since, waiting)
@@ -74,6 +77,37 @@ UPDATE ops.alerts
    AND (%(measured_at)s::timestamptz IS NULL OR last_seen_at <= %(measured_at)s)
 RETURNING id, key, severity, what, how_bad, what_to_do, runbook, since
 """
+
+
+class AlertKind(StrEnum):
+    """What the monitors raise alerts for; the runbook has a heading of the same name for each."""
+
+    OVERDUE = "overdue"
+    UNCOUNTED = "uncounted"
+    DELETES_NOTHING = "deletes_nothing"
+    BACKLOG = "backlog"
+    HOLD_ENDS = "hold-ends"
+    UNCLAIMED = "unclaimed"
+    MISSED = "missed"
+    SWITCHED_OFF = "switched_off"
+    KILLED = "killed"
+    STUCK = "stuck"
+    FAILURES = "failures"
+    SUCCESS_RATE = "success_rate"
+    BUDGET = "budget"
+    THROUGHPUT = "throughput"
+    LOCK = "lock"
+    ERASURE_DEADLINE = "erasure_deadline"
+    QUEUE_DEPTH = "queue_depth"
+    QUEUE_MEAN_AGE = "queue_mean_age"
+    QUEUE_OLDEST = "queue_oldest"
+    QUEUE_RESOLUTION_RATE = "queue_resolution_rate"
+    TEST = "test"
+
+    @property
+    def runbook(self) -> str:
+        """The page that the alert names, with its heading."""
+        return f"{RUNBOOK}#{self}"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from uuid import UUID
 
 from psycopg.rows import class_row
 
-from scripts.lifecycle.monitoring.alerts import Alert
-from scripts.lifecycle.monitoring.job_levels import RUNBOOK
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
 from scripts.utils.db_utils import Connection
 from scripts.utils.settings import Settings
 
@@ -71,7 +70,7 @@ def erasure_alerts(view: ErasureView) -> Iterator[Alert]:
             "requests to be erased were not honoured within their deadline",
             f"{view.late} are past it; {first}; {why}",
             "see enforce_gdpr_deletion.py list and the items erasure_blocked; tell the data protection officer",
-            f"{RUNBOOK}#erasure_deadline",
+            AlertKind.ERASURE_DEADLINE.runbook,
             view.first_deadline,
         )
     elif view.near:
@@ -81,6 +80,6 @@ def erasure_alerts(view: ErasureView) -> Iterator[Alert]:
             "the deadline of requests to be erased is near",
             f"{view.near} are near it; {first}; {why}",
             "see enforce_gdpr_deletion.py list: verify the identity, or decide what is in the way",
-            f"{RUNBOOK}#erasure_deadline",
+            AlertKind.ERASURE_DEADLINE.runbook,
             view.first_near,
         )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 
 from scripts.lifecycle.engine import holds
-from scripts.lifecycle.monitoring.alerts import Alert
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
 
 SCOPE = "hold:"
 """The beginning of every key that the monitor's view of holds covers."""
-RUNBOOK = "scripts/sla-monitoring/README.md#hold-ends"
 
 
 def hold_alerts(ending: list[holds.Hold], now: datetime) -> list[Alert]:
@@ -26,7 +25,7 @@ def hold_alerts(ending: list[holds.Hold], now: datetime) -> list[Alert]:
             f"a legal hold {hold.subject} ends on {hold.expires_at:%Y-%m-%d %H:%M} UTC",
             f"in {days(hold, now)}; then the next run deletes what it keeps and is past its date",
             f"ask {hold.placed_by} whether the case is over; if not, place another one that lasts longer",
-            RUNBOOK,
+            AlertKind.HOLD_ENDS.runbook,
         )
         for hold in ending
         if hold.expires_at is not None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from scripts.lifecycle.jobs.stop_switch import Switch
-from scripts.lifecycle.monitoring.alerts import Alert
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
 from scripts.lifecycle.monitoring.run_history import RunFacts, throughput
 from scripts.lifecycle.policy.policies import JobSpec
 from scripts.lifecycle.policy.schedules import last_due
@@ -20,7 +20,6 @@ from scripts.utils.pages import duration
 from scripts.utils.settings import Settings
 
 SCOPE = "sla:"
-RUNBOOK = "scripts/sla-monitoring/README.md"
 SUCCESS_PERCENT = 95.0
 FAILURES_IN_A_ROW = 3
 LOCK_CONFLICTS = 3
@@ -76,21 +75,21 @@ def job_alerts(view: JobView, settings: Settings) -> list[Alert]:
     return [alert for rule in rules for alert in rule(view, settings)]
 
 
-def key_of(kind: str, *names: str) -> str:
+def key_of(kind: AlertKind, *names: str) -> str:
     """Return an alert's key: the job, perhaps the policy, and the kind."""
     return f"{SCOPE}{':'.join((*names, kind))}"
 
 
 def _alert(
     view: JobView,
-    kind: str,
+    kind: AlertKind,
     severity: Severity,
     what: str,
     how_bad: str,
     what_to_do: str,
     since: datetime | None,
 ) -> Alert:
-    return Alert(key_of(kind, view.name), severity, what, how_bad, what_to_do, f"{RUNBOOK}#{kind}", since)
+    return Alert(key_of(kind, view.name), severity, what, how_bad, what_to_do, kind.runbook, since)
 
 
 def _missed(view: JobView, settings: Settings) -> Iterator[Alert]:
@@ -111,7 +110,7 @@ def _missed(view: JobView, settings: Settings) -> Iterator[Alert]:
     if view.switch:
         yield _alert(
             view,
-            "switched_off",
+            AlertKind.SWITCHED_OFF,
             "warning",
             f"{view.name} is kept from starting by the stop switch",
             f"{how_bad}; {view.switch}",
@@ -121,7 +120,7 @@ def _missed(view: JobView, settings: Settings) -> Iterator[Alert]:
         return
     yield _alert(
         view,
-        "missed",
+        AlertKind.MISSED,
         "critical",
         f"{view.name} did not start on its schedule",
         how_bad,
@@ -137,7 +136,7 @@ def _killed(view: JobView, settings: Settings) -> Iterator[Alert]:
     held = view.spec.lock or "no lock"
     yield _alert(
         view,
-        "killed",
+        AlertKind.KILLED,
         "critical",
         f"{view.name} was killed in the middle of a run",
         f"{last.who} held {held} with token {last.fencing_token}; started {_utc(last.started_at)}, last sign of life"
@@ -155,7 +154,7 @@ def _stuck(view: JobView, settings: Settings) -> Iterator[Alert]:
         alive = "its process holds its lock" if view.lock_value else "Redis cannot be asked whether it still lives"
         yield _alert(
             view,
-            "stuck",
+            AlertKind.STUCK,
             "critical",
             f"{view.name} has stopped making progress",
             f"{run.who} has been silent for {duration(silent)}; {alive}; {run.deleted:,} records done",
@@ -173,7 +172,7 @@ def _in_a_row(view: JobView, _settings: Settings) -> Iterator[Alert]:
         reasons = sorted({run.stop_reason or run.outcome for run in ended[:bad]})
         yield _alert(
             view,
-            "failures",
+            AlertKind.FAILURES,
             "critical",
             f"{view.name} has failed {bad} times in a row",
             f"since {_utc(ended[bad - 1].started_at)}; reasons: {', '.join(reasons)}",
@@ -196,7 +195,7 @@ def _rate(view: JobView, _settings: Settings) -> Iterator[Alert]:
     bad = [run for run in counted if run.outcome != "done"]
     yield _alert(
         view,
-        "success_rate",
+        AlertKind.SUCCESS_RATE,
         "critical",
         f"{view.name} fails too often",
         f"{done} of {len(counted)} runs of the last 24 h were done ({100 * done / len(counted):.0f} %, at least"
@@ -223,7 +222,7 @@ def _budget(view: JobView, settings: Settings) -> Iterator[Alert]:
     critical = percent >= settings.sla_critical_threshold_percent
     yield _alert(
         view,
-        "budget",
+        AlertKind.BUDGET,
         "critical" if critical else "warning",
         f"{view.name} " + ("used up its time budget" if critical else "comes close to its time budget"),
         f"{last.who}: {duration(last.seconds(view.now))}, {percent:.0f} % of the budget (warns at"
@@ -239,7 +238,7 @@ def _throughput(view: JobView, _settings: Settings) -> Iterator[Alert]:
         return
     yield _alert(
         view,
-        "throughput",
+        AlertKind.THROUGHPUT,
         "warning",
         f"{view.name} is less than half as fast as usual",
         f"{rates[0]:,.1f} records a second; the median of its earlier runs is {rates[1]:,.1f}",
@@ -256,7 +255,7 @@ def _lock(view: JobView, _settings: Settings) -> Iterator[Alert]:
     holder = f"now held by {view.lock_value}" if view.lock_value else "now free"
     yield _alert(
         view,
-        "lock",
+        AlertKind.LOCK,
         "warning",
         f"{view.name} finds its lock held",
         f"{len(skipped)} runs of the last 24 h did not run; {view.spec.lock} is {holder}",

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from scripts.lifecycle.monitoring.alerts import Alert
-from scripts.lifecycle.monitoring.job_levels import RUNBOOK, key_of
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
+from scripts.lifecycle.monitoring.job_levels import key_of
 from scripts.lifecycle.monitoring.observations import Forecast, Observation, Status
 from scripts.lifecycle.monitoring.residue import Residue
 from scripts.lifecycle.policy.policies import Policy
@@ -15,7 +15,7 @@ from scripts.utils.odd_moments import before
 from scripts.utils.pages import duration
 
 # These kinds are judged from the count. Where the count failed, none of their alerts ends.
-COUNTED_KINDS = ("overdue", "deletes_nothing", "backlog")
+COUNTED_KINDS = (AlertKind.OVERDUE, AlertKind.DELETES_NOTHING, AlertKind.BACKLOG)
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ def policy_alerts(view: PolicyView) -> list[Alert]:
     return [*_overdue(view, view.residue), *_deletes_nothing(view, view.residue), *_backlog(view, view.residue)]
 
 
-def _key(view: PolicyView, kind: str) -> tuple[str, str]:
-    return key_of(kind, view.job, view.policy.name), f"{RUNBOOK}#{kind}"
+def _key(view: PolicyView, kind: AlertKind) -> tuple[str, str]:
+    return key_of(kind, view.job, view.policy.name), kind.runbook
 
 
 def _uncounted(view: PolicyView) -> Alert:
-    key, runbook = _key(view, "uncounted")
+    key, runbook = _key(view, AlertKind.UNCOUNTED)
     counted = [seen for seen in view.history if seen.items is not None]
     since = counted[-1].slot if counted else (view.history[0].slot if view.history else view.now)
     for_too_long = view.now - since > view.policy.overdue.warning
@@ -84,7 +84,7 @@ def _overdue(view: PolicyView, residue: Residue) -> Iterator[Alert]:
     if view.status == "within_sla":
         return
     overdue = view.policy.overdue
-    key, runbook = _key(view, "overdue")
+    key, runbook = _key(view, AlertKind.OVERDUE)
     yield Alert(
         key,
         "critical" if view.status == "breached" else "warning",
@@ -112,7 +112,7 @@ def _deletes_nothing(view: PolicyView, residue: Residue) -> Iterator[Alert]:
     # somebody else may have deleted them.
     if deleted and (residue.left_behind < before[-1].items or deleted >= residue.left_behind):
         return
-    key, runbook = _key(view, "deletes_nothing")
+    key, runbook = _key(view, AlertKind.DELETES_NOTHING)
     yield Alert(
         key,
         "critical",
@@ -129,7 +129,7 @@ def _deletes_nothing(view: PolicyView, residue: Residue) -> Iterator[Alert]:
 def _backlog(view: PolicyView, residue: Residue) -> Iterator[Alert]:
     if not residue.late or view.forecast is None or view.forecast.days_left is not None:
         return
-    key, runbook = _key(view, "backlog")
+    key, runbook = _key(view, AlertKind.BACKLOG)
     yield Alert(
         key,
         "warning",

@@ -11,8 +11,7 @@ from datetime import datetime, timedelta
 
 from psycopg.rows import class_row
 
-from scripts.lifecycle.monitoring.alerts import Alert
-from scripts.lifecycle.monitoring.job_levels import RUNBOOK
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
 from scripts.lifecycle.monitoring.observations import Observation, Status
 from scripts.utils.alert_sinks import Severity
 from scripts.utils.db_utils import Connection
@@ -83,9 +82,10 @@ def observation(view: QueueView, alerts: list[Alert], at: datetime) -> Observati
 
 
 def _alert(
-    kind: str, severity: Severity, what: str, how_bad: str, what_to_do: str, since: datetime | None = None
+    kind: AlertKind, severity: Severity, what: str, how_bad: str, what_to_do: str, since: datetime | None = None
 ) -> Alert:
-    return Alert(f"{SCOPE}{kind}", severity, what, how_bad, what_to_do, f"{RUNBOOK}#queue_{kind}", since)
+    key = SCOPE + kind.removeprefix("queue_")
+    return Alert(key, severity, what, how_bad, what_to_do, kind.runbook, since)
 
 
 def _depth(view: QueueView, settings: Settings) -> Iterator[Alert]:
@@ -93,7 +93,7 @@ def _depth(view: QueueView, settings: Settings) -> Iterator[Alert]:
         return
     critical = view.depth > settings.mrq_depth_critical
     yield _alert(
-        "depth",
+        AlertKind.QUEUE_DEPTH,
         "critical" if critical else "warning",
         "too much lies on the manual-resolution queue",
         f"{view.depth:,} open items (warns above {settings.mrq_depth_warning:,}, critical above"
@@ -107,7 +107,7 @@ def _mean_age(view: QueueView, settings: Settings) -> Iterator[Alert]:
     limit = timedelta(hours=settings.mrq_age_warning_hours).total_seconds()
     if view.depth and view.mean_seconds > limit:
         yield _alert(
-            "mean_age",
+            AlertKind.QUEUE_MEAN_AGE,
             "warning",
             "items lie on the manual-resolution queue for too long",
             f"mean age {duration(view.mean_seconds)} of {view.depth:,} open items (warns above {duration(limit)})",
@@ -119,7 +119,7 @@ def _oldest(view: QueueView, settings: Settings) -> Iterator[Alert]:
     limit = timedelta(hours=settings.mrq_age_escalation_hours).total_seconds()
     if view.oldest_seconds > limit:
         yield _alert(
-            "oldest",
+            AlertKind.QUEUE_OLDEST,
             "critical",
             "an item on the manual-resolution queue waits for a person",
             f"the oldest open item is {duration(view.oldest_seconds)} old (critical above {duration(limit)})",
@@ -132,7 +132,7 @@ def _rate(view: QueueView) -> Iterator[Alert]:
     if not view.depth or view.resolved_a_day < _LEAST_A_DAY or view.resolved_today >= view.resolved_a_day / 2:
         return
     yield _alert(
-        "resolution_rate",
+        AlertKind.QUEUE_RESOLUTION_RATE,
         "warning",
         "less than half as much as usual is resolved on the manual-resolution queue",
         f"{view.resolved_today:,} in the last 24 h; {view.resolved_a_day:,.1f} a day in the four weeks before;"

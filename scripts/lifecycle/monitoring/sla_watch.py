@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 from scripts.lifecycle.jobs import stop_switch
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.monitoring import observations, run_history
-from scripts.lifecycle.monitoring.alerts import Alert
-from scripts.lifecycle.monitoring.job_levels import RUNBOOK, JobView, job_alerts, key_of
+from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
+from scripts.lifecycle.monitoring.job_levels import JobView, job_alerts, key_of
 from scripts.lifecycle.monitoring.observations import LONGEST_DAYS, Observation
 from scripts.lifecycle.monitoring.policy_levels import PolicyView, policy_alerts
 from scripts.lifecycle.monitoring.residue import Residue, measure
@@ -183,12 +183,12 @@ def _lock_value(run: Run, lock: str) -> str | None:
 
 def _unclaimed(policy: str) -> Alert:
     return Alert(
-        key_of("unclaimed", NO_JOB, policy),
+        key_of(AlertKind.UNCLAIMED, NO_JOB, policy),
         "warning",
         f"no job says that it carries out the policy {policy}",
         "whether it is carried out on time cannot be watched",
         "name it under the job's policies: in the policy file",
-        f"{RUNBOOK}#unclaimed",
+        AlertKind.UNCLAIMED.runbook,
     )
 
 
