@@ -130,6 +130,6 @@ def test_no_statement_of_a_run_with_dependants_reads_another_column(apply, five)
     for arguments in (("--dry-run",), ("--limit", "2"), ()):
         run = apply({"things": rules}, *arguments)
         assert "42501" not in str(run.lines)
-        assert run.code in (0, 3)
+        assert run.code == 0
     assert (left(five), left(five, "notes")) == ([], [1])
     assert five.execute("SELECT thing, secret FROM notes").fetchall() == [(None, "x")]
