@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psycopg
@@ -114,6 +114,8 @@ class Given:
 
     statements: list[str]
     notes: list[str]
+    missing: list[str] = field(default_factory=list)
+    """Columns that the policy file names and that do not exist, with their places: rights on them were not given."""
 
 
 def given_by_migrations(texts: Iterable[str]) -> list[tuple[str, str]]:
@@ -131,13 +133,13 @@ def given_by_migrations(texts: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def wanted_by_role(connection: Connection, policies: PolicySet) -> dict[str, list[Right]]:
-    """Return the rights that each role needs; a column that does not exist is left out, and named by the preflight.
+    """Return the rights that each role needs; a column that does not exist is left out.
 
     Raises:
         OpsError: Tables do not exist; names all of them.
     """
     needed = rights.needed(connection, policies)
-    there = {table: _columns(connection, table) for table in dict.fromkeys(right.table for right in needed)}
+    there = _there(connection, needed)
     missing = {right.table: right for right in reversed(needed) if not there[right.table]}
     if missing:
         named = "; ".join(f"{right.place}: table {table} does not exist" for table, right in sorted(missing.items()))
@@ -186,7 +188,7 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         if not (row["by_owner"] and row["may_revoke"]) and not _is_wanted(row, wanted, kept) and row["schema"] != "ops"
     ]
     notes += otherwise(connection)
-    return Given(done, list(dict.fromkeys(notes)))
+    return Given(done, list(dict.fromkeys(notes)), _missing_columns(connection, policies))
 
 
 def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Composed]:
@@ -276,6 +278,23 @@ def _columns(connection: Connection, table: str) -> list[str]:
     """Return a table's columns and the system columns that statements name; none: there is no such table."""
     oid = rights.oid_of(connection, table)
     return [*columns_of(connection, oid), *rights.PLACE_OF_A_ROW] if oid else []
+
+
+def _there(connection: Connection, needed: list[Right]) -> dict[str, list[str]]:
+    """Return the columns of each table, by its name; none: there is no such table."""
+    return {table: _columns(connection, table) for table in dict.fromkeys(right.table for right in needed)}
+
+
+def _missing_columns(connection: Connection, policies: PolicySet) -> list[str]:
+    """Name the columns of the policy file that do not exist, each with the first place that needs it."""
+    needed = rights.needed(connection, policies)
+    there = _there(connection, needed)
+    found: dict[tuple[str, str], str] = {}
+    for right in needed:
+        if right.column != WHOLE and right.column not in there[right.table]:
+            said = f"{right.place}: column {right.table}.{right.column} does not exist"
+            found.setdefault((right.table, right.column), said)
+    return list(found.values())
 
 
 def _of_triggers(connection: Connection, wanted: list[Right]) -> set[tuple[int, str]]:

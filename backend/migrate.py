@@ -313,8 +313,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 1 if problems else 0
     if arguments.grants:
         given = grant(_url(), arguments.grants)
-        print("\n".join([*given.statements, *(f"-- {note}" for note in given.notes)]) or "nothing to do")
-        return 0
+        notes = [f"-- {note}" for note in (*given.notes, *given.missing)]
+        print("\n".join([*given.statements, *notes]) or "nothing to do")
+        return 1 if given.missing else 0
     print("\n".join(apply(_url(), sample_app=arguments.sample_app)) or "nothing to do")
     return 0
 

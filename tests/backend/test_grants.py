@@ -279,6 +279,20 @@ def test_all_tables_that_do_not_exist_are_named_with_their_lines_and_nothing_is_
     assert admin.execute(HELD).fetchall() == before
 
 
+def test_all_columns_that_do_not_exist_are_named_with_their_places_and_the_rest_is_given(admin, give, as_role):
+    admin.execute(TREE)
+    rules = {"old": {"anchor": "made_at", "keep": "30 days", "when": {"colour": "red"}}}
+
+    done = give({"things": policy(person="whose", rules=rules)})
+
+    assert [each.partition(" (line ")[0] for each in done.missing] == [
+        "policies.things.person",
+        "policies.things.rules.old.when.colour",
+    ]
+    assert done.missing[0].endswith("): column public.things.whose does not exist")
+    as_role(grants.ROLE, "SELECT id, made_at FROM things")
+
+
 def test_a_partition_that_a_run_has_detached_stays_readable_until_the_run_is_done_with_it(admin, give, as_role):
     admin.execute(TREE)
     admin.execute(

@@ -182,6 +182,11 @@ def test_grants_from_a_terminal(database, tmp_path):
     done = run("--grants", str(DEFAULT_POLICY_FILE), url=database.superuser_url)
     assert done.returncode == 0
     assert done.stdout == "nothing to do\n"
+    path = tmp_path / "p.yaml"
+    path.write_text(DEFAULT_POLICY_FILE.read_text().replace("anchor: pdf_delivered_at", "anchor: given_at"))
+    done = run("--grants", str(path), url=database.superuser_url)
+    assert done.returncode == 1
+    assert "rules.delivered.anchor (line 20): column public.quiz_responses.given_at does not exist" in done.stdout
     done = run("--grants", str(tmp_path / "missing.yaml"), url=database.superuser_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
