@@ -133,7 +133,8 @@ def parse(name, arguments):
     if name in _BACKEND:
         _BACKEND[name](arguments)
     else:
-        parser_of(load_script(_JOBS[name]).JOB).parse_args(arguments)
+        job = load_script(_JOBS[name]).JOB
+        parser_of(job).parse_args(job.spelled(arguments))
 
 
 def unknown(name, arguments):

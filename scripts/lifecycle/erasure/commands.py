@@ -90,9 +90,7 @@ def _preview_rows(run: Run, found: list[Found]) -> Iterator[tuple[str, ...]]:
 
 
 def _export(run: Run) -> None:
-    output: Path | None = run.options.flags.output
-    if output is None:
-        raise Misconfigured("--export needs --output FILE: personal data is not printed")
+    output: Path = run.options.flags.output
     made = export(run, _address(), output)
     get_logger().info(
         "export_written",

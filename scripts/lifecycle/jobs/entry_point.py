@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -54,7 +55,7 @@ _EVENT_OF = {
 
 def main(job: Job, arguments: Sequence[str] | None = None) -> int:
     """Run a job and return the process's exit code."""
-    flags = parser_of(job).parse_args(arguments)
+    flags = parser_of(job).parse_args(job.spelled(list(sys.argv[1:] if arguments is None else arguments)))
     command = getattr(flags, "verb", None) in job.commands
     if command:
         job = replace(job, kind=Kind.TAKES_NO_LOCK)

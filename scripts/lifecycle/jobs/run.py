@@ -59,6 +59,7 @@ class Job:
         events: Prefix of its start and closing events.
         arguments: Adds flags of its own.
         commands: Of a job with verbs: those that are an operator's commands, with neither lock nor caps.
+        spelled: Returns the command line as the parser knows it, from one as earlier versions knew it.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Job:
     events: str = "cleanup"
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
     commands: frozenset[str] = frozenset()
+    spelled: Callable[[list[str]], list[str]] = list
 
     @property
     def purges(self) -> bool:

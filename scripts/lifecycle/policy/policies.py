@@ -437,7 +437,7 @@ class ErasureStep(_Located):
     blocked_by: dict[Name, dict[Column, ConditionField]] = Field(default_factory=dict)
     """Conditions of rows that stay until a person has decided about them, by the name of the reason."""
     not_exported: tuple[Column, ...] | None = None
-    """Columns that ``--export`` leaves out; None: those whose names are a secret's, such as a token's hash."""
+    """Columns that ``export`` leaves out; None: those whose names are a secret's, such as a token's hash."""
     ground: str = Field(min_length=1)
     """Why the rows are erased, or why what stays may stay. The certificate quotes it."""
 

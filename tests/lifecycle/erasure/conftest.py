@@ -108,7 +108,7 @@ def asked(erase):
     def ask(address=ADDRESS, **flags):
         options = {"channel": "support", "identity": "signed_link"} | flags
         words = [word for name, value in options.items() if value for word in (f"--{name.replace('_', '-')}", value)]
-        done = erase("--add", "-", *words, stdin=f"{address}\n")
+        done = erase("add", *words, stdin=f"{address}\n")
         assert done.code == 0, done.output
         return done.event("erasure_entered")["request"]
 

@@ -16,6 +16,8 @@ READING = (
     ("cleanup", "stop_switch", "status"),
     ("retention", "legal_holds", "list"),
     ("retention", "enforce_gdpr_deletion", "list", "--all"),
+    ("retention", "enforce_gdpr_deletion", "preview"),
+    ("retention", "enforce_gdpr_deletion", "export", "--output", "{export}"),
     ("retention", "enforce_gdpr_deletion", "show", "{request}"),
     ("retention", "enforce_gdpr_deletion", "certificate", "{request}", "--output", "{paper}"),
     ("retention", "enforce_gdpr_deletion", "verify", "{paper}"),
@@ -87,16 +89,18 @@ def test_every_verb_of_every_script_says_who_acted_or_changes_nothing(world, act
     world.payment("other@example.com")
     gdpr = ("retention", "enforce_gdpr_deletion")
 
-    done, by = act(*gdpr, "--add", "-", "--identity", "passport", *BY_HAND, stdin=f"{ADDRESS}\n")
+    done, by = act(*gdpr, "add", "--identity", "passport", *BY_HAND, stdin=f"{ADDRESS}\n")
     assert by == {OTTO}
     _, by = act(*gdpr, "cancel", done.event("erasure_entered")["request"], *BY_HAND)
     assert by == {OTTO}
-    done, by = act(*gdpr, "--add", "-", *BY_HAND, stdin=f"{ADDRESS}\n")
+    done, by = act(*gdpr, "add", *BY_HAND, stdin=f"{ADDRESS}\n")
     _, identified = act(*gdpr, "identify", done.event("erasure_entered")["request"], "--method", "letter", *BY_HAND)
     assert by == identified == {OTTO}
     names = {"request": done.event("erasure_entered")["request"], "paper": str(tmp_path / "certificate.json")}
-    _, by = act(*gdpr)
-    assert by == {"system:enforce_gdpr_deletion"}
+    names["export"] = str(tmp_path / "export.zip")
+    for verb in ("run", "replay"):
+        _, by = act(*gdpr, verb)
+        assert by <= {"system:enforce_gdpr_deletion"}
 
     done, by = act(
         "retention", "legal_holds", "place", "--person", "-", "--reason", "r", *BY_HAND, stdin=f"{ADDRESS}\n"
@@ -148,7 +152,7 @@ def test_every_verb_of_every_script_says_who_acted_or_changes_nothing(world, act
     assert by == {OTTO}
 
     for words in READING:
-        _, by = act(*words[:2], *(each.format(**names) for each in words[2:]))
+        _, by = act(*words[:2], *(each.format(**names) for each in words[2:]), stdin=f"{ADDRESS}\n")
         assert by == set(), words
 
     _, by = act(*gdpr, "sign-ledger", *BY_HAND)

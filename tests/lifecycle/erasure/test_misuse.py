@@ -8,12 +8,17 @@ import pytest
 
 from tests.lifecycle.erasure.conftest import SCRIPT
 from tests.lifecycle.erasure.world import ADDRESS
+from tests.project.conftest import load_script
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ("--add", "-", "list"),
+        ("add", "list"),
+        ("list", "--channel", "web"),
+        ("preview", "--identity", "passport"),
+        ("show", "00000000-0000-4000-8000-000000000001", "--limit", "1"),
         ("--export", "-", "list"),
         ("--add", "-", "--preview", "-"),
         ("--requested-at", "2026-01-01T00:00:00Z"),
@@ -34,7 +39,27 @@ def test_two_things_at_once_are_refused(world, person, erase, words):
     assert code == 2
 
 
-@pytest.mark.parametrize("words", [("--add", "-", "--dry-run"), ("--dry-run", "--add", "-")])
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ([], ["run"]),
+        (["--dry-run", "--limit", "2"], ["run", "--dry-run", "--limit", "2"]),
+        (["--identity", "passport", "--add", "-"], ["add", "--identity", "passport", "-"]),
+        (["--log-format", "json", "--preview=-"], ["preview", "--log-format", "json"]),
+        (["--export", "-", "--output", "x.zip"], ["export", "-", "--output", "x.zip"]),
+        (["--limit", "1", "--replay"], ["replay", "--limit", "1"]),
+        (["list", "--all"], ["list", "--all"]),
+        (["--operator", "olga", "list"], ["--operator", "olga", "list"]),
+        (["--help"], ["--help"]),
+    ],
+)
+def test_the_flags_of_earlier_versions_are_the_verbs_of_the_same_name(words, meant):
+    assert load_script(SCRIPT).JOB.spelled(words) == meant
+
+
+@pytest.mark.parametrize(
+    "words", [("--add", "-", "--dry-run"), ("--dry-run", "--add", "-"), ("add", "--dry-run"), ("--dry-run", "add", "-")]
+)
 def test_a_dry_run_of_an_entry_enters_nothing(world, erase, words):
     done = erase(*words, stdin=f"{ADDRESS}\n")
     assert world.rows("ops.erasure_requests") == [], done.output
