@@ -108,12 +108,14 @@ def test_every_verb_of_every_script_says_who_acted_or_changes_nothing(world, act
     done, by = act(*gdpr, "add", *BY_HAND, stdin=f"{ADDRESS}\n")
     _, identified = act(*gdpr, "identify", done.event("erasure_entered")["request"], "--method", "letter", *BY_HAND)
     assert by == identified == {OTTO}
-    names = {"request": done.event("erasure_entered")["request"], "paper": str(tmp_path / "certificate.json")}
-    names["export"] = str(tmp_path / "export.zip")
+    names = {
+        "request": done.event("erasure_entered")["request"],
+        "paper": str(tmp_path / "certificate.json"),
+        "export": str(tmp_path / "export.zip"),
+    }
     _, by = act(*gdpr, "run")
     assert by == {"system:enforce_gdpr_deletion"}
-    world.add("another@example.com")
-    act(*gdpr, "add", "--identity", "passport", *BY_HAND, stdin="another@example.com\n")
+    act(*gdpr, "add", "--identity", "passport", *BY_HAND, stdin="other@example.com\n")
     _, by = act(*gdpr, "replay")
     assert by == {"system:enforce_gdpr_deletion"}
 
