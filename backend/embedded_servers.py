@@ -556,7 +556,7 @@ def _start_blob(stack: Stack) -> Stack:
     token = stack.blob_token or f"vercel_blob_rw_{SAMPLE_STORE}_{secrets.token_hex(16)}"
     token_file = folder / "token"
     private_files.write(token_file, token.encode())
-    server = [sys.executable, str(ROOT / "backend" / "blob_server.py"), "--access", "private"]
+    server = [sys.executable, str(ROOT / "backend" / "blob_server.py")]
     server += ["--directory", str(folder), "--token-file", str(token_file)]
     for port in _ports(stack.blob_port or _free_port()):
         started = replace(stack, blob_port=port, blob_token=token)

@@ -135,9 +135,9 @@ def _put_pdfs(stack: Stack, url: str, say: Callable[[str], None]) -> None:
     with as_superuser(url) as connection:
         named = connection.execute(
             "SELECT ops.blob_pathname(pdf_blob_path), extract(epoch FROM created_at AT TIME ZONE 'UTC')::float8"
-            " FROM public.meal_plans WHERE pdf_blob_path IS NOT NULL"
+            " FROM public.meal_plans WHERE pdf_blob_path <> ''"
         ).fetchall()
-    forgotten = [(f"meal-plans/forgotten-{number}.pdf", 0.0) for number in range(FORGOTTEN_PDFS)]
+    forgotten = [(f"keto-meal-plan-forgotten-{number}.pdf", 0.0) for number in range(FORGOTTEN_PDFS)]
     try:
         for pathname, uploaded_at in named + forgotten:
             store.put(pathname, SAMPLE_BODY, overwrite=True, uploaded_at=uploaded_at)

@@ -5,6 +5,7 @@
     python backend/migrate.py --status               list applied and pending files
     python backend/migrate.py --check                exit 1 when something is pending or was changed
     python backend/migrate.py --grants POLICY_FILE   least rights on what the policy file names, and no others
+    python backend/migrate.py --indexes POLICY_FILE  print the indexes that its tables lack; --apply makes them
 
 The database is MIGRATION_DATABASE_URL, by default DATABASE_URL_UNPOOLED, then DATABASE_URL.
 Exit codes: 0 done, 1 failed, 2 misconfigured.
@@ -17,7 +18,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from psycopg.conninfo import make_conninfo
 
 from backend import grants
 from scripts.lifecycle.audit import definitions
+from scripts.lifecycle.engine import indexes
+from scripts.lifecycle.engine.indexes import MissingIndex
 from scripts.lifecycle.policy.policies import load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
@@ -183,6 +186,32 @@ def grant(conninfo: str, policy_file: Path) -> grants.Given:
         return grants.give(connection, policy_set, migrations=texts)
 
 
+def missing_indexes(conninfo: str, policy_file: Path) -> list[MissingIndex]:
+    """List the indexes that the policies in the file need and that the application's tables lack; writes nothing."""
+    policy_set = load_policies(policy_file)
+    with _connect(conninfo) as connection:
+        connection.read_only = True
+        return indexes.missing_indexes(connection, policy_set)
+
+
+def make_indexes(conninfo: str, missing: Iterable[MissingIndex]) -> Iterator[str]:
+    """Make indexes one after the other, and yield each statement when it is done.
+
+    Writers are let in meanwhile (CONCURRENTLY), so each statement waits for the transactions that are open. What was
+    interrupted leaves an invalid index: it is dropped before the index is made anew.
+
+    Raises:
+        OpsError: PostgreSQL refused one. Those before it are made.
+    """
+    with _connect(conninfo, autocommit=True) as connection:
+        for index in missing:
+            for invalid in indexes.left_behind(connection, index):
+                connection.execute(sql.SQL("DROP INDEX CONCURRENTLY {}").format(invalid))
+            for statement in index.statements:
+                connection.execute(statement)
+                yield statement.as_string(connection)
+
+
 def _state(migration: Migration, ledger: dict[tuple[str, str], str]) -> str:
     if migration.key not in ledger:
         return "pending"
@@ -248,13 +277,14 @@ def _let_the_role_read_the_ledger(connection: Connection) -> None:
 
 
 @contextmanager
-def _connect(conninfo: str) -> Iterator[Connection]:
+def _connect(conninfo: str, *, autocommit: bool = False) -> Iterator[Connection]:
     try:
         connection = psycopg.connect(  # noqa: TID251 - needs an owner's role, not the jobs' settings
             make_conninfo(conninfo, **tls.libpq_options(conninfo)),
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             client_encoding="UTF8",
             prepare_threshold=None,
+            autocommit=autocommit,
             application_name="migrate",
         )
     except psycopg.ProgrammingError:
@@ -292,7 +322,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--status", action="store_true", help="list applied and pending files")
     what.add_argument("--check", action="store_true", help="exit 1 when a file is pending or was changed")
     what.add_argument("--grants", type=Path, metavar="POLICY_FILE", help="give the roles what they need, no more")
-    return parser.parse_args(argv)
+    what.add_argument("--indexes", type=Path, metavar="POLICY_FILE", help="print the indexes that its tables lack")
+    parser.add_argument("--apply", action="store_true", help="with --indexes: make them, one after the other")
+    arguments = parser.parse_args(argv)
+    if arguments.apply and not arguments.indexes:
+        parser.error("--apply goes with --indexes")
+    return arguments
 
 
 def _url() -> str:
@@ -300,6 +335,19 @@ def _url() -> str:
         if url := os.environ.get(name):  # noqa: TID251 - the jobs' settings know nothing of the owner's URL
             return url
     raise Misconfigured(f"Set {', '.join(URLS[:-1])} or {URLS[-1]} to the database to migrate.")
+
+
+def _show_indexes(missing: list[MissingIndex], *, apply_them: bool) -> None:
+    if not missing:
+        print("nothing is missing")
+    for index in missing:
+        for reason in index.reasons:
+            print(f"-- {reason}")
+        for statement in index.statements:
+            print(f"{statement.as_string(None)};")
+    if apply_them:
+        for done in make_indexes(_url(), missing):
+            print(f"made: {done}", flush=True)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -311,6 +359,9 @@ def _run(arguments: argparse.Namespace) -> int:
         problems = check(_url())
         print("\n".join(problems) or "up to date")
         return 1 if problems else 0
+    if arguments.indexes:
+        _show_indexes(missing_indexes(_url(), arguments.indexes), apply_them=arguments.apply)
+        return 0
     if arguments.grants:
         given = grant(_url(), arguments.grants)
         notes = [f"-- {note}" for note in (*given.notes, *given.missing)]

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from enum import IntEnum
 from hashlib import blake2b
@@ -113,6 +113,8 @@ class SampleCounts:
     payment_transactions: int
     magic_link_tokens: int
     email_blacklist: int
+    manual_resolution: int
+    refund_counts: int
 
 
 # Kind, person and dates of the visits n. OFFSET 0 keeps the planner from working an expression out once per use.
@@ -211,18 +213,17 @@ SELECT {id}, CASE WHEN person <= %(users)s AND h2 >> 5 & 1 = 1 THEN {user_id} EN
 """
 
 INSERT_MEAL_PLANS: LiteralString = """
-INSERT INTO public.meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, pdf_deleted_at, calorie_target,
+INSERT INTO public.meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, calorie_target,
                                preferences_summary, ai_model, status, refund_count, created_at, email_sent_at)
-SELECT {id}, CASE WHEN recent THEN {payment_id} ELSE {past_payment_id} END, email, normalized_email,
+SELECT {id}, paid_by, email, normalized_email,
        CASE WHEN names_pdf
-            THEN CASE WHEN mod(number, 5) = 0 THEN %(blob_store)s ELSE '' END || 'meal-plans/' || {id} || '.pdf' END,
-       CASE WHEN made_pdf AND NOT names_pdf
-            THEN least(made_at + interval '90 days 3 hours', %(as_of)s::timestamp) END,
+            THEN %(blob_store)s || 'keto-meal-plan-' || paid_by || '-' || left(md5({id}), 8) || '.pdf' ELSE '' END,
        1200 + 10 * mod(h1 >> 17, 140),
        jsonb_build_object('excluded', (%(excluded)s::text[])[1 + (h3 >> 8 & 3)], 'meals_per_day', 2 + (h3 >> 12 & 1)),
        (%(models)s::text[])[1 + (h3 >> 16 & 1)], state, CASE WHEN state = 'refunded' THEN 1 ELSE 0 END, made_at,
        CASE WHEN made_pdf THEN CASE WHEN recent THEN delivered_at ELSE made_at + interval '2 minutes' END END
-  FROM (SELECT mailbox.*, state IN ('completed', 'refunded') AS made_pdf,
+  FROM (SELECT mailbox.*, CASE WHEN recent THEN {payment_id} ELSE {past_payment_id} END AS paid_by,
+               state IN ('completed', 'refunded') AS made_pdf,
                state IN ('completed', 'refunded') AND number NOT BETWEEN 8 AND 10
                AND (number <= 7 OR made_at > %(as_of)s::timestamp - interval '90 days' OR h3 & 1 = 1) AS names_pdf
           FROM ({mailboxes}) AS mailbox OFFSET 0) AS plan
@@ -238,8 +239,9 @@ SELECT {id}, CASE WHEN long_ago THEN {old_payment_id} WHEN recent THEN {payment_
        (%(amounts)s::numeric[])[1 + (h3 >> 24 & 3)], (%(currencies)s::text[])[1 + (h3 >> 26 & 3)],
        (%(methods)s::text[])[1 + (h3 >> 28 & 3)],
        CASE WHEN NOT long_ago AND state = 'refunded' THEN 'refunded'
-            WHEN long_ago AND h3 >> 30 & 127 = 0 THEN 'chargeback' ELSE 'succeeded' END,
-       paid_at - interval '3 seconds', paid_at - interval '1 second', email, normalized_email, paid_at, paid_at
+            WHEN long_ago AND h3 >> 30 & 127 = 0 THEN 'chargeback' ELSE 'succeeded' END::public.payment_status_type,
+       paid_at, paid_at + interval '2 seconds', email, normalized_email, paid_at + interval '3 seconds',
+       paid_at + interval '3 seconds'
   FROM (SELECT mailbox.*, CASE
                    WHEN number BETWEEN 5 AND 7
                    THEN %(as_of)s::timestamp - interval '7 years' + interval '1 second' * (number - 6)
@@ -266,18 +268,46 @@ SELECT {id}, encode(sha256(convert_to({id}, 'UTF8')), 'hex'), email, normalized_
           FROM ({mailboxes}) AS mailbox OFFSET 0) AS token
 """
 
-# The first three end at the edge; of the next two, which are permanent, one is long past the date that it carries.
+# The first three end at the edge; the next two have no end, each in one of the two ways of the application.
 INSERT_BLACKLIST: LiteralString = """
-INSERT INTO public.email_blacklist (id, normalized_email, reason, is_permanent, created_at, expires_at)
-SELECT {id}, normalized_email, (%(reasons)s::text[])[1 + (h2 >> 8 & 3)], n IN (4, 5) OR n > 5 AND mod(h2, 20) = 0,
-       ends_at - interval '90 days', ends_at
+INSERT INTO public.email_blacklist (id, normalized_email, reason, created_at, expires_at)
+SELECT {id}, normalized_email, (%(reasons)s::text[])[1 + (h2 >> 8 & 3)], ends_at - interval '90 days',
+       CASE WHEN n = 4 OR n > 5 AND mod(h2, 40) = 0 THEN timestamp 'infinity'
+            WHEN n = 5 OR n > 5 AND mod(h2, 40) = 1 THEN timestamp '9999-12-31 23:59:59' ELSE ends_at END
   FROM (SELECT mailbox.*, %(as_of)s::timestamp + CASE
                    WHEN n <= 3 THEN interval '1 second' * (n - 2)
-                   WHEN n = 4 THEN interval '-30 days'
-                   WHEN n = 5 THEN interval '30 days'
+                   WHEN n <= 5 THEN interval '-30 days'
                    ELSE interval '90 days' - interval '1 microsecond' * (2000000 + mod(h1, 11232000000000))
                END AS ends_at
           FROM ({mailboxes}) AS mailbox OFFSET 0) AS entry
+"""
+
+# The application's own cases. The first three were resolved at the edge of a year, the fourth is old and still open.
+INSERT_CASES: LiteralString = """
+INSERT INTO public.manual_resolution (id, payment_id, user_email, normalized_email, issue_type, status, sla_deadline,
+                                      created_at, resolved_at, assigned_to, resolution_notes)
+SELECT {id}, {payment_id}, email, normalized_email,
+       (enum_range(NULL::public.issue_type))[1 + (h2 >> 8 & 3)],
+       CASE WHEN resolved_at IS NOT NULL THEN 'resolved' WHEN h2 & 1 = 0 THEN 'in_progress' ELSE 'pending' END,
+       opened_at + interval '4 hours', opened_at, resolved_at, CASE WHEN h2 & 1 = 0 THEN 'support' END,
+       CASE WHEN resolved_at IS NOT NULL THEN 'sent again to ' || email END
+  FROM (SELECT dated.*, least(resolved_at, dated.made_at) - interval '3 hours' AS opened_at
+          FROM (SELECT mailbox.*, %(as_of)s::timestamp - interval '1 microsecond' * mod(h1, 63072000000000) AS made_at,
+                       CASE WHEN n <= 3 THEN %(as_of)s::timestamp - interval '1 year' + interval '1 second' * (n - 2)
+                            WHEN n > 4 AND mod(h2, 5) > 0
+                            THEN %(as_of)s::timestamp - interval '1 microsecond' * mod(h1, 63072000000000)
+                       END AS resolved_at
+                  FROM ({mailboxes}) AS mailbox OFFSET 0) AS dated
+        OFFSET 0) AS case_
+"""
+
+# One row a mailbox; the first three lie at the edge of a year.
+INSERT_REFUND_COUNTS: LiteralString = """
+INSERT INTO public.refund_counts (normalized_email, refund_count, updated_at)
+SELECT normalized_email, 1 + (h2 >> 8 & 1),
+       (CASE WHEN n <= 3 THEN %(as_of)s::timestamp - interval '1 year' + interval '1 second' * (n - 2)
+             ELSE %(as_of)s::timestamp - interval '1 microsecond' * mod(h1, 63072000000000) END) AT TIME ZONE 'UTC'
+  FROM ({mailboxes}) AS mailbox
 """
 
 NUMBERED: LiteralString = """
@@ -286,7 +316,7 @@ SELECT n, {person} AS person, hashint8extended(n, %(draw)s + {table}) & 92233720
   FROM generate_series(%(first)s::bigint, %(last)s::bigint, %(step)s::bigint) AS n
 """
 
-BLOB_STORE = "https://samplestore.private.blob.vercel-storage.com/"  # one path in five is a whole URL
+BLOB_STORE = "https://samplestore.public.blob.vercel-storage.com/"
 
 
 def load(
@@ -312,6 +342,8 @@ def load(
         "payment_transactions": max(12, rows // ORDER_EVERY),
         "magic_link_tokens": max(8, rows // 2),
         "email_blacklist": max(8, rows // 50),
+        "manual_resolution": max(8, rows // 100),
+        "refund_counts": max(8, rows // 100),
     }
     block = _block_of_kinds(seed)
     parameters = _parameters(seed, rows, sizes["users"], utc, block)
@@ -391,6 +423,10 @@ def _statements() -> dict[str, sql.Composed]:
         "email_blacklist": sql.SQL(INSERT_BLACKLIST).format(
             id=_uuid("blacklist", "n"), mailboxes=_mailboxes(_numbered("10 * n", 30))
         ),
+        "manual_resolution": sql.SQL(INSERT_CASES).format(
+            id=_uuid("case", "n"), payment_id=_payment_id("case"), mailboxes=_mailboxes(_numbered("10 * n + 3", 40))
+        ),
+        "refund_counts": sql.SQL(INSERT_REFUND_COUNTS).format(mailboxes=_mailboxes(_numbered("10 * n + 7", 50))),
     }
 
 
@@ -555,7 +591,7 @@ def _as_table(counts: SampleCounts) -> Table:
     table.add_row("quiz_responses", f"{counts.total:,}")
     for kind in Kind:
         table.add_row(f"  {kind.name.lower().replace('_', ', ')}", f"{getattr(counts, kind.name.lower()):,}")
-    for name in ("users", "meal_plans", "payment_transactions", "magic_link_tokens", "email_blacklist"):
+    for name in [each.name for each in fields(counts)][-7:]:
         table.add_row(name, f"{getattr(counts, name):,}")
     return table
 

@@ -75,9 +75,10 @@ SELECT md5('token' || n)::uuid::text, md5('hash' || n) || md5('more' || n), 'per
            AS expires) AS age ORDER BY md5('order' || n)
 """
 ENTRIES = """
-INSERT INTO public.email_blacklist (id, normalized_email, reason, is_permanent, created_at, expires_at)
-SELECT md5('entry' || n)::uuid::text, 'person' || n || '@example.com', 'chargeback', n >= %(due)s,
-       timezone('UTC', now()) - interval '91 days', timezone('UTC', now()) - interval '1 day'
+INSERT INTO public.email_blacklist (id, normalized_email, reason, created_at, expires_at)
+SELECT md5('entry' || n)::uuid::text, 'person' || n || '@example.com', 'chargeback',
+       timezone('UTC', now()) - interval '91 days',
+       CASE WHEN n < %(due)s THEN timezone('UTC', now()) - interval '1 day' ELSE 'infinity' END
   FROM generate_series(0, %(all)s - 1) AS n ORDER BY md5('order' || n)
 """
 # The facts that ops.audit_log shows of a blob, as a table with nothing but its key.
@@ -86,12 +87,12 @@ SCRATCH = (
     " occurred_at timestamptz NOT NULL DEFAULT now(), actor text NOT NULL, action text NOT NULL,"
     " resource_type text NOT NULL, resource_id text NOT NULL, reason text NOT NULL, run_id uuid NOT NULL)"
 )
-FINALISE = "UPDATE public.meal_plans SET pdf_blob_path = NULL, pdf_deleted_at = timezone('UTC', now()) WHERE id = %s"
+FINALISE = "UPDATE public.meal_plans SET pdf_blob_path = '' WHERE id = %s"
 NOTE = (
     "INSERT INTO public.usual_audit (actor, action, resource_type, resource_id, reason, run_id)"
     " VALUES ('system:usual', 'delete_blob', 'public.meal_plans', %s, 'retention_policy', %s)"
 )
-DUE_PDFS = "pdf_blob_path IS NOT NULL AND created_at < timezone('UTC', now()) - interval '90 days'"
+DUE_PDFS = "pdf_blob_path <> '' AND created_at < timezone('UTC', now()) - interval '90 days'"
 
 console = Console(stderr=True)
 
@@ -190,7 +191,7 @@ class Blobs(Bench):
         super().__init__(stack)
         self._store = store
 
-    def template_of(self, job: Job, due: int, *, prefix: str = "meal-plans/") -> Template:
+    def template_of(self, job: Job, due: int, *, prefix: str = "keto-meal-plan-") -> Template:
         """Make a database in which so many rows are due to a job, and a tenth as many are not."""
         name = f"{job.table}_{due}_{prefix.strip('/').replace('-', '_').replace('/', '_')}"
         local_stack.prepare(self._stack, database=name)
@@ -207,7 +208,7 @@ class Blobs(Bench):
     def job(self, job: Job, template: Template) -> ScriptRun:
         """Time a script from process start to exit, and check what it did."""
         if job is PDFS:
-            self._store.refill("meal-plans/", count=template.due + template.due // 10)
+            self._store.refill("keto-meal-plan-", count=template.due + template.due // 10)
         with self._copy(template) as name:
             with self._started(job, name, BLOB_RATE_LIMIT_PER_MINUTE=UNLIMITED) as (process, begun):
                 peak, closing_line = 0.0, {}
@@ -258,7 +259,7 @@ class Blobs(Bench):
 
     def usual(self, template: Template, part: int) -> float:
         """Time the usual way on a part, and extrapolate: it does not slow down, so nothing is lost by it."""
-        self._store.refill("meal-plans/", count=template.due)
+        self._store.refill("keto-meal-plan-", count=template.due)
         headers = {"authorization": f"Bearer {self._store.token}", "x-api-version": "12"}
         query = f"SELECT id, pdf_blob_path FROM public.meal_plans WHERE {DUE_PDFS} LIMIT {part}"
         run_id = uuid4()
@@ -281,7 +282,7 @@ class Blobs(Bench):
 
     def under_one_limit(self, directory: Path) -> tuple[int, int]:
         """Let three processes with databases of their own delete from one store; return the fullest minute and all."""
-        prefixes = [f"meal-plans/{lock}/" for lock in LOCKS]
+        prefixes = [f"keto-meal-plan-{lock}/" for lock in LOCKS]
         names = [self.template_of(PDFS, LIMITED_PDFS, prefix=prefix).name for prefix in prefixes]
         self._store.refill(*prefixes, count=LIMITED_PDFS)
         text = DEFAULT_POLICY_FILE.read_text()

@@ -69,7 +69,7 @@ class BlobName:
             return "foreign_store"
         if self.pathname is None:
             return "bad_name"
-        # The store may take meal-plans/../x for x.
+        # The store may take keto-meal-plan-../x for x.
         if not self.pathname.startswith(prefix) or _NO_SEGMENT.search(f"/{self.pathname}/"):
             return "outside_prefix"
         return None

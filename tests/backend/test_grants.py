@@ -63,7 +63,7 @@ def test_what_no_statement_needs_cannot_be_read(as_role, role, table, column):
 def test_whole_rows_are_for_an_archive_alone(as_role):
     as_role(grants.ROLE, "SELECT * FROM payment_transactions")
     refused(as_role, grants.READER, "SELECT amount FROM payment_transactions")
-    as_role(grants.READER, "SELECT id, created_at FROM payment_transactions")
+    as_role(grants.READER, "SELECT id, paddle_created_at FROM payment_transactions")
 
 
 def test_an_export_reads_what_the_person_is_given_and_no_secret_and_changes_nothing(as_role):

@@ -147,7 +147,7 @@ def test_the_command_line_from_start_to_stop(directory):
     keys = {"AUDIT_PSEUDONYM_KEY", "SUPPRESSION_KEY", "ARCHIVE_MASTER_KEY", "ARCHIVE_URL"}
     assert set(exports) == {"DATABASE_URL", "EXPORT_DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"} | keys | blob
     with psycopg.connect(exports["DATABASE_URL"]) as link:
-        (address,) = link.execute("SELECT email FROM meal_plans WHERE pdf_blob_path IS NOT NULL LIMIT 1").fetchone()
+        (address,) = link.execute("SELECT email FROM meal_plans WHERE pdf_blob_path <> '' LIMIT 1").fetchone()
     output = directory.parent / "export.zip"
     done = run_script(
         SCRIPTS / "retention" / "enforce_gdpr_deletion.py",
@@ -165,7 +165,7 @@ def test_the_command_line_from_start_to_stop(directory):
     ).json()
     assert len(listed["blobs"]) == ask(
         exports["MIGRATION_DATABASE_URL"],
-        f"SELECT count(*) + {local_stack.FORGOTTEN_PDFS} FROM meal_plans WHERE pdf_blob_path IS NOT NULL",
+        f"SELECT count(*) + {local_stack.FORGOTTEN_PDFS} FROM meal_plans WHERE pdf_blob_path <> ''",
     )
     assert ask(exports["DATABASE_URL"], "SELECT current_user || count(*) FROM quiz_responses") == "lifecycle_jobs200"
     assert ask(exports["MIGRATION_DATABASE_URL"], "SELECT current_database()") == "app"

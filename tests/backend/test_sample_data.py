@@ -9,14 +9,17 @@ import pytest
 from backend import sample_data
 
 AS_OF = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)  # the clocks of Europe change here: UTC must not notice
-TABLES = ("users", "quiz_responses", "meal_plans", "payment_transactions", "magic_link_tokens", "email_blacklist")
+TABLES = (
+    *("users", "quiz_responses", "meal_plans", "payment_transactions", "magic_link_tokens", "email_blacklist"),
+    *("manual_resolution", "refund_counts"),
+)
 
 
 def _checksums(connection):
-    return [
-        connection.execute(f"SELECT md5(string_agg(t::text, E'\n' ORDER BY id)) FROM public.{table} AS t").fetchone()[0]
-        for table in TABLES
-    ]
+    rows = "SELECT md5(string_agg(t::text, E'\n' ORDER BY t::text)) FROM public.{} AS t"
+    with connection.transaction():
+        connection.execute("SET LOCAL timezone TO 'UTC'")  # one column has a time zone
+        return [connection.execute(rows.format(table)).fetchone()[0] for table in TABLES]
 
 
 def _clear(connection):
@@ -139,11 +142,13 @@ def test_shares_are_those_of_a_table_with_a_backlog(connection):
         ("quiz_responses", "pdf_delivered_at + interval '24 hours'", "true"),
         ("quiz_responses", "created_at + interval '24 hours'", "pdf_delivered_at IS NULL AND payment_id IS NULL"),
         ("quiz_responses", "created_at + interval '24 hours'", "pdf_delivered_at IS NULL AND payment_id IS NOT NULL"),
-        ("meal_plans", "created_at + interval '90 days'", "pdf_blob_path IS NOT NULL"),
-        ("meal_plans", "created_at + interval '1 year'", "pdf_blob_path IS NULL AND pdf_deleted_at IS NOT NULL"),
-        ("payment_transactions", "created_at + interval '7 years'", "meal_plan_id IS NULL"),
+        ("meal_plans", "created_at + interval '90 days'", "pdf_blob_path <> ''"),
+        ("meal_plans", "created_at + interval '1 year'", "pdf_blob_path = '' AND email_sent_at IS NOT NULL"),
+        ("payment_transactions", "paddle_created_at + interval '7 years'", "meal_plan_id IS NULL"),
         ("magic_link_tokens", "expires_at", "true"),
-        ("email_blacklist", "expires_at", "NOT is_permanent"),
+        ("email_blacklist", "expires_at", "true"),
+        ("manual_resolution", "resolved_at + interval '1 year'", "true"),
+        ("refund_counts", "updated_at AT TIME ZONE 'UTC' + interval '1 year'", "true"),
     ],
 )
 def test_every_rule_has_rows_at_its_edge(loaded, table, boundary, condition, past):
@@ -161,29 +166,38 @@ def test_every_rule_has_rows_at_its_edge(loaded, table, boundary, condition, pas
             "pdf_delivered_at >= %(as_of)s - interval '24 h' AND created_at < %(as_of)s - interval '24 h'",
         ),
         ("quiz_responses", "user_id IS NOT NULL"),
-        ("meal_plans", "created_at < %(as_of)s - interval '90 days' AND pdf_blob_path LIKE 'meal-plans/%%.pdf'"),
-        ("meal_plans", "created_at < %(as_of)s - interval '90 days' AND pdf_blob_path LIKE 'https://%%.pdf'"),
-        ("meal_plans", "created_at < %(as_of)s - interval '90 days' AND pdf_deleted_at IS NOT NULL"),
-        ("meal_plans", "created_at < %(as_of)s - interval '1 year' AND pdf_blob_path IS NOT NULL"),
-        ("meal_plans", "created_at < %(as_of)s - interval '1 year' AND pdf_blob_path IS NULL"),
+        (
+            "meal_plans",
+            "created_at < %(as_of)s - interval '90 days' AND pdf_blob_path LIKE 'https://%%/keto-meal-plan-%%.pdf'",
+        ),
+        (
+            "meal_plans",
+            "created_at < %(as_of)s - interval '90 days' AND pdf_blob_path = '' AND email_sent_at IS NOT NULL",
+        ),
+        ("meal_plans", "status = 'processing' AND pdf_blob_path = ''"),
+        ("meal_plans", "created_at < %(as_of)s - interval '1 year' AND pdf_blob_path <> ''"),
+        ("meal_plans", "created_at < %(as_of)s - interval '1 year' AND pdf_blob_path = ''"),
         ("meal_plans", "status = 'processing'"),
         ("meal_plans", "status = 'failed'"),
         ("meal_plans", "status = 'refunded' AND refund_count = 1"),
         (
             "meal_plans AS m JOIN public.payment_transactions AS p ON p.meal_plan_id = m.id",
-            "m.created_at < %(as_of)s - interval '1 year' AND m.pdf_blob_path IS NULL",
+            "m.created_at < %(as_of)s - interval '1 year' AND m.pdf_blob_path = ''",
         ),
         (
             "quiz_responses AS q JOIN public.payment_transactions AS p USING (payment_id)",
             "q.pdf_delivered_at IS NULL AND q.created_at < %(as_of)s - interval '24 h' AND p.payment_status = 'succeeded'",
         ),
-        ("payment_transactions", "created_at < %(as_of)s - interval '7 years'"),
+        ("payment_transactions", "paddle_created_at < %(as_of)s - interval '7 years'"),
         ("payment_transactions", "payment_status = 'refunded'"),
         ("magic_link_tokens", "expires_at < %(as_of)s AND used_at IS NULL"),
         ("magic_link_tokens", "expires_at < %(as_of)s AND used_at IS NOT NULL AND usage_ip IS NOT NULL"),
         ("magic_link_tokens", "expires_at > %(as_of)s"),
-        ("email_blacklist", "is_permanent AND expires_at < %(as_of)s"),
-        ("email_blacklist", "is_permanent AND expires_at > %(as_of)s"),
+        ("email_blacklist", "expires_at = 'infinity'"),
+        ("email_blacklist", "isfinite(expires_at) AND expires_at >= '9000-01-01'"),
+        ("manual_resolution", "resolved_at IS NULL AND created_at < %(as_of)s - interval '1 year'"),
+        ("manual_resolution", "resolved_at < %(as_of)s - interval '1 year'"),
+        ("refund_counts", "updated_at < (%(as_of)s - interval '1 year') AT TIME ZONE 'UTC'"),
     ],
 )
 def test_every_rule_and_exception_occurs(loaded, table, condition):
@@ -198,8 +212,8 @@ def test_every_rule_and_exception_occurs(loaded, table, condition):
             "quiz_responses",
             "greatest(created_at, updated_at, pdf_delivered_at) > %(as_of)s OR pdf_delivered_at < created_at",
         ),
-        ("meal_plans", "greatest(created_at, email_sent_at, pdf_deleted_at) > %(as_of)s OR email_sent_at < created_at"),
-        ("meal_plans", "pdf_blob_path IS NOT NULL AND pdf_deleted_at IS NOT NULL"),
+        ("meal_plans", "greatest(created_at, email_sent_at) > %(as_of)s OR email_sent_at < created_at"),
+        ("meal_plans", "pdf_blob_path <> '' AND email_sent_at IS NULL"),
         (
             "payment_transactions",
             "greatest(created_at, updated_at, webhook_received_at, paddle_created_at) > %(as_of)s",
@@ -209,6 +223,8 @@ def test_every_rule_and_exception_occurs(loaded, table, condition):
             "greatest(created_at, used_at) > %(as_of)s OR used_at NOT BETWEEN created_at AND expires_at",
         ),
         ("email_blacklist", "created_at > %(as_of)s"),
+        ("manual_resolution", "greatest(created_at, resolved_at) > %(as_of)s OR resolved_at < created_at"),
+        ("refund_counts", "updated_at > %(as_of)s::timestamp AT TIME ZONE 'UTC'"),
         ("users", "greatest(created_at, updated_at) > %(as_of)s"),
     ],
 )
@@ -245,6 +261,7 @@ def test_every_quiz_has_its_twenty_steps(loaded):
         ("meal_plans", "email"),
         ("payment_transactions", "customer_email"),
         ("magic_link_tokens", "email"),
+        ("manual_resolution", "user_email"),
     ],
 )
 def test_normalized_email_follows_the_rule(loaded, table, email):

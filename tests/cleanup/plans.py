@@ -4,7 +4,7 @@ _VALVE = 4712
 
 
 class Plans:
-    """Row ``n`` has the id that ends in ``n``; its PDF is ``meal-plans/<id>.pdf`` unless it is given another."""
+    """Row ``n`` has the id that ends in ``n``; its PDF is ``keto-meal-plan-<id>.pdf`` unless it is given another."""
 
     def __init__(self, database, blobs):
         self.link = database.superuser()
@@ -15,7 +15,7 @@ class Plans:
         return f"00000000-0000-4000-8000-{number:012x}"
 
     def path(self, number):
-        return f"meal-plans/{self.id(number)}.pdf"
+        return f"keto-meal-plan-{self.id(number)}.pdf"
 
     def add(self, numbers, age="91 days", *, name=None, person="anna@example.com", put=True):
         """Add rows of an age; ``name`` makes what the column holds from the number."""
@@ -33,10 +33,10 @@ class Plans:
 
     def named(self):
         """Ids of the rows that still name a PDF."""
-        return self._ids("SELECT id FROM meal_plans WHERE pdf_blob_path IS NOT NULL")
+        return self._ids("SELECT id FROM meal_plans WHERE pdf_blob_path <> ''")
 
     def finalised(self):
-        return self._ids("SELECT id FROM meal_plans WHERE pdf_blob_path IS NULL AND pdf_deleted_at IS NOT NULL")
+        return self._ids("SELECT id FROM meal_plans WHERE pdf_blob_path = ''")
 
     def audited(self):
         """Ids of the rows whose blob the audit says is gone, in order, with repetitions."""

@@ -18,14 +18,14 @@ def blacklist(call, environment):
     return lambda *arguments, **settings: call(*arguments, env=environment | settings, script=SCRIPT)
 
 
-def add(link, number, expired, *, permanent=False):
-    """Add the entry ``number``; it expired so long ago."""
+def add(link, number, expired, *, until=None):
+    """Add the entry ``number``; it expired so long ago, or ends at a moment of its own."""
     key = f"00000000-0000-4000-8000-{number:012x}"
     link.execute(
-        "INSERT INTO email_blacklist (id, normalized_email, reason, is_permanent, created_at, expires_at)"
-        " SELECT %s, %s, 'chargeback', %s, expires - interval '90 days', expires"
+        "INSERT INTO email_blacklist (id, normalized_email, reason, created_at, expires_at)"
+        " SELECT %s, %s, 'chargeback', expires - interval '90 days', coalesce(%s::timestamp, expires)"
         " FROM (SELECT timezone('UTC', now()) - %s::interval AS expires) age",
-        (key, f"person{number}@example.com", permanent, expired),
+        (key, f"person{number}@example.com", until, expired),
     )
     return key
 
@@ -39,7 +39,7 @@ def test_what_has_expired_goes_and_what_is_permanent_or_has_not_stays(blacklist,
     gone = [add(link, 1, "1 minute"), add(link, 2, "10 years")]
     kept = {
         *(add(link, 10, "-10 minutes"), add(link, 11, "-89 days")),
-        *(add(link, 12, "1 minute", permanent=True), add(link, 13, "40 years", permanent=True)),
+        *(add(link, 12, "40 years", until="infinity"), add(link, 13, "40 years", until="9999-12-31")),
     }
 
     predicted = blacklist("--dry-run")

@@ -81,30 +81,30 @@ def test_a_blob_that_another_row_still_names_is_kept_until_that_row_is_due_too(r
 
 
 NAMES_OF_ONE = [
-    "https://{host}/meal-plans/a%20b.pdf",
-    "https://{host}/meal-plans/a%20b.pdf?download=1",
-    "https://{host}/meal-plans/%61%20b.pdf#page=2",
-    "HTTPS://{HOST}:443/meal-plans/a%20b.pdf",
-    "http://{private}/meal-plans/a%20b.pdf",
-    "/meal-plans/a b.pdf",
+    "https://{host}/keto-meal-plan-a%20b.pdf",
+    "https://{host}/keto-meal-plan-a%20b.pdf?download=1",
+    "https://{host}/keto-meal-plan-%61%20b.pdf#page=2",
+    "HTTPS://{HOST}:443/keto-meal-plan-a%20b.pdf",
+    "http://{private}/keto-meal-plan-a%20b.pdf",
+    "/keto-meal-plan-a b.pdf",
     # What is no certain name of it protects it all the same.
-    " meal-plans/a b.pdf",
-    "\ufeffhttps://{host}/meal-plans/a%20b.pdf",
-    "meal-plans/a%20b.pdf",
-    "meal-plans/a b.pdf?download=1",
-    "//meal-plans/a b.pdf",
-    "https://someone@{host}:8443/meal-plans/a%20b.pdf",
-    "https://cdn.example.com/meal-plans/a%20b.pdf",
-    "https://cdn.example.com/delivery/meal-plans/a%20b.pdf",
-    '"https://{host}/meal-plans/a%20b.pdf"',
-    "[plan](https://{host}/meal-plans/a%20b.pdf)",
-    "/_next/image?url=https%3A%2F%2F{host}%2Fmeal-plans%2Fa%2520b.pdf&w=640",
+    " keto-meal-plan-a b.pdf",
+    "\ufeffhttps://{host}/keto-meal-plan-a%20b.pdf",
+    "keto-meal-plan-a%20b.pdf",
+    "keto-meal-plan-a b.pdf?download=1",
+    "//keto-meal-plan-a b.pdf",
+    "https://someone@{host}:8443/keto-meal-plan-a%20b.pdf",
+    "https://cdn.example.com/keto-meal-plan-a%20b.pdf",
+    "https://cdn.example.com/delivery/keto-meal-plan-a%20b.pdf",
+    '"https://{host}/keto-meal-plan-a%20b.pdf"',
+    "[plan](https://{host}/keto-meal-plan-a%20b.pdf)",
+    "/_next/image?url=https%3A%2F%2F{host}%2Fketo-meal-plan-a%2520b.pdf&w=640",
 ]
 OTHER_BLOBS = [
-    "https://{host}/meal-plans/a%2520b.pdf",
-    "https://{host}/meal-plans/A%20b.pdf",
-    "meal-plans/a  b.pdf",
-    "https://otherstore.public.blob.vercel-storage.com/meal-plans/a%20b.pdf",
+    "https://{host}/keto-meal-plan-a%2520b.pdf",
+    "https://{host}/keto-meal-plan-A%20b.pdf",
+    "keto-meal-plan-a  b.pdf",
+    "https://otherstore.public.blob.vercel-storage.com/keto-meal-plan-a%20b.pdf",
 ]
 
 
@@ -116,43 +116,45 @@ def spelled(name, blobs):
 @pytest.mark.parametrize("name", NAMES_OF_ONE)
 @pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "unindexed"])
 def test_a_blob_that_another_row_names_in_another_spelling_stays(run_pdfs, plans, blobs, name, indexed):
-    if not indexed:
-        plans.link.execute("DROP INDEX meal_plans_blob_key_idx")
-    blobs.put("meal-plans/a b.pdf", b"%PDF")
-    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    if indexed:
+        plans.link.execute("CREATE INDEX ON meal_plans (ops.blob_key(pdf_blob_path))")
+    blobs.put("keto-meal-plan-a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "keto-meal-plan-a b.pdf", put=False)
     plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
     plans.add([3])
 
     predicted, done = run_pdfs("--dry-run"), run_pdfs()
 
     assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (1, 1)
-    assert blobs.get("meal-plans/a b.pdf")
+    assert blobs.get("keto-meal-plan-a b.pdf")
     assert plans.intents() == {"confirmed": 1}
 
 
 @pytest.mark.parametrize("name", NAMES_OF_ONE)
 def test_a_comparison_takes_no_blob_for_an_orphan_that_a_row_may_name(run_pdfs, plans, blobs, name):
-    for pathname in ("meal-plans/a b.pdf", "meal-plans/orphan.pdf"):
+    for pathname in ("keto-meal-plan-a b.pdf", "keto-meal-plan-orphan.pdf"):
         blobs.put(pathname, b"%PDF", uploaded_at=0.0)
     plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
     run_pdfs("--reconcile", AUDIT_PSEUDONYM_KEY="k1:" + "ab" * 32)
-    assert blobs.get("meal-plans/a b.pdf")
-    assert blobs.get("meal-plans/orphan.pdf") is None
+    assert blobs.get("keto-meal-plan-a b.pdf")
+    assert blobs.get("keto-meal-plan-orphan.pdf") is None
 
 
 @pytest.mark.parametrize("name", OTHER_BLOBS)
 def test_a_blob_that_no_other_row_names_goes(run_pdfs, plans, blobs, name):
-    blobs.put("meal-plans/a b.pdf", b"%PDF")
-    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    blobs.put("keto-meal-plan-a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "keto-meal-plan-a b.pdf", put=False)
     plans.add([2], age="1 day", name=lambda _: spelled(name, blobs), put=False)
     assert run_pdfs().closing["records_deleted"] == 1
-    assert blobs.get("meal-plans/a b.pdf") is None
+    assert blobs.get("keto-meal-plan-a b.pdf") is None
 
 
-@pytest.mark.parametrize("change", ["created_at = now()", "created_at = NULL", "pdf_blob_path = '/meal-plans/a b.pdf'"])
+@pytest.mark.parametrize(
+    "change", ["created_at = now()", "created_at = NULL", "pdf_blob_path = '/keto-meal-plan-a b.pdf'"]
+)
 def test_a_row_that_needs_the_blob_since_its_intent_was_written_keeps_it(run_pdfs, plans, blobs, change):
-    blobs.put("meal-plans/a b.pdf", b"%PDF")
-    plans.add([1], name=lambda _: "meal-plans/a b.pdf", put=False)
+    blobs.put("keto-meal-plan-a b.pdf", b"%PDF")
+    plans.add([1], name=lambda _: "keto-meal-plan-a b.pdf", put=False)
     plans.add([2], name=lambda _: spelled(NAMES_OF_ONE[0], blobs), put=False)
     plans.link.execute("ALTER TABLE meal_plans ALTER created_at DROP NOT NULL")
     plans.link.execute(
@@ -161,7 +163,7 @@ def test_a_row_that_needs_the_blob_since_its_intent_was_written_keeps_it(run_pdf
         " CREATE TRIGGER need_it AFTER INSERT ON ops.blob_deletions FOR EACH STATEMENT EXECUTE FUNCTION need_it()"
     )
     run_pdfs()
-    assert blobs.get("meal-plans/a b.pdf")
+    assert blobs.get("keto-meal-plan-a b.pdf")
     assert plans.id(2) in plans.named()
 
 
@@ -233,7 +235,7 @@ def test_what_a_restart_undid_is_said_and_the_next_run_puts_it_right(run_pdfs, p
     def after_a_restart(purge, *arguments):
         link = plans.link
         link.execute("SET session_replication_role = replica")
-        link.execute("UPDATE meal_plans SET pdf_blob_path = 'meal-plans/' || id || '.pdf', pdf_deleted_at = NULL")
+        link.execute("UPDATE meal_plans SET pdf_blob_path = 'keto-meal-plan-' || id || '.pdf'")
         link.execute("DELETE FROM ops.blob_deletions; DELETE FROM ops.audit_batches")
         link.execute("UPDATE ops.audit_head SET seq = 0, seal = '\\x'")
         link.execute("SET session_replication_role = origin")
@@ -281,10 +283,10 @@ def test_urls_pathnames_and_blobs_that_are_gone_already(run_pdfs, plans, blobs):
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("https://otherstore.public.blob.vercel-storage.com/meal-plans/x.pdf", "foreign_store"),
-        ("https://example.com/meal-plans/x.pdf", "foreign_store"),
+        ("https://otherstore.public.blob.vercel-storage.com/keto-meal-plan-x.pdf", "foreign_store"),
+        ("https://example.com/keto-meal-plan-x.pdf", "foreign_store"),
         ("invoices/x.pdf", "outside_prefix"),
-        ("meal-plans/../invoices/x.pdf", "outside_prefix"),
+        ("keto-meal-plan-x/../invoices/x.pdf", "outside_prefix"),
     ],
 )
 def test_what_is_not_ours_gets_neither_call_nor_token(run_pdfs, plans, name, error):
@@ -315,7 +317,7 @@ def test_no_personal_data_and_no_token_in_what_is_said(run_pdfs, plans, blobs):
     done = run_pdfs("--verbose", LOG_LEVEL="DEBUG")
     assert done.code == 0
     said = done.out + done.err + json.dumps(plans.link.execute("SELECT row_to_json(a) FROM ops.audit_log a").fetchall())
-    for secret in ("anna@example.com", "meal-plans/", blobs.token, blobs.token.rpartition("_")[2]):
+    for secret in ("anna@example.com", "keto-meal-plan-", blobs.token, blobs.token.rpartition("_")[2]):
         assert secret not in said
 
 
@@ -329,7 +331,7 @@ def test_without_a_token_the_job_is_misconfigured(run_pdfs, plans):
 
 @pytest.mark.parametrize("host", ["{ours}:port", "{ours}:99999", "someone@{ours}"])
 def test_an_odd_url_is_for_a_person_and_stops_neither_this_run_nor_the_next(run_pdfs, plans, blobs, host):
-    name = f"https://{host.format(ours=blobs.delivery_host)}/meal-plans/x.pdf"
+    name = f"https://{host.format(ours=blobs.delivery_host)}/keto-meal-plan-x.pdf"
     plans.add([1], name=lambda _: name, put=False)
     plans.add([2])
     assert [run_pdfs().code for _ in range(2)] == [4, 0]

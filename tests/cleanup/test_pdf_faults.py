@@ -258,10 +258,10 @@ def test_a_row_that_got_a_new_pdf_meanwhile_keeps_it(start, plans, blobs):
     process = start()
     wait_until(plans.frozen, what="the run that stands at the valve")
     # The application's own statement waits for nobody: the row is not locked while the store is asked.
-    blobs.put("meal-plans/new.pdf", b"%PDF")
+    blobs.put("keto-meal-plan-new.pdf", b"%PDF")
     writer = plans.link
     writer.execute("SET lock_timeout = '5s'")
-    writer.execute("UPDATE meal_plans SET pdf_blob_path = 'meal-plans/new.pdf' WHERE id = %s", (plans.id(1),))
+    writer.execute("UPDATE meal_plans SET pdf_blob_path = 'keto-meal-plan-new.pdf' WHERE id = %s", (plans.id(1),))
     writer.execute("SELECT pg_advisory_unlock(4712)")
     assert process.wait(300) == 3  # the new PDF is past its date too, and the run has gone by it
     assert plans.named() == {plans.id(1)}

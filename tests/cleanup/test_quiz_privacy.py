@@ -12,8 +12,19 @@ APPLICATION_TABLES = (
     "payment_transactions",
     "magic_link_tokens",
     "email_blacklist",
+    "manual_resolution",
+    "refund_counts",
 )
-PERSONAL = ("email", "normalized_email", "customer_email", "token_hash", "password_hash", "generation_ip", "usage_ip")
+PERSONAL = (
+    "email",
+    "normalized_email",
+    "customer_email",
+    "user_email",
+    "token_hash",
+    "password_hash",
+    "generation_ip",
+    "usage_ip",
+)
 
 
 @pytest.fixture

@@ -37,8 +37,8 @@ def actions(plans):
 def test_orphans_go_and_rows_without_a_blob_are_finalised(reconcile, plans, blobs, orphan):
     plans.add(range(20), age="10 days")
     plans.add([30, 31], age="10 days", put=False)
-    lost = [orphan(f"meal-plans/lost-{n}.pdf") for n in range(3)]
-    young = orphan("meal-plans/young.pdf", age_days=6.9)
+    lost = [orphan(f"keto-meal-plan-lost-{n}.pdf") for n in range(3)]
+    young = orphan("keto-meal-plan-young.pdf", age_days=6.9)
     elsewhere = orphan("avatars/someone.png")
 
     predicted = reconcile("--dry-run")
@@ -80,7 +80,13 @@ def test_a_url_of_the_other_kind_of_store_is_asked_for_by_its_pathname(reconcile
 
 
 def test_names_that_sort_differently_as_text_and_as_bytes(reconcile, plans, blobs, orphan):
-    names = ["meal-plans/Ä b.pdf", "meal-plans/a%20b.pdf", "meal-plans/B.pdf", "meal-plans/b.pdf", "meal-plans/😀.pdf"]
+    names = [
+        "keto-meal-plan-Ä b.pdf",
+        "keto-meal-plan-a%20b.pdf",
+        "keto-meal-plan-B.pdf",
+        "keto-meal-plan-b.pdf",
+        "keto-meal-plan-😀.pdf",
+    ]
     for number, name in enumerate(names):
         plans.add([number], age="10 days", name=lambda _, name=name: name, put=False)
         orphan(name)
@@ -88,17 +94,17 @@ def test_names_that_sort_differently_as_text_and_as_bytes(reconcile, plans, blob
 
 
 def test_more_blobs_than_a_page(reconcile, plans, blobs):
-    for _ in blobs.populate(2500, "meal-plans/old-", on_disk=False, uploaded_at=time.time() - 30 * DAY):
+    for _ in blobs.populate(2500, "keto-meal-plan-old-", on_disk=False, uploaded_at=time.time() - 30 * DAY):
         pass
     plans.add(range(3), age="10 days")
     assert reconcile().closing["records_deleted"] == 2500
-    assert blobs.count("meal-plans/") == 3
+    assert blobs.count("keto-meal-plan-") == 3
 
 
 @pytest.mark.parametrize("scope", ["row", "table"])
 def test_what_is_held_stays_as_it_is(reconcile, plans, blobs, orphan, scope):
     plans.add([1], age="10 days", put=False)
-    kept = orphan("meal-plans/lost.pdf")
+    kept = orphan("keto-meal-plan-lost.pdf")
     plans.link.execute(
         "INSERT INTO ops.legal_holds (scope, table_name, resource_id, reason, placed_by)"
         " VALUES (%s, 'public.meal_plans', %s, 'r', 'me')",
@@ -119,9 +125,9 @@ def test_the_wrong_store_is_refused(reconcile, plans, tmp_path, blobs):
     assert plans.finalised() == set()
 
 
-@pytest.mark.parametrize("spelling", ["meal-plans/found%20again.pdf?x", " meal-plans/found again.pdf"])
+@pytest.mark.parametrize("spelling", ["keto-meal-plan-found%20again.pdf?x", " keto-meal-plan-found again.pdf"])
 def test_a_row_that_begins_to_name_an_orphan_keeps_it(reconcile, plans, blobs, orphan, spelling):
-    name = orphan("meal-plans/found again.pdf")
+    name = orphan("keto-meal-plan-found again.pdf")
     plans.link.execute(
         "CREATE FUNCTION public.name_it() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
         f" UPDATE meal_plans SET pdf_blob_path = '{spelling}'; RETURN NULL; END $$;"
@@ -135,7 +141,7 @@ def test_a_row_that_begins_to_name_an_orphan_keeps_it(reconcile, plans, blobs, o
 
 def test_a_store_that_fails_while_it_lists_changes_nothing(reconcile, plans, blobs, orphan):
     plans.add([1], age="10 days", put=False)
-    orphan("meal-plans/lost.pdf")
+    orphan("keto-meal-plan-lost.pdf")
     blobs.faults.change({"failing_calls": ALWAYS, "operations": ["list"]})
     done = reconcile()
     assert done.code == 1
@@ -144,8 +150,8 @@ def test_a_store_that_fails_while_it_lists_changes_nothing(reconcile, plans, blo
 
 def test_no_order_is_asked_of_the_listing(reconcile, plans, orphan, monkeypatch, blobs):
     plans.add(range(5), age="10 days")
-    orphan("meal-plans/a.pdf")
-    orphan("meal-plans/b.pdf")
+    orphan("keto-meal-plan-a.pdf")
+    orphan("keto-meal-plan-b.pdf")
     page = BlobStore.page
 
     def reversed_page(store, **options):
@@ -164,10 +170,12 @@ def pages_of_seven(monkeypatch):
 
 
 def names_of_twenty(blobs):
-    return [f"meal-plans/plan {n:03}.pdf" for n in range(1, 21)], f"https://{blobs.delivery_host}/meal-plans/plan%20"
+    return [
+        f"keto-meal-plan-plan {n:03}.pdf" for n in range(1, 21)
+    ], f"https://{blobs.delivery_host}/keto-meal-plan-plan%20"
 
 
-ODD = [" {url}021.pdf", "\xa0{url}005.pdf", "meal-plans/%zz.pdf", "{url}%ff.pdf", "", "zzz", "~~~ä/x", "://"]
+ODD = [" {url}021.pdf", "\xa0{url}005.pdf", "keto-meal-plan-%zz.pdf", "{url}%ff.pdf", "zzz", "~~~ä/x", "://"]
 
 
 @pytest.mark.parametrize("odd", ODD)
@@ -177,7 +185,10 @@ def test_one_odd_value_neither_deletes_nor_blocks_anything_but_itself(
     names, url = names_of_twenty(blobs)
     plans.add(range(1, 21), age="10 days", name=lambda n: f"{url}{n:03}.pdf", put=False)
     plans.add([99], age="10 days", name=lambda _: odd.format(url=url), put=False)
-    lost = [orphan(name) for name in ("meal-plans/lost.pdf", "meal-plans/plan%20001.pdf.bak", "meal-plans/ä.pdf")]
+    lost = [
+        orphan(name)
+        for name in ("keto-meal-plan-lost.pdf", "keto-meal-plan-plan%20001.pdf.bak", "keto-meal-plan-ä.pdf")
+    ]
     for name in names:
         orphan(name)
 
@@ -191,11 +202,11 @@ def test_one_odd_value_neither_deletes_nor_blocks_anything_but_itself(
 
 def test_what_may_mean_a_blob_keeps_it_from_being_an_orphan(reconcile, plans, blobs, orphan):
     values = {
-        "meal-plans/a b.pdf": "meal-plans/a%20b.pdf",
-        "meal-plans/c.pdf": " meal-plans/c.pdf",
-        "meal-plans/d.pdf": "https://cdn.example.com/meal-plans/d.pdf",
-        "meal-plans/e.pdf": "meal-plans/e.pdf?download=1",
-        "meal-plans/f.pdf": f"//{blobs.delivery_host}/meal-plans/f.pdf",
+        "keto-meal-plan-a b.pdf": "keto-meal-plan-a%20b.pdf",
+        "keto-meal-plan-c.pdf": " keto-meal-plan-c.pdf",
+        "keto-meal-plan-d.pdf": "https://cdn.example.com/keto-meal-plan-d.pdf",
+        "keto-meal-plan-e.pdf": "keto-meal-plan-e.pdf?download=1",
+        "keto-meal-plan-f.pdf": f"//{blobs.delivery_host}/keto-meal-plan-f.pdf",
     }
     for number, (pathname, value) in enumerate(values.items()):
         orphan(pathname)
@@ -207,7 +218,7 @@ def test_what_may_mean_a_blob_keeps_it_from_being_an_orphan(reconcile, plans, bl
 
 
 def test_rows_of_another_store_need_nothing_of_this_one(reconcile, plans, blobs, orphan):
-    name = orphan("meal-plans/a.pdf")
+    name = orphan("keto-meal-plan-a.pdf")
     plans.add([1], age="10 days", name=lambda _: f"https://other.public.blob.vercel-storage.com/{name}", put=False)
     assert reconcile("--dry-run").closing["records_to_delete"] == 1
     assert reconcile().closing["records_deleted"] == 1
@@ -219,17 +230,17 @@ def test_rows_of_another_store_need_nothing_of_this_one(reconcile, plans, blobs,
 def test_a_limit_is_predicted_as_it_is_kept(reconcile, plans, blobs, orphan, limit):
     plans.add(range(2), age="10 days", put=False)
     for n in range(3):
-        orphan(f"meal-plans/lost-{n}.pdf")
+        orphan(f"keto-meal-plan-lost-{n}.pdf")
     predicted = reconcile("--dry-run", "--limit", str(limit))
     assert predicted.closing["records_to_delete"] == limit
     assert reconcile("--limit", str(limit)).closing["records_deleted"] == limit
 
 
 def test_what_a_killed_run_left_open_is_predicted_too(reconcile, plans, blobs, orphan):
-    name = orphan("meal-plans/lost.pdf")
+    name = orphan("keto-meal-plan-lost.pdf")
     plans.link.execute(
         "INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, run_id) VALUES"
-        " ('meal_plan_pdfs', 'orphaned', 'public.meal_plans', 'k1:left', 'meal-plans/gone.pdf', gen_random_uuid())"
+        " ('meal_plan_pdfs', 'orphaned', 'public.meal_plans', 'k1:left', 'keto-meal-plan-gone.pdf', gen_random_uuid())"
     )
     plans.add([1])
     predicted, done = reconcile("--dry-run"), reconcile()

@@ -117,8 +117,8 @@ def test_a_row_that_is_gone_needs_no_deleting(process, link, item_of):
 @pytest.mark.parametrize(("decision", "stays"), [("lift", False), ("reject", True)])
 def test_a_dispute_is_lifted_or_rejected(process, link, item_of, decision, stays):
     link.execute(
-        "INSERT INTO email_blacklist (id, normalized_email, reason, is_permanent, created_at, expires_at)"
-        " VALUES (%s, %s, 'abuse', true, now(), now() + interval '9 days')",
+        "INSERT INTO email_blacklist (id, normalized_email, reason, created_at, expires_at)"
+        " VALUES (%s, %s, 'abuse', now(), now() + interval '9 days')",
         (ROW, PERSON),
     )
     key = item_of("blacklist_disputed", "public.email_blacklist")
@@ -177,7 +177,7 @@ def test_a_blob_that_is_gone_is_marked_so(process, link, plans, item_of):
 
 
 def test_a_blob_of_another_store_is_the_operators_word(process, link, plans, item_of):
-    plans.add([1], name=lambda n: f"https://elsewhere.public.blob.vercel-storage.com/meal-plans/{n}.pdf", put=False)
+    plans.add([1], name=lambda n: f"https://elsewhere.public.blob.vercel-storage.com/keto-meal-plan-{n}.pdf", put=False)
     key = item_of("pdf_deletion_failed", "public.meal_plans", plans.id(1))
     assert "in another store" in process("show", key).answer["now"]["blob"]
     assert "foreign_store" in resolve(process, key, "retry").error
@@ -189,10 +189,10 @@ def test_a_blob_of_another_store_is_the_operators_word(process, link, plans, ite
 @pytest.mark.parametrize(
     "name",
     [
-        "https://elsewhere.public.blob.vercel-storage.com/meal-plans/x.pdf",
-        "https://example.com/meal-plans/x.pdf",
+        "https://elsewhere.public.blob.vercel-storage.com/keto-meal-plan-x.pdf",
+        "https://example.com/keto-meal-plan-x.pdf",
         "invoices/x.pdf",
-        " meal-plans/x.pdf",
+        " keto-meal-plan-x.pdf",
     ],
 )
 def test_a_row_whose_blob_is_not_ours_is_settled_for_good(call, process, link, plans, blobs, name):
@@ -210,9 +210,7 @@ def test_a_row_whose_blob_is_not_ours_is_settled_for_good(call, process, link, p
     assert resolve(process, key, "not_ours").code == 0
 
     assert item(link, key)[:2] == ("resolved", "not_ours")
-    assert link.execute(
-        "SELECT pdf_blob_path, pdf_deleted_at FROM meal_plans WHERE id = %s", (plans.id(1),)
-    ).fetchone() == (None, None)
+    assert link.execute("SELECT pdf_blob_path FROM meal_plans WHERE id = %s", (plans.id(1),)).fetchone() == ("",)
     assert audit(link, "public.meal_plans")[-1][1:3] == ("blob_left_alone", "decision:pdf_deletion_failed/not_ours")
     assert blobs.get("invoices/x.pdf")
     again = call(cleanup)

@@ -89,7 +89,7 @@ class Stage(Shell):
         self.ask("insert into ops.manual_resolution_queue (item_type, resource_type, resource_id, priority, reason,"
                  " raised_by, first_seen_at, deadline_at) select 'pdf_deletion_failed', 'public.meal_plans', id,"
                  " 'medium', 'for the trial', 'system:cleanup_pdfs', now() - interval '3 days', now() + interval '1 day'"
-                 " from public.meal_plans where pdf_blob_path is not null order by created_at limit 4")  # fmt: skip
+                 " from public.meal_plans where pdf_blob_path <> '' order by created_at limit 4")  # fmt: skip
         self.env |= {"BRANCH_URL": branch, "HEAD": self._head(), "OLDER_HEAD": self._head()}
 
     def _head(self):

@@ -103,4 +103,5 @@ def conditions(when: dict[str, Condition]) -> str:
 def _condition(condition: Condition) -> str:
     if condition.operator in ("set", "unset"):
         return f"is {condition.operator}"
-    return f"is {'not ' if condition.operator == 'not_in' else ''}{' or '.join(condition.values)}"
+    word = {"in": "is", "not_in": "is not", "before": "is before", "not_before": "is not before"}[condition.operator]
+    return f"{word} {' or '.join(value or 'empty' for value in condition.values)}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from scripts.lifecycle.engine import anonymisation, obstacles, rights, values
+from scripts.lifecycle.engine import anonymisation, indexes, obstacles, rights, values
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import (
     FOREIGN_KEYS,
@@ -42,12 +42,6 @@ _TID_RANGES = 140_000  # the first version that reads blocks by range
 
 # Bytes. Above this size a missing index turns one batch into minutes; below it PostgreSQL reads the whole table anyway.
 LARGE_TABLE_BYTES = 64 * 1024 * 1024
-
-
-_BLOB_KEY_INDEX = """
-SELECT 1 AS found FROM pg_index i WHERE i.indrelid = %(oid)s AND i.indisvalid
-   AND strpos(pg_get_indexdef(i.indexrelid, 1, true), 'ops.blob_key(' || quote_ident(%(column)s)) = 1
-"""
 
 
 @dataclass(frozen=True)
@@ -103,16 +97,16 @@ def preflight(connection: Connection, policy: Policy, cutoff: datetime, *, blob_
     try:
         return check.run(cutoff, blob_store)
     finally:
-        for warning in check.warnings:
+        for warning in check.warnings + check.missing_indexes:
             get_logger().warning("preflight_warning", policy=policy.name, problem=warning)
 
 
-def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[list[str], list[str]]:
-    """Return the problems that would stop a policy, and the warnings that would not."""
+def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[list[str], list[str], list[str]]:
+    """Return the problems that would stop a policy, the warnings that would not, and the indexes that are missing."""
     check = _Preflight(connection, policy)
     with contextlib.suppress(PolicyFailed):
         check.problems += obstacles.try_out(connection, check.run(cutoff).selection)
-    return check.problems, check.warnings
+    return check.problems, check.warnings, check.missing_indexes
 
 
 def referring(connection: Connection, policy: Policy) -> list[tuple[ForeignKey, tuple[str, ...]]]:
@@ -135,6 +129,7 @@ class _Preflight:
         self._policy = policy
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.missing_indexes: list[str] = []
 
     def run(self, cutoff: datetime, blob_store: str = "") -> Cleared:
         table = self._table(self._policy.table)
@@ -205,7 +200,9 @@ class _Preflight:
             if found[column]["type"] not in ANCHOR_TYPES:
                 self.problems.append(f"{policy.table}.{column} is {found[column]['type']}, not a date or timestamp")
             if not found[column]["indexed"] and policy.action != "retain":
-                self._slow(table["bytes"], f"{policy.table}.{column} has no index: CREATE INDEX CONCURRENTLY one")
+                self._slow(
+                    table["bytes"], f"{policy.table}.{column} has no index: {indexes.to_create(policy.table, column)}"
+                )
         types = {name: row["type"] for name, row in found.items()}
         self._key(policy.table, policy.key, found, table["oid"], accepted=self._unique_by_partition(table))
         self._written(table, found)
@@ -261,10 +258,10 @@ class _Preflight:
         blob = found[policy.blob.column]
         if blob["attnotnull"] and policy.blob.cleared is None:
             self.problems.append(f"{policy.table}.{policy.blob.column} may not be null: say blob.cleared, such as ''")
-        if not self._rows(_BLOB_KEY_INDEX, {"oid": table["oid"], "column": policy.blob.column}):
-            self.warnings.append(
+        if not indexes.has_blob_key(self._connection, table["oid"], policy.blob.column):
+            self.missing_indexes.append(
                 f"{policy.table} has no index on ops.blob_key({policy.blob.column}): each claim of blobs reads the"
-                " whole table to see which rows name them"
+                f" whole table to see which rows name them; {indexes.CURE}"
             )
 
     def _decided(self, found: dict[str, dict[str, Any]]) -> None:
@@ -323,7 +320,7 @@ class _Preflight:
             self._slow(
                 key.table_bytes,
                 f"foreign key {key.name} on {key.table} has no index over all rows that begins with"
-                f" {' or '.join(key.columns)}",
+                f" {' or '.join(key.columns)}: {indexes.to_create(key.table, *key.columns)}",
             )
 
     def _to_declare(self, key: ForeignKey) -> str:
@@ -386,7 +383,7 @@ class _Preflight:
         if table_bytes > LARGE_TABLE_BYTES:
             self.problems.append(problem)
         else:
-            self.warnings.append(problem)
+            self.missing_indexes.append(problem)
 
 
 def _listed(columns: tuple[str, ...]) -> str:

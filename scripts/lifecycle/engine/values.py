@@ -46,6 +46,8 @@ SELECT b.attname AS name, b.stored_as, format_type(b.type, -1) AS read_as, b.dom
 # PostgreSQL reads these as the moment of the statement, so the value would be another one in each run.
 _RELATIVE = re.compile(r"\b(now|today|tomorrow|yesterday)\b", re.IGNORECASE)
 
+_ORDERED = {"before": "<", "not_before": ">="}
+
 # What a type's input drops without a word: an offset, a time of day, all but the first characters.
 _WHOLE = {
     "timestamp without time zone": "({v}::timestamptz AT TIME ZONE 'UTC') = {v}::timestamp",
@@ -65,6 +67,8 @@ class Written:
     text: str
     compared: bool = True
     """Whether the column is compared with it; otherwise the column is only set to it."""
+    ordered: bool = False
+    """Whether it is compared by the type's order, not only for equality."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ class Kind:
     def problem(self, table: str, value: Written) -> str:
         """Say that a value is none of this column's."""
         labels = f"; its labels are {', '.join(self.labels)}" if self.labels is not None else ""
-        return f"{value.place}: {value.text!r} is no value of {table}.{self.name}, which is {self.stored_as}{labels}"
+        order = "; before and not_before need a type that has an order" if value.ordered else ""
+        stored_as = self.stored_as
+        return f"{value.place}: {value.text!r} is no value of {table}.{self.name}, which is {stored_as}{labels}{order}"
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,15 @@ class Readings:
         kind = self.kinds[column]
         cast = sql.SQL("::{}").format(sql.SQL(kind.compared_as))
         texts = {f"{prefix}_{place}": self.texts[column, text] for place, text in enumerate(condition.values)}
+        if condition.operator in _ORDERED:
+            return fragment(
+                "({}{} {} {}{}) IS TRUE",
+                name,
+                cast if kind.is_cast else sql.SQL(""),
+                sql.SQL(_ORDERED[condition.operator]),
+                *[part for each in texts for part in (sql.Placeholder(each), cast)],
+                parameters=texts,
+            )
         return fragment(
             "({}{} IN ({})) {}",
             name,
@@ -200,7 +215,7 @@ def read(connection: Connection, table: str, named: Iterable[Written]) -> tuple[
 def _of_conditions(place: str, conditions: Mapping[str, Condition]) -> Iterator[Written]:
     for column, condition in conditions.items():
         for text in condition.values:
-            yield Written(f"{place}.{column}", column, text)
+            yield Written(f"{place}.{column}", column, text, ordered=condition.operator in _ORDERED)
 
 
 def _of_treatments(place: str, columns: Mapping[str, Treatment], *, compared: bool) -> Iterator[Written]:
@@ -248,6 +263,8 @@ def _query(kind: Kind, value: Written, number: int) -> Fragment:
     if value.compared:
         # GROUP BY refuses a type that has no equality; = would take two boxes of one area for the same.
         fits.append(fragment("EXISTS (SELECT FROM (VALUES ({})) e (v) GROUP BY v)", read_as))
+    if value.ordered:
+        fits.append(fragment("{} >= {}", read_as, read_as))
     if kind.read_as in _WHOLE:
         fits.append(fragment(_WHOLE[kind.read_as], v=text))
     return fragment("SELECT {}, {}::text, {}", sql.Literal(number), read_as, joined(" AND ", fits))

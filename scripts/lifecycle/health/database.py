@@ -15,7 +15,7 @@ from backend import grants, migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.selection import names_blob, store_for
-from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
+from scripts.lifecycle.health.findings import Context, Finding, advised, failed, passed, warned
 from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import OpsError, describe_database_error
@@ -35,7 +35,10 @@ _CURES = {
     ),
     ("SECURITY DEFINER", "replica identity"): "as the line says, as the owner of the table or the function",
     ("--grants", "^no right"): "backend/migrate.py --grants POLICY_FILE, as the owner",
-    ("no index",): "CREATE INDEX CONCURRENTLY, as the owner; slow until then, refused once the table is large",
+    ("no index",): (
+        "that statement, as the owner, or backend/migrate.py --indexes POLICY_FILE --apply; slow until then, refused"
+        " once the table is large"
+    ),
     ("^foreign key",): "give the table a policy of its own, or change the foreign key in the database",
     ("does not exist",): (
         "correct the name in the policy file; if the application renamed it, that is a change of policy"
@@ -235,7 +238,7 @@ def policies(context: Context) -> Iterator[Finding]:
     now = context.run.database.now()
     for name, policy in context.run.policies.policies.items():
         try:
-            problems, warnings = context.run.database.read(
+            problems, warnings, missing = context.run.database.read(
                 lambda link, policy=policy: preflight.inspect(link, policy, now)  # type: ignore[misc]
             )
             if policy.blob and not problems and context.run.database.read(_ledger) is not None:
@@ -243,11 +246,13 @@ def policies(context: Context) -> Iterator[Finding]:
         except psycopg.Error as error:
             if connection_lost(error):
                 raise
-            problems, warnings = [describe_database_error(error)], []
+            problems, warnings, missing = [describe_database_error(error)], [], []
         for problem in problems:
             yield failed(name, problem, _cure(problem))
         for warning in warnings:
             yield warned(name, warning, _cure(warning))
+        for index in missing:
+            yield advised(name, index, _cure(index))
         if not problems and not warnings:
             yield passed(name, f"would start: {policy.table}")
 

@@ -32,10 +32,13 @@ class Finding:
     message: str
     cure: str | None = None
     check: str = ""
+    advice: bool = False
+    """Whether everything works without the cure as long as the table is small: an index is missing."""
 
     def as_dict(self) -> dict[str, str | None]:
         """Return it for JSON."""
-        return {"check": self.check} | {key: value for key, value in asdict(self).items() if key != "check"}
+        own = {key: value for key, value in asdict(self).items() if key not in ("check", "advice")}
+        return {"check": self.check} | own
 
 
 def passed(subject: str, message: str) -> Finding:
@@ -46,6 +49,11 @@ def passed(subject: str, message: str) -> Finding:
 def warned(subject: str, message: str, cure: str) -> Finding:
     """Return a finding that asks for attention, with its cure."""
     return Finding("WARN", subject, message, cure)
+
+
+def advised(subject: str, message: str, cure: str) -> Finding:
+    """Return a warning about a missing index: see :attr:`Finding.advice`."""
+    return Finding("WARN", subject, message, cure, advice=True)
 
 
 def failed(subject: str, message: str, cure: str) -> Finding:

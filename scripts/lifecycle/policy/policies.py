@@ -114,9 +114,13 @@ def written(value: str | int | bool) -> str:
 
 @dataclass(frozen=True)
 class Condition:
-    """What one column must be; ``in`` and ``not_in`` compare it with ``values``, each read as the column's type."""
+    """What one column must be; each of ``values`` is read as the column's type.
 
-    operator: Literal["set", "unset", "in", "not_in"]
+    ``in`` and ``not_in`` compare the column with all of them, ``before`` and ``not_before`` with one, by its order.
+    A null is not in any list, and neither before nor not before anything.
+    """
+
+    operator: Literal["set", "unset", "in", "not_in", "before", "not_before"]
     values: tuple[str, ...] = ()
 
 
@@ -125,14 +129,17 @@ def _condition(value: object) -> Condition:
         return Condition(value)
     operator: Any
     operator, operands = next(iter(value.items())) if isinstance(value, dict) and len(value) == 1 else ("in", [value])
+    if operator in ("before", "not_before"):
+        operands = [operands]
     if (
-        operator not in ("in", "not_in")
+        operator not in ("in", "not_in", "before", "not_before")
         or not isinstance(operands, list)
         or not operands
         or not all(isinstance(operand, str | int) for operand in operands)
     ):
         raise ValueError(
-            "is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}; quote a fraction or a day"
+            "is not a condition: write set, unset, a value, {in: [...]}, {not_in: [...]}, {before: ...} or"
+            " {not_before: ...}; quote a fraction or a day"
         )
     return Condition(operator, tuple(map(written, operands)))
 

@@ -50,7 +50,7 @@ def test_a_row_that_was_changed_meanwhile_survives_or_is_archived_as_it_is_now(s
     payments.valve(*UPLOADED)
     running = start()
     wait_until(payments.stopped, what="the run at the valve")
-    payments.link.execute("UPDATE payment_transactions SET created_at = now() WHERE id = %s", (payments.id(4),))
+    payments.link.execute("UPDATE payment_transactions SET paddle_created_at = now() WHERE id = %s", (payments.id(4),))
     payments.link.execute("UPDATE payment_transactions SET amount = 4711.42 WHERE id = %s", (payments.id(7),))
     payments.open_valve()
     closing = running.finish(0)
@@ -75,7 +75,7 @@ def test_a_row_that_is_being_changed_while_the_delete_waits_survives(start, paym
     wait_until(payments.stopped, what="the run at the valve")
     other = payments.another_session()
     other.execute("BEGIN")
-    other.execute("UPDATE payment_transactions SET created_at = now() WHERE id = %s", (payments.id(5),))
+    other.execute("UPDATE payment_transactions SET paddle_created_at = now() WHERE id = %s", (payments.id(5),))
     payments.open_valve()
     wait_until(
         lambda: payments.link.execute(

@@ -22,10 +22,10 @@ DROPPING = ("ops.detached_partitions", "UPDATE", "NEW.partition_name = 'public.p
 ALL_DUE = len(NINE) + len(EIGHT) + len(BOUNDARY)
 _PARTITIONED = """
 ALTER TABLE payment_transactions RENAME TO former;
-CREATE TABLE payment_transactions (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (id, created_at))
-    PARTITION BY RANGE (created_at);
+CREATE TABLE payment_transactions (LIKE former INCLUDING DEFAULTS, PRIMARY KEY (id, paddle_created_at))
+    PARTITION BY RANGE (paddle_created_at);
 DROP TABLE former CASCADE;
-CREATE INDEX ON payment_transactions (created_at);
+CREATE INDEX ON payment_transactions (paddle_created_at);
 CREATE INDEX ON payment_transactions (normalized_email);
 DO $$
 DECLARE
@@ -172,7 +172,7 @@ def test_a_limit_takes_what_fits_whole(run, months, payments, flags):
 
 
 CHANGED = "UPDATE public.payment_transactions SET amount = 4711.42 WHERE id = '{}'"
-MOVED = "UPDATE public.payment_transactions SET created_at = created_at + interval '2 years 7 days' WHERE id = '{}'"
+MOVED = "UPDATE public.payment_transactions SET paddle_created_at = paddle_created_at + interval '2 years 7 days' WHERE id = '{}'"
 DELETED = "DELETE FROM public.payment_transactions WHERE id = '{}'"
 HELD = (
     "INSERT INTO ops.legal_holds (scope, table_name, resource_id, reason, placed_by)"
@@ -321,8 +321,8 @@ class TestRights:
             {"archive": archive, "until_anchor": at, "until_key": payments.id(number), "sha256": digest}
             for (archive,), number in zip(written, (35, 45), strict=True)
             for at, digest in payments.link.execute(
-                "SELECT max(created_at)::text, encode(sha256(convert_to(string_agg(line, E'\n' ORDER BY line COLLATE \"C\"),"
-                " 'UTF8')), 'hex') FROM (SELECT created_at, ctid || ' ' || xmin || ' ' || id AS line FROM payments_8"
+                "SELECT max(paddle_created_at)::text, encode(sha256(convert_to(string_agg(line, E'\n' ORDER BY line COLLATE \"C\"),"
+                " 'UTF8')), 'hex') FROM (SELECT paddle_created_at, ctid || ' ' || xmin || ' ' || id AS line FROM payments_8"
                 " WHERE id BETWEEN %s AND %s) l",
                 (payments.id(number - 9), payments.id(number)),
             )

@@ -94,7 +94,7 @@ def test_a_partitioned_table_is_archived_and_restored(run, payments, policy_file
         "CREATE TABLE payments_0 PARTITION OF payment_transactions FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
         "CREATE TABLE payments_1 PARTITION OF payment_transactions FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
         "ALTER TABLE payment_transactions ADD PRIMARY KEY (id);"
-        "CREATE INDEX ON payment_transactions (created_at);"
+        "CREATE INDEX ON payment_transactions (paddle_created_at);"
         "INSERT INTO payment_transactions SELECT * FROM old_payments"
     )
     grant(policy_file())

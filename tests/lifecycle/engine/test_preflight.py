@@ -177,7 +177,10 @@ def test_a_cut_off_without_an_index_is_refused_on_a_large_table(apply, large):
     run = apply({"things": policy()})
 
     assert (run.code, run.closing["stop_reason"]) == (1, "preflight_failed")
-    assert "public.things.made_at has no index: CREATE INDEX CONCURRENTLY one" in run.closing["error"]
+    assert (
+        'public.things.made_at has no index: CREATE INDEX CONCURRENTLY ON "public"."things" ("made_at")'
+        in run.closing["error"]
+    )
     assert len(left(large)) == 2050
 
 

@@ -38,6 +38,8 @@ def test_it_says_what_was_done_and_what_stays_and_why(world, fulfilled, paper):
         ("delete", "public.meal_plans"): 1,
         ("delete", "public.magic_link_tokens"): 1,
         ("anonymize", "public.email_blacklist"): 1,
+        ("delete", "public.manual_resolution"): 1,
+        ("delete", "public.refund_counts"): 1,
         ("anonymize", "public.payment_transactions"): 1,
         ("queue_item_erased", "ops.manual_resolution_queue"): 3,
     }

@@ -66,6 +66,8 @@ def test_sigkill_at_each_step_and_a_rerun_come_to_the_same_end(world, erase, sta
         ("public.meal_plans", "delete"): 1,
         ("public.users", "delete"): 1,
         ("public.email_blacklist", "anonymize"): 1,
+        ("public.manual_resolution", "delete"): 1,
+        ("public.refund_counts", "delete"): 1,
         ("public.payment_transactions", "anonymize"): 1,
         ("ops.archive_keys", "destroy_key"): 1,
     }

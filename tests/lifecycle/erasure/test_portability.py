@@ -58,7 +58,7 @@ def exported(erase, tmp_path):
 
 
 def test_a_pdf_that_cannot_be_had_is_listed_and_the_rest_is_there(world, person, exported, blobs):
-    path = f"meal-plans/{person['meal_plans']}.pdf"
+    path = f"keto-meal-plan-{person['meal_plans']}.pdf"
     blobs.delete([path])
     done, about, held = exported()
     assert (done.code, "the content of a blob could not be had" in done.closing["error"]) == (1, True)

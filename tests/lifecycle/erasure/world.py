@@ -25,6 +25,8 @@ _TABLES = (
     "payment_transactions",
     "magic_link_tokens",
     "email_blacklist",
+    "manual_resolution",
+    "refund_counts",
 )
 
 
@@ -59,7 +61,7 @@ class World(Valve):
     def add(self, person, *, address=None, name="Somebody", years=0, permanent=True, open_order=False):
         """Put one row into every table; return the ids by table. With years, the payment is that old."""
         address = address or person
-        ids = {table: self._id() for table in _TABLES}
+        ids = {table: self._id() for table in _TABLES} | {"refund_counts": person}
         at = {"id": None, "email": address, "person": person, "name": name}
         self._insert("users", ids["users"], at, "email, normalized_email", "%(email)s, %(person)s", updated=True)
         self.link.execute(
@@ -69,7 +71,7 @@ class World(Valve):
             " CASE WHEN NOT %(open)s THEN timezone('UTC', now()) END)",
             at | {"id": ids["quiz_responses"], "user": ids["users"], "open": open_order},
         )
-        path = f"meal-plans/{ids['meal_plans']}.pdf"
+        path = f"keto-meal-plan-{ids['meal_plans']}.pdf"
         self.blobs.put(path, f"%PDF-1.7 for {name}, {address}".encode(), overwrite=True)
         self.link.execute(
             "INSERT INTO meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, calorie_target,"
@@ -86,10 +88,21 @@ class World(Valve):
             at | {"id": ids["magic_link_tokens"]},
         )
         self.link.execute(
-            "INSERT INTO email_blacklist (id, normalized_email, reason, is_permanent, created_at, expires_at)"
-            " VALUES (%(id)s, %(person)s, 'chargeback', %(permanent)s, timezone('UTC', now()), timezone('UTC', now())"
-            " + interval '90 days')",
+            "INSERT INTO email_blacklist (id, normalized_email, reason, created_at, expires_at)"
+            " VALUES (%(id)s, %(person)s, 'chargeback', timezone('UTC', now()), CASE WHEN %(permanent)s"
+            " THEN 'infinity' ELSE timezone('UTC', now()) + interval '90 days' END)",
             at | {"id": ids["email_blacklist"], "permanent": permanent},
+        )
+        self.link.execute(
+            "INSERT INTO manual_resolution (id, payment_id, user_email, normalized_email, issue_type, status, sla_deadline,"
+            " created_at, resolved_at, resolution_notes) SELECT %(id)s, 'pay-' || %(id)s, %(email)s, %(person)s,"
+            " 'email_delivery_failed', 'resolved', at, at, at, 'wrote to ' || %(email)s FROM timezone('UTC', now()) at",
+            at | {"id": ids["manual_resolution"]},
+        )
+        self.link.execute(
+            "INSERT INTO refund_counts (normalized_email, refund_count, updated_at) VALUES (%(person)s, 1, now())"
+            " ON CONFLICT DO NOTHING",
+            at,
         )
         return ids
 
@@ -136,7 +149,7 @@ class World(Valve):
 
     def of(self, person):
         """Everything that the application's tables hold of somebody, to compare before and after."""
-        query = sql.SQL("SELECT to_jsonb(t) FROM {} t WHERE normalized_email = %s ORDER BY id")
+        query = sql.SQL("SELECT to_jsonb(t) FROM {} t WHERE normalized_email = %s ORDER BY to_jsonb(t)::text")
         return {
             table: [row for (row,) in self.link.execute(query.format(sql.Identifier(table)), (person,))]
             for table in _TABLES

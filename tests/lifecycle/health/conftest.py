@@ -9,6 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import yaml
 
+from backend import migrate
 from backend.blob_server import BlobServer
 from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
@@ -33,6 +34,7 @@ class Health:
 
     def only(self):
         """The one thing that is no PASS."""
+        assert len(self.unwell) == 1, self.unwell
         (finding,) = self.unwell
         assert finding["cure"], finding
         return finding
@@ -95,7 +97,14 @@ def jobs_url(database):
 
 
 @pytest.fixture
-def settings(jobs_url, redis_url, store, sentry):
+def indexed(database):
+    """The application's tables with the indexes that they lack in production."""
+    url = database.superuser_url
+    return list(migrate.make_indexes(url, migrate.missing_indexes(url, DEFAULT_POLICY_FILE)))
+
+
+@pytest.fixture
+def settings(jobs_url, indexed, redis_url, store, sentry):
     """The environment of a healthy system; a test may change it."""
     return {
         "DATABASE_URL": jobs_url,

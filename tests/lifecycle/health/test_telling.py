@@ -32,8 +32,8 @@ def dropped_index(admin, redis_client):
 
 
 def renamed_column(admin, redis_client):
-    admin.execute("ALTER TABLE email_blacklist RENAME expires_at TO ends_at")
-    return lambda: admin.execute("ALTER TABLE email_blacklist RENAME ends_at TO expires_at")
+    admin.execute("ALTER TABLE magic_link_tokens RENAME expires_at TO ends_at")
+    return lambda: admin.execute("ALTER TABLE magic_link_tokens RENAME ends_at TO expires_at")
 
 
 def new_table(admin, redis_client):
@@ -46,7 +46,7 @@ def new_table(admin, redis_client):
     [
         (lock, {"health:locks:lock:cleanup:pdfs"}, 1),
         (dropped_index, {"health:policies:quiz_responses"}, 4),
-        (renamed_column, {"health:policies:email_blacklist"}, 1),
+        (renamed_column, {"health:policies:magic_link_tokens"}, 1),
         (new_table, {"health:personal_data:public.leads"}, 4),
     ],
 )

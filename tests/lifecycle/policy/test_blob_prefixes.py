@@ -16,7 +16,7 @@ def with_another(prefix):
     return yaml.safe_dump(document, sort_keys=False)
 
 
-@pytest.mark.parametrize("prefix", ["meal-plans/", "meal-plans/invoices/", "meal", "m"])
+@pytest.mark.parametrize("prefix", ["keto-meal-plan-", "keto-meal-plan-invoices/", "keto", "k"])
 def test_a_prefix_below_that_of_another_policy_is_refused(prefix):
     with pytest.raises(Misconfigured, match=r"blob\.prefix: .* lies below that of"):
         parse_policies(with_another(prefix), "the file")

@@ -12,7 +12,9 @@ from tests.lifecycle.support import POLICY_TEXT as TEXT
 
 PERIOD = "is not a period: write a number and a unit"
 DURATION = "is not a duration: write a number and a unit"
-CONDITION = "is not a condition: write set, unset, a value, {in: [...]} or {not_in: [...]}"
+CONDITION = (
+    "is not a condition: write set, unset, a value, {in: [...]}, {not_in: [...]}, {before: ...} or {not_before: ...}"
+)
 TABLE = "is not a table with its schema, such as public.quiz_responses"
 NAME = "is not a name of lower-case letters, digits and underscores"
 BACK = "reaches back beyond the calendar"

@@ -50,7 +50,7 @@ def old(admin):
                ('4', 'ran out lately', 'x', now() - interval '900 days', now() - interval '399 days', NULL, NULL),
                ('5', 'in force', 'x', now() - interval '900 days', now() + interval '1 day', NULL, NULL);
         INSERT INTO ops.blob_deletions (policy, rule, table_name, resource_id, blob, status, run_id, created_at, closed_at)
-        SELECT 'p', 'r', 't', n::text, CASE n WHEN 3 THEN 'meal-plans/x.pdf' END,
+        SELECT 'p', 'r', 't', n::text, CASE n WHEN 3 THEN 'keto-meal-plan-x.pdf' END,
                CASE n WHEN 3 THEN 'pending' ELSE 'confirmed' END, gen_random_uuid(), now() - interval '900 days',
                CASE WHEN n < 3 THEN now() - make_interval(days => 398 + n, hours => n) END FROM generate_series(1, 3) n;
         INSERT INTO ops.legal_holds (scope, table_name, reason, placed_by, placed_at, expires_at, released_by, released_at)
@@ -142,7 +142,7 @@ def test_meal_plans_go_after_a_year_without_their_pdf_and_the_payment_stays(admi
     due, young, named = (f"00000000-0000-4000-8000-00000000000{n}" for n in (1, 2, 3))
     add_plan(admin, due, "1 year 1 hour")
     add_plan(admin, young, "11 months")
-    add_plan(admin, named, "2 years", pdf=f"meal-plans/{named}.pdf")
+    add_plan(admin, named, "2 years", pdf=f"keto-meal-plan-{named}.pdf")
 
     run = enforce(DEFAULT_POLICY_FILE, "--only", "meal_plans", as_of=None)
 
