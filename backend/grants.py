@@ -232,7 +232,13 @@ def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Compo
 
 
 def pending(connection: Connection, policies: PolicySet, *, migrations: Iterable[str] = ()) -> list[str]:
-    """Return what :func:`give` would revoke, then what it would grant; the arguments are the same. Writes nothing."""
+    """Return what :func:`give` would revoke, then what it would grant; the arguments are the same. Writes nothing.
+
+    Raises:
+        OpsError: Tables or columns of the policy file do not exist.
+    """
+    if missing := _missing_columns(connection, policies):
+        raise OpsError("; ".join(missing))
     roles = _roles(connection)
     wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
     kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()

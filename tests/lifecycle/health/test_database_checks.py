@@ -69,7 +69,13 @@ def test_a_foreign_key_that_no_policy_declares(check, admin):
         "CREATE TABLE notes (id int PRIMARY KEY, quiz varchar REFERENCES quiz_responses (id) ON DELETE CASCADE)"
     )
     admin.execute("GRANT SELECT ON notes TO lifecycle_jobs")
-    failed, warned = sorted(check().unwell, key=lambda finding: finding["status"])
+    health = check()
+    failed, warned = sorted(
+        (each for each in health.unwell if each["check"] == "policies"), key=lambda finding: finding["status"]
+    )
+    (too_many, missing) = [each for each in health.unwell if each["check"] == "rights"]
+    assert 'REVOKE SELECT ON "public"."notes" FROM "lifecycle_jobs"' in too_many["message"]
+    assert '"quiz"' in missing["message"]
     assert (failed["status"], failed["subject"]) == ("FAIL", "quiz_responses")
     assert "notes_quiz_fkey deletes rows of public.notes" in failed["message"]
     assert "dependants" in failed["cure"]
