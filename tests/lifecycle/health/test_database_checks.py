@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import yaml
 
+from backend import migrate
 from scripts.lifecycle.health import database as database_checks
 from scripts.lifecycle.health.findings import Context
 from scripts.utils.db_utils import Database
@@ -303,10 +304,11 @@ def test_what_is_asked_of_a_table_is_asked_of_its_parts(check, admin):
     ("column", "value", "said"),
     [("calorie_target", "many", "calorie_target"), ("created_at", "sometime", "created_at")],
 )
-def test_a_value_that_is_none_of_its_column_s_type(check, policy_file, column, value, said):
+def test_a_value_that_is_none_of_its_column_s_type(check, database, policy_file, column, value, said):
     document = yaml.safe_load(policy_file.read_text())
     document["policies"]["quiz_responses"]["exceptions"]["typed"] = {"when": {column: value}}
     policy_file.write_text(yaml.safe_dump(document, sort_keys=False))
+    migrate.grant(database.superuser_url, policy_file)
 
     health = check()
 
