@@ -14,7 +14,6 @@ from scripts.utils import early_signals
 early_signals.install(__name__)
 
 import argparse
-import re
 from datetime import timedelta
 from uuid import UUID
 
@@ -22,13 +21,14 @@ from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import alert_silences
 from scripts.lifecycle.monitoring.alerts import Alert, AlertKind, Alerts
+from scripts.utils import durations
 from scripts.utils.alert_sinks import SEVERITIES, sinks_of
 from scripts.utils.errors import Misconfigured, OpsError
 from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
 
-_LENGTH = re.compile(r"(\d{1,4})([mhd])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_UNITS = frozenset({"minute", "hour", "day"})
+_MOST = 9999
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,10 +51,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _length(text: str) -> timedelta:
-    match = _LENGTH.fullmatch(text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30m, 2h or 1d")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    length = durations.number_and_unit(text, _UNITS)
+    if length is None or length[0] > _MOST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 30m, 2 hours or 1d")
+    return timedelta(**{f"{length[1]}s": length[0]})
 
 
 def work(run: Run) -> None:

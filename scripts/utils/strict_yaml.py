@@ -25,6 +25,14 @@ class StrictLoader(yaml.CSafeLoader):
         require_bounds(stream)
         super().__init__(stream)
 
+    def refuse(self, problem: str, node: yaml.Node) -> None:
+        """Refuse a key or a value. A loader that is to name all of them overrides this.
+
+        Raises:
+            yaml.MarkedYAMLError: Says what, and where.
+        """
+        raise _refused(problem, node)
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Refuse a merge key instead of merging.
 
@@ -33,7 +41,8 @@ class StrictLoader(yaml.CSafeLoader):
         """
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                raise _refused("merge keys (<<) are not allowed here: write the keys out", key_node)
+                self.refuse("merge keys (<<) are not allowed here: write the keys out", key_node)
+        node.value = [pair for pair in node.value if pair[0].tag != "tag:yaml.org,2002:merge"]
         super().flatten_mapping(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -47,7 +56,7 @@ class StrictLoader(yaml.CSafeLoader):
             if not isinstance(key_node, yaml.ScalarNode):
                 continue  # refused below, as unhashable
             if key_node.value in seen:
-                raise _refused(f"{key_node.value} is written twice", key_node)
+                self.refuse(f"{key_node.value} is written twice", key_node)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
@@ -60,10 +69,11 @@ class StrictLoader(yaml.CSafeLoader):
         try:
             value = super().construct_object(node, deep)
         except (ValueError, OverflowError) as error:  # what looks like a date or a number and is none
-            raise _refused(str(error), node) from None
+            self.refuse(str(error), node)
+            return None
         # YAML reads no, on, 010 and 12:30 as false, true, 8 and 750: an exception for Norway (no) would match no row.
         if isinstance(value, bool | int) and str(value).lower() != str(node.value).lower():
-            raise _refused(f"{node.value} would mean {str(value).lower()}: write that, or quote it", node)
+            self.refuse(f"{node.value} would mean {str(value).lower()}: write that, or quote it", node)
         return value
 
 

@@ -65,9 +65,9 @@ def test_a_flag_that_makes_no_sense(call, flags, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("policies: [", "line 2: "),
+        ("policies: [", "line 2, column 1: "),
         ("policies: {}\njobs: {}\n", "policies"),
-        ("policies: {quiz: {tabel: x}}\njobs: {}\n", "policies.quiz.tabel (line 1): is not a known key"),
+        ("policies: {quiz: {tabel: x}}\njobs: {}\n", "policies.quiz.tabel (line 1, column 19): is not a known key"),
         ("", "policy file"),
     ],
 )

@@ -27,9 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from scripts.lifecycle.policy import mistakes
 from scripts.utils import composing as sql
-from scripts.utils.errors import Misconfigured, pydantic_message
-from scripts.utils.strict_yaml import StrictLoader
+from scripts.utils import durations
+from scripts.utils.errors import Misconfigured
 
 DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[2] / "retention" / "retention_policies.yaml"
 
@@ -37,10 +38,8 @@ Priority = Literal["critical", "high", "medium", "low"]
 """How urgent an item of the manual-resolution queue is."""
 PRIORITIES: tuple[str, ...] = get_args(Priority)
 
-_PERIOD = re.compile(r"([0-9]+) (minute|hour|day|week|month|year)s?")
 NOW = "now"
 """As a decision's new value: the database's clock."""
-_DURATION = re.compile(r"([0-9]+) (millisecond|second|minute|hour|day)s?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PART = r"[^.\s\"](?:[^.\"]*[^.\s\"])?"
 _TABLE = re.compile(rf"{_PART}\.{_PART}")
@@ -86,10 +85,11 @@ class Period:
 def _period(value: object) -> Period:
     if value == "forever":
         return Period("forever", None)
-    match = _PERIOD.fullmatch(str(value))
-    if not match:
+    length = durations.number_and_unit(str(value), durations.PERIODS)
+    if length is None:
         raise ValueError("is not a period: write a number and a unit, such as '24 hours' or '7 years', or 'forever'")
-    period = Period(str(value), relativedelta(**{match[2] + "s": int(match[1])}))  # type: ignore[arg-type]
+    number, unit = length
+    period = Period(durations.spelled_out(number, unit), relativedelta(**{unit + "s": number}))  # type: ignore[arg-type]
     try:
         period.before(datetime(2000, 1, 1, tzinfo=UTC))
     except (OverflowError, ValueError):
@@ -98,11 +98,11 @@ def _period(value: object) -> Period:
 
 
 def _duration(value: object) -> timedelta:
-    match = _DURATION.fullmatch(str(value))
-    if not match or int(match[1]) == 0:
+    length = durations.number_and_unit(str(value), durations.DURATIONS)
+    if length is None or length[0] == 0:
         raise ValueError("is not a duration: write a number and a unit, such as '500 milliseconds' or '25 hours'")
     try:
-        return timedelta(**{match[2] + "s": int(match[1])})
+        return timedelta(**{length[1] + "s": length[0]})
     except OverflowError:
         raise ValueError("is too long") from None
 
@@ -306,10 +306,14 @@ class QueueRule(_Model):
     """An item for the manual-resolution queue, raised once for each excepted row that is older than ``after``."""
 
     item_type: Name
+    """The kind of item on the manual-resolution queue; ``decisions`` says what a person may do with it."""
     priority: Priority
+    """How urgent the item is: how soon a person must have decided."""
     anchor: Column
     after: PeriodField
+    """How old the anchor must be before the item is raised."""
     reason: str = Field(min_length=1)
+    """What the person reads. It names no person."""
 
 
 class RowException(_Model):
@@ -317,16 +321,20 @@ class RowException(_Model):
 
     when: dict[Column, ConditionField] = Field(min_length=1)
     queue: QueueRule | None = None
+    """The item that a person gets about such a row; without it, nobody is asked."""
 
 
 class Dependant(_Model):
     """A foreign key that points at the policy's table, and what happens to the rows that hold it."""
 
     table: Table
+    """The table, with its schema, that holds the foreign key."""
     column: Columns
     """The foreign key's columns. The first one is enough if no other foreign key of that table begins with it."""
     action: Literal["delete", "set_null", "refuse"]
+    """What becomes of its rows: they are deleted, their foreign key is set to null, or the parent stays."""
     key: Columns = ("id",)
+    """The columns that identify one of its rows."""
     person: Column | None = None
     """The column that names the person a row is about, for legal holds. If the key is missing in the file, it is the
     person column of the first policy on that table."""
@@ -336,15 +344,20 @@ class Batch(_Model):
     """How many rows a batch has at most, how long it waits for a lock, and how long one statement may run."""
 
     rows: Number = Field(ge=1, le=100_000)
+    """How many rows one transaction deletes at most."""
     lock_timeout: Duration
+    """The longest wait for a locked row. A batch that waited longer is tried again later."""
     statement_timeout: Duration
+    """The longest time that one statement may run."""
 
 
 class Overdue(_Model):
     """How far past its date the oldest row may be."""
 
     warning: Duration
+    """Past its date for longer than this, a row makes the service level a warning."""
     critical: Duration
+    """Past its date for longer than this, a row makes the service level critical."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Overdue:
@@ -359,6 +372,7 @@ class SoftDelete(_Model):
     flag: Column | None = None
     """Set to true, where the table has such a column."""
     deleted_at: Column
+    """The column that is set to the moment of the run."""
 
 
 class Blob(_Model):
@@ -377,12 +391,14 @@ class Blob(_Model):
     item_type: Name
     """What a blob that cannot be deleted is on the manual-resolution queue."""
     priority: Priority
+    """How urgent that item is."""
 
 
 class Anonymize(_Model):
     """What happens to each personal column. The row stays."""
 
     columns: dict[Column, TreatmentField] = Field(min_length=1)
+    """Each personal column and its new value: null, pseudonym, truncate_ip or {constant: ...}."""
     marker: Column | None
     """The column that is set to the moment at which the row was anonymised. None: a row counts as anonymised when every
     column has its final value, so each run looks at every row past its date."""
@@ -406,7 +422,9 @@ class Remedy(_Model):
     """A decision that a person may take about a row. It deletes the row, sets columns, or is only recorded."""
 
     label: str = Field(min_length=1)
+    """What the person reads before choosing."""
     delete: Truth = False
+    """Whether the decision deletes the row."""
     set: dict[Column, str | int | bool | Lookup | None] = Field(default_factory=dict)
     """Columns and their new values: :data:`NOW`, null, a value of the column's type, or a lookup."""
 
@@ -433,10 +451,13 @@ class ErasureStep(_Located):
     """What happens to one table's rows about a person who asked for erasure (GDPR Art. 17)."""
 
     table: Table
+    """The table, with its schema."""
     key: Columns
+    """The columns that identify a row."""
     person: Column | None
     """Says whose row it is, as ``normalized_email``; null: its foreign keys alone say it."""
     action: Literal["delete", "anonymize"]
+    """Whether the rows are deleted or their personal columns get another value."""
     when: dict[Column, ConditionField] = Field(default_factory=dict)
     """Only the person's rows that meet these conditions."""
     columns: dict[Column, ErasureTreatmentField] = Field(default_factory=dict)
@@ -464,29 +485,47 @@ class Policy(_Located):
 
     name: Name = Field(validation_alias=_NAME_KEY)
     description: str = Field(min_length=1)
+    """What the rows are, in a few words; the compliance report quotes it."""
     table: Table
+    """The table, with its schema."""
     key: Columns
     """The columns that identify a row."""
     person: Column | None
+    """The column that names the person a row is about, for legal holds and erasures; null: no person."""
     action: Literal["delete", "soft_delete", "delete_blob", "archive_then_delete", "anonymize", "retain"]
+    """What happens to a row that is due."""
     soft_delete: SoftDelete | None = None
+    """The columns that the action ``soft_delete`` sets."""
     archive: Archive | None = None
+    """How the action ``archive_then_delete`` archives."""
     blob: Blob | None = None
+    """The blob that the action ``delete_blob`` deletes."""
     anonymize: Anonymize | None = None
+    """The columns that the action ``anonymize`` changes."""
     rules: dict[Name, Rule]
+    """When a row is due. One rule that is met is enough."""
     exceptions: dict[Name, RowException] = Field(default_factory=dict)
+    """Rows that no rule may take, whatever their age."""
     dependants: tuple[Dependant, ...]
+    """The foreign keys that point at the table. One that the file does not name makes the policy stop."""
     drop_partitions: Truth = True
     """Whether a partition of which every row is due may be dropped instead of emptied."""
     decisions: dict[Name, dict[Name, Remedy]] = Field(default_factory=dict)
     """The decisions that a person may take about a row, by the type of its item on the manual-resolution queue."""
     legal_basis: str = Field(min_length=1)
+    """Why the rows are kept so long and no longer."""
     owner: str = Field(min_length=1)
+    """Who answers for the policy."""
     decision: str = Field(min_length=1)
+    """The page that explains the policy."""
     max_rows: Number = Field(ge=1)
+    """How many rows one run may delete without being asked for more."""
     max_poison: Number = Field(ge=0)
+    """How many rows the database may refuse before the policy stops."""
     batch: Batch
+    """How large and how long one transaction is."""
     overdue: Overdue
+    """When the service level of the policy is broken."""
 
     @model_validator(mode="before")
     @classmethod
@@ -591,16 +630,24 @@ class JobSpec(_Model):
     """When a script runs, how long it may take, its lock, and the policies that it carries out."""
 
     schedule: Annotated[str, AfterValidator(_cron)]
+    """When the script starts: a cron expression, in UTC."""
     budget: Duration
+    """How long the script may take; then it stops after a batch, and the next run goes on."""
     policies: tuple[Name, ...] = ()
+    """The policies that the script carries out. Each policy belongs to one job."""
     lock: Annotated[str, _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses")] | None = None
+    """The name of the lock that keeps a second run from starting. A script that changes data has one."""
 
 
 class _Document(_Model):
     policies: dict[Name, Policy] = Field(min_length=1)
+    """What is kept, how long and why, by the name of the policy."""
     jobs: dict[Name, JobSpec]
+    """When each script runs and which policies it carries out, by the name of the script."""
     kept: dict[Table, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    """Tables with personal data that no policy deletes from, and the reason for each."""
     erasure: dict[Name, ErasureStep] = Field(default_factory=dict)
+    """What an erasure does with the rows of a person, step by step, by the name of the step."""
 
     @model_validator(mode="before")
     @classmethod
@@ -644,18 +691,6 @@ class _Document(_Model):
                 raise ValueError(f"erasure: no step is about {policy.table}, where policy {name} knows a person")
             if self.erasure and policy.person and policy.person != steps[policy.table].person:
                 raise ValueError(f"erasure: {policy.table} and policy {name} differ about the person column")
-        return self
-
-    @model_validator(mode="after")
-    def _one_job_for_one_policy(self) -> _Document:
-        seen: dict[str, str] = {}
-        for job, spec in self.jobs.items():
-            for name in spec.policies:
-                if name not in self.policies:
-                    raise ValueError(f"jobs.{job}.policies: there is no policy {name}")
-                if name in seen:
-                    raise ValueError(f"jobs.{job}.policies: {name} is already carried out by {seen[name]}")
-                seen[name] = job
         return self
 
 
@@ -707,7 +742,12 @@ def load_policies(path: Path = DEFAULT_POLICY_FILE) -> PolicySet:
     """
     try:
         text = path.read_bytes().decode()  # unchanged: the hash covers the line ends
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise Misconfigured(
+            f"policy file {path}, line {line}: cannot be read (UnicodeDecodeError): save the file as UTF-8"
+        ) from None
+    except OSError as error:
         raise Misconfigured(f"policy file {path}: cannot be read ({type(error).__name__})") from None
     return parse_policies(text, str(path))
 
@@ -719,18 +759,14 @@ def parse_policies(text: str, place: str) -> PolicySet:
         Misconfigured: Names every problem with its place.
     """
     try:
-        loader = StrictLoader(text)
+        loader = mistakes.CollectingLoader(text)
         root = loader.get_single_node()
         content = loader.construct_document(root) if root else None
-        document = _Document.model_validate(content)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise Misconfigured(f"policy file {place}, line {line}: {error.problem}") from None
-    except yaml.YAMLError:
-        raise Misconfigured(f"policy file {place}: holds characters that YAML does not allow") from None
-    except ValidationError as error:
-        problems = sorted({_problem(detail, root) for detail in error.errors(include_url=False)})
-        raise Misconfigured(f"policy file {place}: " + "; ".join(problems)) from None
+    except yaml.YAMLError as error:
+        raise Misconfigured(f"policy file {place}{mistakes.syntax(error, text)}") from None
+    if root is None:
+        raise Misconfigured(f"policy file {place}: is empty: it must hold policies and jobs")
+    document = _checked(content, root, loader.refused, place)
     digest = hashlib.sha256(text.encode()).hexdigest()
     for section, entries in (("policies", document.policies), ("erasure", document.erasure)):
         for name, entry in entries.items():
@@ -753,26 +789,25 @@ def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant])
     )
 
 
-def _problem(detail: Any, root: yaml.Node | None) -> str:
-    path: list[str] = []
-    node = root
-    line = 1
-    for step in detail["loc"]:
-        child = _child(node, step)
-        if child is None and detail["type"] not in ("missing", "extra_forbidden"):
-            break  # the rest of the location names a type, not a place in the file
-        path.append(str(step))
-        if child is None:
-            break
-        line, node = child[0].start_mark.line + 1, child[1]
-    message = pydantic_message(detail, missing="is missing", extra_forbidden="is not a known key")
-    return f"{'.'.join(path)} (line {line}): {message}" if path else message
+def _checked(content: Any, root: yaml.Node, refused: dict[tuple[int, int], str], place: str) -> _Document:
+    details: list[Any] = [
+        {"type": "value_error", "loc": loc, "msg": said, "input": None}
+        for loc, said in mistakes.jobs_without_policies(root)
+    ]
+    try:
+        document = _Document.model_validate(content)
+    except ValidationError as error:
+        details += error.errors(include_url=False)
+    if not details and not refused:
+        return document
+    found = mistakes.problems(details, root, _Document, refused)
+    raise Misconfigured(f"policy file {place}: {mistakes.told(found)}") from None
 
 
 def _lines_below(node: yaml.Node | None, *path: str) -> Iterator[tuple[str, int]]:
     """Return each place below an entry of the file, as :meth:`_Located.at` is given it, with its line."""
     for step in path:
-        child = _child(node, step)
+        child = mistakes.child_of(node, step)
         if child is None:
             return
         node = child[1]
@@ -788,11 +823,3 @@ def _every_line(place: str, line: int, node: yaml.Node) -> Iterator[tuple[str, i
     elif isinstance(node, yaml.SequenceNode):
         for number, value in enumerate(node.value):
             yield from _every_line(f"{place}.{number}", value.start_mark.line + 1, value)
-
-
-def _child(node: yaml.Node | None, step: str | int) -> tuple[yaml.Node, yaml.Node] | None:
-    if isinstance(node, yaml.MappingNode):
-        return next(((key, value) for key, value in node.value if key.value == str(step)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-        return node.value[step], node.value[step]
-    return None

@@ -22,13 +22,13 @@ def test_a_file_that_is_missing_binary_or_a_folder_is_named(tmp_path):
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00policies")
     for path, why in (
-        (binary, "UnicodeDecodeError"),
-        (tmp_path, "IsADirectoryError"),
-        (tmp_path / "none", "FileNotFoundError"),
+        (binary, ", line 1: cannot be read (UnicodeDecodeError): save the file as UTF-8"),
+        (tmp_path, ": cannot be read (IsADirectoryError)"),
+        (tmp_path / "none", ": cannot be read (FileNotFoundError)"),
     ):
         with pytest.raises(Misconfigured) as refused:
             load_policies(path)
-        assert str(refused.value) == f"policy file {path}: cannot be read ({why})"
+        assert str(refused.value) == f"policy file {path}{why}"
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -102,6 +102,6 @@ def test_a_wrong_file_ends_a_run_with_two_and_touches_nothing(run_job, admin, re
     run = run_job("--policy-file", str(path))
 
     assert run.code == 2
-    assert "policies.things.rules.old.keep (line 10): is not a period" in run.closing["error"]
+    assert "policies.things.rules.old.keep (line 10, column 55): is not a period" in run.closing["error"]
     assert admin.execute("SELECT count(*) FROM ops.job_runs").fetchone() == (0,)
     assert redis_client.keys() == []
