@@ -203,7 +203,7 @@ def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Compo
         rule = policy.rules[policy.dropping_rule] if policy.dropping_rule else None
         if rule and connection.execute(_PARTITIONED, (*parts_of(policy.table), rule.anchor)).fetchone() is not None:
             archives = policy.archive is not None
-            wanted[policy.name] = (policy.table, rule.anchor, policy.key[0], policy.person, rule.keep.text, archives)
+            wanted[policy.name] = (policy.table, rule.anchor, policy.key[0], policy.person, rule.least.text, archives)
     new = {name: row for name, row in wanted.items() if connection.execute(_RIGHT, (name, *row)).fetchone() is None}
     stale = connection.execute(
         "SELECT policy FROM ops.partition_rights WHERE policy <> ALL(%s) ORDER BY 1", (list(wanted.keys() - new),)

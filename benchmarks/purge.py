@@ -149,7 +149,7 @@ class Bench:
         rules = load_policies(DEFAULT_POLICY_FILE).policies["quiz_responses"].rules
         parameters = {}
         for rule in ("delivered", "abandoned"):
-            before = rules[rule].keep.before(counts.as_of)
+            before = rules[rule].due_before(counts.as_of)
             if before is None:
                 raise SystemExit("the policy keeps quiz responses forever: there is nothing to measure")
             parameters[rule] = before.replace(tzinfo=None)

@@ -27,12 +27,14 @@ from scripts.lifecycle.archives.format import ArchiveBroken
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import read_back
 from scripts.lifecycle.engine import poison
+from scripts.lifecycle.engine.decided import Decided
 from scripts.lifecycle.engine.deleter import HEARTBEAT_SECONDS, PROBE_SECONDS, RETRY_ATTEMPTS, RETRY_SECONDS, unreadable
 from scripts.lifecycle.engine.gated import (
     MAY_RUN,
     Blocked,
     Context,
     GatedTransaction,
+    Rescued,
     Statement,
     require_may_run,
 )
@@ -77,18 +79,18 @@ _DELETE = sql.SQL("""
 WITH {may_run}, {exported}, gone AS (
     DELETE FROM {table} t USING exported e
      WHERE {same} AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING e.said AS key, {rule} AS rule
+    RETURNING e.said AS key, {rule} AS rule{decided}
 ), audited AS (
     SELECT rule, count(*) AS rows,
            ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
       FROM gone GROUP BY rule
-)
+){remembered}
 SELECT owned, stopped,
        CASE WHEN owned AND NOT stopped
             THEN ops.seal_archive(%(archive)s, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint
                                                   FROM audited)) END
-  FROM may_run
+  FROM may_run{kept}
 """)
 _UNCHANGED = sql.SQL("""
 WITH {exported} SELECT e.home::text, e.key FROM {table} t, exported e WHERE {same} FOR UPDATE OF t SKIP LOCKED
@@ -158,6 +160,7 @@ class Archiver:
             about={"policy_hash": run.policies.hash, "version": run.settings.render_git_commit},
         )
         self._gated = GatedTransaction(policy.batch)
+        self._decided = Decided(selection)
         self._lent = ExitStack()
         self._connection: Connection | None = None
         self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
@@ -449,11 +452,17 @@ class Archiver:
         try:
             owned, stopped, deleted = retry(
                 lambda: self._delete(window, exported),
-                on=lambda error: isinstance(error, Blocked) or is_deadlock(error) or connection_lost(error),
+                on=lambda error: (
+                    (isinstance(error, Blocked) and not isinstance(error, Rescued))
+                    or is_deadlock(error)
+                    or connection_lost(error)
+                ),
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
                 before_wait=self._before_retry,
             )
+        except Rescued:
+            return False  # the rows that may go are archived without the others
         except Blocked as blocked:
             raise blocked.stop() from None
         except psycopg.errors.LockNotAvailable:
@@ -480,6 +489,8 @@ class Archiver:
         statements: list[Statement] = [(statement, parameters) for statement in composed]
         look = self._politeness.look()
         statements += [self._heartbeat(), *([look] if look else [])]
+        told = len(statements) - 1
+        statements += [(statement, parameters) for statement in self._decided.settling]
         self._politeness.ours += 1
         try:
             if self._connection is None:
@@ -495,7 +506,7 @@ class Archiver:
                 raise
             self._log.info("commit_settled", records_deleted=exported.written.rows)
             return True, False, exported.written.rows
-        self._politeness.learn(cursors[-1].fetchone() if look else None)
+        self._politeness.learn(cursors[told].fetchone() if look else None)
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
         return owned, stopped, deleted or 0
 
@@ -519,8 +530,14 @@ class Archiver:
 
     def _composed(self, window: Window) -> list[sql.Composed]:
         """Return the statements that delete an archive's rows; the DELETE is the last."""
-        names = {"exported": _EXPORTED, "table": self._selection.table, "same": self._same(window)}
-        delete = _DELETE.format(may_run=MAY_RUN, rule=self._selection.rule_name, **names)
+        names: dict[str, sql.Composable] = {
+            "exported": _EXPORTED,
+            "table": self._selection.table,
+            "same": self._same(window),
+        }
+        kept = self._decided.kept_with()
+        names |= {name: kept.pop(name) for name in ("decided", "remembered", "kept")}
+        delete = _DELETE.format(may_run=MAY_RUN, rule=self._selection.rule_of_due, **names)
         if any(foreign_key.changes_children for foreign_key in self._selection.refusing):
             return [_LOCK.format(**names), delete]
         return [delete]

@@ -74,6 +74,14 @@ SELECT m.owned, m.stopped, j.id, j.blob, j.resource_id, j.said, j.locked, j.kept
   FROM may_run m LEFT JOIN judged j ON true ORDER BY j.id
 """)
 
+# Last in the transaction that claims: what a row looks up in another table may have changed while the claim waited.
+_CLAIMED_AGAIN = sql.SQL("""
+SELECT ops.none_rescued(count(*)) FROM ops.blob_deletions d JOIN {table} t
+    ON t.{blob} = d.blob AND {is_claimed} AND (d.home = 0 OR t.tableoid = d.home)
+ WHERE d.policy = %(policy)s AND d.status = 'sending' AND d.closed_at IS NULL AND d.xmin = pg_current_xact_id()::xid
+   AND ({due}) IS NOT TRUE
+""")
+
 # Recorded even if another run has taken the lease over, or a stop or a hold has come meanwhile: the store has deleted
 # the blob already. A second confirmation finds no intent that is 'sending', so nothing is audited twice.
 _CONFIRM = sql.SQL("""
@@ -214,6 +222,10 @@ class Intents:
             is_opened=record.is_("t", _ROW_OF.format(sql.SQL("o"))),
             **names,
         )
+        self._claimed_again: list[sql.Composed] = []
+        if selection.policy.lookups and not selection.cause:
+            is_claimed = record.is_("t", _ROW_OF.format(sql.SQL("d")))
+            self._claimed_again = [_CLAIMED_AGAIN.format(is_claimed=is_claimed, due=selection.due, **names)]
         self._confirm = _CONFIRM.format(
             changes=changes(selection, policy.blob), is_sent=record.is_("t", _ROW_OF.format(sql.SQL("s"))), **names
         )
@@ -230,7 +242,8 @@ class Intents:
             StoppedEarly: The lock was lost, the stop switch is on, or the gate stays closed.
         """
         claim: Statement = (self._claim, self._parameters | {"after": after, "rows": rows})
-        found = self._send([claim, heartbeat] if heartbeat else [claim])
+        again: list[Statement] = [(statement, self._parameters) for statement in self._claimed_again]
+        found = self._send([claim, *([heartbeat] if heartbeat else []), *again])
         owned, stopped = found[0][:2] if found else (False, False)
         require_may_run(owned=owned, stopped=stopped)
         opened = [row[2:] for row in found if row[2] is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.lifecycle.compliance.document import Column, Section, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policy.policies import Condition, Policy, Rule
+from scripts.lifecycle.policy.policies import Condition, LookedUp, Policy, RowPeriod, Rule
 
 THEN = {
     "delete": "deleted",
@@ -89,15 +89,23 @@ def _kept(policy: Policy) -> str:
 
 def _rule(rule: Rule, *, alone: bool) -> str:
     """Return a rule in words, with its conditions, so that two rules of one policy read differently."""
-    kept = "for good" if rule.keep.length is None else f"{rule.keep.text} after {rule.anchor}"
+    kept = f"{rule.keep.text} after {rule.anchor}" if rule.ends else "for good"
+    if isinstance(rule.keep, RowPeriod):
+        bounds = [
+            f"{what} {period.text}" for what, period in (("at least", rule.floor), ("at most", rule.ceiling)) if period
+        ]
+        kept = f"each for as long as {kept}" + "".join(f", {bound}" for bound in bounds)
     if rule.when:
         return f"{kept} where {conditions(rule.when)}"
     return kept if alone else f"{kept} whatever else is in the row"
 
 
-def conditions(when: dict[str, Condition]) -> str:
-    """Return conditions on a row's columns in words."""
-    return " and ".join(f"{column} {_condition(condition)}" for column, condition in when.items())
+def conditions(when: dict[str, Condition | LookedUp]) -> str:
+    """Return conditions on a row's columns, and on values of other tables, in words."""
+    return " and ".join(
+        f"{each} {_condition(each.what)}" if isinstance(each, LookedUp) else f"{column} {_condition(each)}"
+        for column, each in when.items()
+    )
 
 
 def _condition(condition: Condition) -> str:

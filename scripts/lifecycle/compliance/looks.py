@@ -65,9 +65,9 @@ def look(run: Run, policy: Policy, now: datetime) -> Look:
 
 
 def _counted(connection: Connection, policy: Policy, now: datetime) -> tuple[int, dict[str, int]]:
-    selection = preflight(connection, policy, now).selection
+    selection = preflight(connection, policy, now).selection.joined()
     kept = [fragment("count(*) FILTER (WHERE {})", selection.excepted(name)) for name in policy.exceptions]
-    query = fragment("SELECT {} FROM {} t", joined(", ", [sql.SQL("count(*)"), *kept]), selection.table)
+    query = fragment("SELECT {} FROM {}", joined(", ", [sql.SQL("count(*)"), *kept]), selection.source)
     row = connection.execute(query, query.parameters).fetchone()
     if row is None:
         raise AssertionError("a count returns a row")

@@ -231,7 +231,7 @@ def _gone(policies: PolicySet, scope: Scope) -> list[str]:
     told = []
     for table, what in (("ops.job_runs", "run records"), ("ops.sla_observations", "the monitor's looks")):
         for policy in policies.policies.values():
-            moments = [rule.keep.before(scope.now) for rule in policy.rules.values()] if policy.table == table else []
+            moments = [rule.due_before(scope.now) for rule in policy.rules.values()] if policy.table == table else []
             ends = [moment for moment in moments if moment]
             if ends and scope.since < max(ends):
                 told.append(

@@ -17,6 +17,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.engine import anonymisation, personal_keys
+from scripts.lifecycle.engine.decided import Decided
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement
 from scripts.lifecycle.engine.politeness import Look
 from scripts.lifecycle.engine.selection import Reach, Selection, normal_address
@@ -28,27 +29,34 @@ from scripts.utils.db_utils import Connection, Database, connection_lost
 _DELETE = sql.SQL("""gone AS (
     DELETE FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
-    RETURNING {said} AS key, {rule} AS rule
+    RETURNING {said} AS key, {rule} AS rule{decided}
+)""")
+# The rows were decided on when they were locked, and what they look up may have gone since, with them.
+_DELETE_CHOSEN = sql.SQL("""gone AS (
+    DELETE FROM {table} t USING {choices}
+     WHERE {rows} AND t.tableoid = d.part AND t.ctid = d.place AND {removable}
+       AND (SELECT owned AND NOT stopped FROM may_run)
+    RETURNING {said} AS key, d.rule
 )""")
 
 # The rule is computed before the row changes, because it may depend on the columns that the change marks.
 _SOFT_DELETE = sql.SQL("""chosen AS MATERIALIZED (
-    SELECT {named}, {said} AS said, {rule} AS rule FROM {table} t
+    SELECT {named}, {said} AS said, {rule} AS rule{decided} FROM {table} t
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
-    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.said AS key, c.rule
+    UPDATE {table} t SET {marks} FROM chosen c WHERE {same} RETURNING c.said AS key, c.rule{passed_on}
 )""")
 
 # As above; a row that changed since its values were read is left for the closing pass.
 _ANONYMIZE = sql.SQL("""{fresh}, chosen AS MATERIALIZED (
-    SELECT {named}, {id} AS key, {said} AS said, {rule} AS rule FROM {table} t
+    SELECT {named}, {id} AS key, {said} AS said, {rule} AS rule{decided} FROM {table} t
      WHERE {rows} AND {removable}{still_fresh} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE
 ), gone AS (
     UPDATE {table} t SET {marks} FROM chosen c
       JOIN fresh f ON f.key = c.key AND f.place = c.key_table::text || c.key_place::text
-     WHERE {same} RETURNING c.said AS key, c.rule
+     WHERE {same} RETURNING c.said AS key, c.rule{passed_on}
 )""")
 
 _AUDITED = sql.SQL("""
@@ -57,9 +65,9 @@ WITH {may_run}, {gone}, audited AS (
            ops.note_audit((%(entry_ids)s::jsonb ->> rule)::uuid, %(actor)s, %(action)s, %(table_name)s,
                             %(reason_prefix)s || rule, %(run_id)s, array_agg(key), %(facts)s::jsonb -> rule) AS entry
       FROM gone GROUP BY rule
-)
+){remembered}
 SELECT owned, stopped, (SELECT coalesce(sum(rows) FILTER (WHERE entry IS NOT NULL), 0)::bigint FROM audited)
-  FROM may_run
+  FROM may_run{kept}
 """)
 
 _FREE = sql.SQL("t.ctid = ANY(ARRAY(SELECT t.ctid FROM {table} t WHERE {rows} AND {removable} FOR UPDATE SKIP LOCKED))")
@@ -108,10 +116,10 @@ WITH {may_run}, parents AS MATERIALIZED (
      WHERE {rows} AND {removable} AND (SELECT owned AND NOT stopped FROM may_run)
        FOR UPDATE {skip_locked}
 ), reached AS (
-    {change} AND {sayable} RETURNING {said} AS key
+    {change} AND {sayable} RETURNING {said} AS key{looked_at}
 )
 SELECT ops.note_audit(%(entry_{number})s, %(actor)s, {action}, {child_name}, %(reason_prefix)s || 'dependant',
-                        %(run_id)s, array_agg(key), '{{}}') FROM reached HAVING count(*) > 0
+                        %(run_id)s, array_agg(key), '{{}}') FROM reached{kept} HAVING count(*) > 0
 """)
 
 
@@ -179,6 +187,7 @@ class BatchWriter:
         self._lent = ExitStack()
         self._composed: dict[tuple[bytes, bool], list[bytes]] = {}
         self._selection = selection
+        self._decided = Decided(selection)
         self._locks_first = bool(selection.reaches) or any(key.changes_children for key in selection.refusing)
         self._gated = GatedTransaction(policy.batch)
         self._constants: dict[str, Any] = {
@@ -222,7 +231,8 @@ class BatchWriter:
         Raises:
             Ambiguous: The connection broke.
             BatchTooLarge: The window has more records than the batch may have; nothing of the batch happened.
-            GateClosed: The gate could not be passed in time; nothing of the batch happened.
+            Blocked: The gate could not be passed in time, or what a row looks up in another table was changed
+                meanwhile; nothing of the batch happened.
             psycopg.Error: Anything else that the server refused; nothing of the batch happened.
         """
         parameters, entry_ids = self._parameters(window, excluded)
@@ -253,7 +263,8 @@ class BatchWriter:
 
         Raises:
             Ambiguous: The connection broke.
-            Blocked: The gate could not be passed, or the audit's head not be had, in time.
+            Blocked: The gate could not be passed, or the audit's head not be had, in time; or what the row looks up in
+                another table was changed meanwhile.
             psycopg.Error: What else the server refused; nothing of the batch happened.
         """
         parameters, entry_ids = self._parameters(chosen, [])
@@ -298,6 +309,8 @@ class BatchWriter:
         try:
             for statement in self._statements(connection, window.clause, skip_locked=False):
                 cursor = connection.execute(statement, parameters)
+            for statement in self._settling(connection):
+                connection.execute(statement, parameters)
         except psycopg.Error as error:
             if error.sqlstate == _TOO_LARGE:
                 raise BatchTooLarge from error
@@ -350,11 +363,13 @@ class BatchWriter:
         statements: list[Statement] = [*((each, parameters) for each in composed), (_NOTED, parameters)]
         # The look last: it then sees every session that waits for this batch.
         statements += [extra for extra in (question, heartbeat, look) if extra]
+        told = len(statements) - 1
+        statements += [(each, parameters) for each in self._settling(connection)]
         cursors = self._gated.send(connection, statements)
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
         noted = (cursors[len(composed)].fetchone() or (0,))[0]
         answer = cursors[len(composed) + 1].fetchone() if question else None
-        looked = cursors[-1].fetchone() if look else None
+        looked = cursors[told].fetchone() if look else None
         return Outcome(owned, stopped, deleted, answer, looked, dependants=max(0, noted - deleted))
 
     def _statements(self, connection: Connection, window: sql.Composable, *, skip_locked: bool) -> list[bytes]:
@@ -371,6 +386,12 @@ class BatchWriter:
             self._composed[kept] = [statement.as_bytes(connection) for statement in statements]
         return self._composed[kept]
 
+    def _settling(self, connection: Connection) -> list[bytes]:
+        """Compose what comes last: to wait for everything that is left to wait for, and to decide once more."""
+        if self._selection.policy.blob:
+            return []  # each row is decided on again when its blob is claimed
+        return [statement.as_bytes(connection) for statement in self._decided.settling]
+
     def _delete(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
         selection = self._selection
         children_left = [
@@ -379,6 +400,15 @@ class BatchWriter:
             )
             for reach in selection.reaches
         ]
+        if self._decided.first:
+            gone = _DELETE_CHOSEN.format(
+                table=selection.table,
+                choices=self._decided.choices,
+                rows=rows,
+                removable=sql.SQL(" AND ").join(children_left),
+                said=selection.record.said("t", _NAMES),
+            )
+            return _AUDITED.format(may_run=MAY_RUN, gone=gone, remembered=sql.SQL(""), kept=sql.SQL(""))
         removable = sql.SQL(" AND ").join([self._removable, *children_left])
         if skip_locked:
             free = _FREE_IN_PARTITIONS if selection.partitioned else _FREE
@@ -391,9 +421,11 @@ class BatchWriter:
             "said": selection.record.said("t", _NAMES),
             "named": selection.record.named("t"),
             "same": (selection.record.exactly if selection.partitioned else selection.record.same)("t", "c"),
-            "rule": selection.rule_name,
+            "rule": selection.rule_of_due,
         }
         policy = selection.policy
+        kept = self._decided.kept_with("c" if policy.soft_delete or policy.anonymize else "")
+        names |= {name: kept.pop(name) for name in ("decided", "passed_on")}
         if policy.blob:
             person = normal_address("t", policy.person) if policy.person else sql.SQL("NULL")
             return _INTEND.format(
@@ -409,7 +441,7 @@ class BatchWriter:
             gone = self._anonymize(policy.anonymize, names)
         else:
             gone = _DELETE.format(**names)
-        return _AUDITED.format(may_run=MAY_RUN, gone=gone)
+        return _AUDITED.format(may_run=MAY_RUN, gone=gone, **kept)
 
     def _anonymize(self, section: Anonymize, names: dict[str, sql.Composable]) -> sql.Composed:
         selection = self._selection
@@ -426,7 +458,14 @@ class BatchWriter:
         sayable = selection.record.sayable("t", _NAMES)
         return sql.SQL("{} AND {} AND {}").format(selection.removable, sayable, kept)
 
+    @property
+    def _going(self) -> sql.Composed:
+        """The rows of a window whose dependants go, in the statements after the one that locked them."""
+        return self._decided.chosen if self._decided.first else self._removable
+
     def _lock(self, rows: sql.Composable, *, skip_locked: bool) -> sql.Composed:
+        if self._decided.first:
+            return self._decided.choice(rows, self._removable, skip_locked=skip_locked, may_run=MAY_RUN)
         return _LOCK.format(
             table=self._selection.table,
             rows=rows,
@@ -435,7 +474,7 @@ class BatchWriter:
         )
 
     def _weighed(self, rows: sql.Composable) -> sql.Composed:
-        names = {"table": self._selection.table, "rows": rows, "removable": self._removable}
+        names = {"table": self._selection.table, "rows": rows, "removable": self._going}
         each = [
             _SOME_DEPENDANTS.format(
                 child=table_identifier(reach.foreign_key.table), joins=reach.foreign_key.joins("c"), **names
@@ -455,14 +494,17 @@ class BatchWriter:
         else:
             nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in reach.nulled)
             change = sql.SQL("UPDATE {} c SET {} FROM parents t WHERE {}{}").format(child, nulls, joins, only)
+        looked_at, kept = self._decided.gone_with(number, reach)
         return _DEPENDANTS.format(
+            looked_at=looked_at,
+            kept=kept,
             may_run=MAY_RUN,
             referenced=sql.SQL(", ").join(
                 sql.SQL("t.{}").format(sql.Identifier(c)) for c in ("tableoid", *foreign_key.referenced)
             ),
             table=selection.table,
             rows=rows,
-            removable=self._removable,
+            removable=self._going,
             skip_locked=sql.SQL("SKIP LOCKED" if skip_locked else ""),
             change=change,
             said=reach.record.said("c", sql.Placeholder(personal_keys.of_dependant(number))),

@@ -73,6 +73,9 @@ class Deleter:
         self._counted = "blobs_intended" if self._policy.blob else "records_deleted"
         self._politeness = politeness
         self._pause_told_at = -PROGRESS_SECONDS
+        looked_up = {lookup.from_table for lookup in self._policy.lookups}
+        # Room for a row, and of each table that it looks up for the dependant that goes with it and no earlier.
+        self._least = 1 + sum(reach.foreign_key.table in looked_up for reach in selection.reaches)
         self.batch_rows = run.options.batch_size or self._policy.batch.rows
         """Rows a batch at most."""
         self._rows = run.options.batch_size or START_ROWS
@@ -219,7 +222,7 @@ class Deleter:
             return self._writer.run(
                 window,
                 excluded=self.poison,
-                most=self.batch_rows,
+                most=max(self.batch_rows, self._least),
                 skip_locked=skip_locked,
                 question=question,
                 heartbeat=self._heartbeat(),
@@ -367,15 +370,29 @@ class Deleter:
         """
         selection, key = self._selection, self._selection.reaches[number].foreign_key
         statement = sql.SQL(
-            "SELECT c.tableoid::bigint, c.ctid::text FROM {} c JOIN {} t ON {} WHERE {} AND {} LIMIT {}"
+            "SELECT c.tableoid::bigint, c.ctid::text FROM {} c JOIN {} t ON {} WHERE {} AND {}{} LIMIT {}"
         ).format(
-            table_identifier(key.table), selection.table, key.joins("c"), chosen.clause, selection.removable, _PLACES
+            table_identifier(key.table),
+            selection.table,
+            key.joins("c"),
+            chosen.clause,
+            selection.removable,
+            self._but_the_last(key.table),
+            _PLACES,
         )
         parameters = selection.parameters | chosen.parameters
         places: dict[int, list[str]] = {}
         for table, place in self._read(lambda connection: connection.execute(statement, parameters).fetchall()):
             places.setdefault(table, []).append(place)
         return places
+
+    def _but_the_last(self, table: str) -> sql.Composed:
+        """Leave one dependant, the latest, to the row's own batch, where the row is due by what it looks up in it."""
+        for lookup in self._policy.lookups:
+            if lookup.from_table == table:
+                latest = sql.Identifier("c", lookup.latest or lookup.take)
+                return sql.SQL(" ORDER BY {} DESC NULLS LAST OFFSET 1").format(latest)
+        return sql.SQL("").format()
 
     def _drain_some(self, chosen: Window, number: int, places: dict[int, list[str]]) -> int:
         """Let the dependants at these places go, batch by batch; returns how many went."""

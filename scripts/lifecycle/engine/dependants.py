@@ -25,6 +25,7 @@ def count(connection: Connection, selection: Selection, limit: int | None) -> in
     """
     if not selection.due_before:
         return 0
+    selection = selection.joined()
     rows = _rows(selection, limit)
     together: dict[tuple[str, str], list[Reach]] = defaultdict(list)
     for number, reach in enumerate(selection.reaches):
@@ -53,13 +54,13 @@ def _rows(selection: Selection, limit: int | None) -> sql.Composed:
     )
     # No more than what the foreign keys refer to: the role may read no other columns.
     columns = sql.SQL(", ").join(sql.Identifier("t", name) for name in referenced)
-    names = {"table": selection.table, "removable": selection.removable_in_the_end, "columns": columns}
+    names = {"source": selection.source, "removable": selection.removable_in_the_end, "columns": columns}
     if limit is None or len(selection.due_before) > 1:
-        return sql.SQL("(SELECT {columns} FROM {table} t WHERE {removable})").format(**names)
+        return sql.SQL("(SELECT {columns} FROM {source} WHERE {removable})").format(**names)
     (rule,) = selection.due_before
-    order = sql.SQL("t.{}, {}").format(
-        sql.Identifier(selection.policy.rules[rule].anchor), selection.record.columns("t")
-    )
-    return sql.SQL("(SELECT {columns} FROM {table} t WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
+    anchor = selection.policy.rules[rule].anchor
+    along = sql.SQL("t.{}, ").format(sql.Identifier(anchor)) if isinstance(anchor, str) else sql.SQL("").format()
+    order = along + selection.record.columns("t")
+    return sql.SQL("(SELECT {columns} FROM {source} WHERE {removable} ORDER BY {order} LIMIT {limit})").format(
         order=order, limit=sql.Literal(limit), **names
     )

@@ -88,11 +88,12 @@ def overdue_exception(selection: Selection, exception: str) -> Fragment:
 
 def count_new(connection: Connection, selection: Selection, exception: str) -> int:
     """Return how many items :func:`raise_excepted` would add to the queue now."""
+    selection = selection.joined()
     query = fragment(
-        "SELECT count(*) FROM {} t WHERE {} AND NOT EXISTS (SELECT FROM ops.manual_resolution_queue q"
+        "SELECT count(*) FROM {} WHERE {} AND NOT EXISTS (SELECT FROM ops.manual_resolution_queue q"
         " WHERE q.status <> 'resolved' AND q.item_type = %(item_type)s AND q.resource_type = %(table_name)s"
         " AND q.resource_id = {})",
-        selection.table,
+        selection.source,
         overdue_exception(selection, exception),
         selection.record.id("t"),
         parameters={"item_type": queue_rule(selection, exception).item_type, "table_name": selection.policy.table},

@@ -31,6 +31,7 @@ Result = TypeVar("Result")
 # itself be waiting for a batch of another job.
 _GATE_SECONDS = 10.0
 _REPEATING_SECONDS = 60.0
+_RESCUED = "LA004"  # raised by ops.none_rescued
 
 # After a large purge the statistics still count the rows that are gone, and the planner would read the whole table for
 # a small window: sequential scans are switched off for the transaction.
@@ -133,6 +134,16 @@ class AuditHeadLocked(Blocked):
     )
 
 
+class Rescued(Blocked):
+    """What a row looks up in another table was changed while the transaction was at work, and the row may stay now."""
+
+    stop_reason = "rows_rescued"
+    meaning = (
+        "what rows look up in another table is changed again and again while their batch is at work: run again when"
+        " those changes have ended"
+    )
+
+
 def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
     """Run a gated transaction, and repeat it after a lost connection, a locked row, a deadlock or a blocked attempt.
 
@@ -160,17 +171,20 @@ def repeated(once: Callable[[], Result], *, attempts: int) -> Result:
 
 
 @contextmanager
-def telling_the_head() -> Iterator[None]:
-    """Turn the error of ops.lock_audit_head into :class:`AuditHeadLocked`; it comes with the COMMIT.
+def telling_what_blocks() -> Iterator[None]:
+    """Turn the errors of ops.lock_audit_head and ops.none_rescued into what they mean; they come with the COMMIT.
 
     Raises:
         AuditHeadLocked: The audit's entries could not be chained in time; nothing happened.
+        Rescued: A row may stay now; nothing happened.
     """
     try:
         yield
     except psycopg.Error as error:
         if error.sqlstate == AUDIT_HEAD_LOCKED:
             raise AuditHeadLocked from error
+        if error.sqlstate == _RESCUED:
+            raise Rescued from error
         raise
 
 
@@ -195,8 +209,9 @@ class GatedTransaction:
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.
             AuditHeadLocked: The audit's head was not free in time; nothing happened.
+            Rescued: What a row looks up in another table was changed meanwhile; nothing happened.
         """
-        with telling_the_head(), database.connection() as connection, connection.transaction():
+        with telling_what_blocks(), database.connection() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
             connection.execute(self._set, self._at_the_gate)
             try:
@@ -219,11 +234,12 @@ class GatedTransaction:
         Raises:
             GateClosed: The gate could not be passed in time; nothing happened.
             AuditHeadLocked: The audit's head was not free in time; nothing happened.
+            Rescued: What a row looks up in another table was changed meanwhile; nothing happened.
             psycopg.Error: Anything else that the server refused; nothing happened, unless the connection broke.
         """
         passed: Cursor[Any] | None = None
         try:
-            with telling_the_head(), connection.pipeline():
+            with telling_what_blocks(), connection.pipeline():
                 connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE")
                 connection.execute(self._set, self._at_the_gate)
                 passed = connection.execute(_GATE)

@@ -25,11 +25,14 @@ from scripts.lifecycle.engine.catalogue import (
     foreign_key,
     rows_of,
 )
+from scripts.lifecycle.engine.lookup_checks import LookupFinder
+from scripts.lifecycle.engine.lookups import Found
 from scripts.lifecycle.engine.obstacles import Event
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
+from scripts.lifecycle.engine.row_periods import INTERVAL, NUMBERS
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.engine.windows import Path
-from scripts.lifecycle.policy.policies import NOW, Dependant, Policy, parts_of
+from scripts.lifecycle.policy.policies import NOW, Dependant, Lookup, Policy, RowPeriod, own_columns, parts_of
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed
@@ -134,6 +137,11 @@ class _Preflight:
     def run(self, cutoff: datetime, blob_store: str = "") -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
+        finder = LookupFinder(self._connection, self._policy, table["oid"])
+        found = finder.find()
+        self.problems += finder.problems
+        self.warnings += finder.warnings
+        self._moments_and_periods(types, found)
         readings, unreadable = values.read(self._connection, self._policy.table, values.of_policy(self._policy))
         self.problems += unreadable
         # Only a row that is removed changes, or is kept by, the rows that refer to it.
@@ -142,11 +150,18 @@ class _Preflight:
             self._sets_off(table["oid"], "DELETE")
         elif self._policy.written:
             self._sets_off(table["oid"], "UPDATE", self._policy.written)
+        self.problems += [
+            f"set_null of {reach.foreign_key.table} changes {', '.join(sorted(used))}, by which {self._policy.table}"
+            f" looks {lookup.take} up there: a row would no longer be due once its dependants are cut off"
+            for reach in reaches
+            for lookup in self._policy.lookups
+            if lookup.from_table == reach.foreign_key.table and (used := {*lookup.columns} & {*reach.nulled})
+        ]
         if self.problems:
             raise self._failure()
         tree = table["relkind"] == "p" or table["has_children"]
         parts = tuple(reaches), tuple(refusing), tree, blob_store, readings
-        return Cleared(Selection(self._policy, cutoff, types, *parts), TableFacts.of(table))
+        return Cleared(Selection(self._policy, cutoff, types, *parts, found=found), TableFacts.of(table))
 
     def referring(self) -> list[tuple[ForeignKey, tuple[str, ...]]]:
         """Do what the function :func:`referring` says."""
@@ -187,12 +202,13 @@ class _Preflight:
     def _columns(self, table: dict[str, Any]) -> dict[str, str]:
         policy = self._policy
         found = columns_of(self._connection, table["oid"])
-        anchors = {rule.anchor for rule in policy.rules.values()}
-        anchors |= {e.queue.anchor for e in policy.exceptions.values() if e.queue}
+        anchors = {anchor for anchor in self._anchors() if isinstance(anchor, str)}
         named = {*policy.key, *anchors, *policy.written, *([policy.person] if policy.person else [])}
         named |= set(policy.archive.personal) if policy.archive else set()
+        periods = [rule.keep for rule in policy.rules.values() if isinstance(rule.keep, RowPeriod)]
+        named |= {keep.take for keep in periods if keep.lookup is None}
         for when in [rule.when for rule in policy.rules.values()] + [e.when for e in policy.exceptions.values()]:
-            named |= set(when)
+            named |= set(own_columns(when))
         named |= {column for remedy in policy.remedies for column in remedy.set}
         for column in sorted(named - found.keys()):
             self.problems.append(f"column {policy.table}.{column} does not exist")
@@ -208,6 +224,32 @@ class _Preflight:
         self._written(table, found)
         self._decided(found)
         return types
+
+    def _anchors(self) -> list[str | Lookup]:
+        policy = self._policy
+        queued = [exception.queue.anchor for exception in policy.exceptions.values() if exception.queue]
+        return [*(rule.anchor for rule in policy.rules.values()), *queued]
+
+    def _moments_and_periods(self, types: dict[str, str], found: dict[Lookup, Found]) -> None:
+        """Check that an anchor from another table is a moment, and that what says a row's period can say one."""
+        for anchor in self._anchors():
+            if isinstance(anchor, Lookup) and anchor in found and found[anchor].kind.read_as not in ANCHOR_TYPES:
+                self.problems.append(
+                    f"{anchor.from_table}.{anchor.take} is {found[anchor].kind.stored_as}, not a date or timestamp"
+                )
+        for name, rule in self._policy.rules.items():
+            keep = rule.keep
+            if not isinstance(keep, RowPeriod):
+                continue
+            lookup = keep.lookup
+            kind = found[lookup].kind.read_as if lookup in found else None if lookup else types.get(keep.take)
+            wanted = "a number" if keep.unit else "an interval"
+            if kind and kind not in (NUMBERS if keep.unit else {INTERVAL}):
+                cure = (
+                    "leave out unit" if kind == INTERVAL else "say the unit" if kind in NUMBERS else "it is no period"
+                )
+                where = lookup.from_table if lookup else self._policy.table
+                self.problems.append(f"rules.{name}.keep: {where}.{keep.take} is {kind}, not {wanted}: {cure}")
 
     def _unique_by_partition(self, table: dict[str, Any]) -> bool:
         policy = self._policy

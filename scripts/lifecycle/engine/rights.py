@@ -9,18 +9,21 @@ Beginning: :func:`of_policy` and :func:`of_step` read the file, :func:`of_refere
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from scripts.lifecycle.engine.catalogue import DOER, columns_of, pointing_at, rows_of
 from scripts.lifecycle.engine.selection import ForeignKey
 from scripts.lifecycle.policy.policies import (
+    Condition,
     Dependant,
     ErasureStep,
+    LookedUp,
     Lookup,
     Policy,
     PolicySet,
+    RowPeriod,
     parts_of,
 )
 from scripts.utils.db_utils import Connection
@@ -81,16 +84,17 @@ class Right:
 
 def of_policy(policy: Policy) -> Iterator[Right]:
     """Return the rights that a policy needs by its own words; what foreign keys add says :func:`of_references`."""
-    table, home = policy.table, ("policies", policy.name)
+    home = ("policies", policy.name)
     yield from _of_row(policy, *home)
     for name, rule in policy.rules.items():
-        yield Right(table, "SELECT", rule.anchor, policy.at(*home, "rules", name, "anchor"))
+        yield from _of_value(policy, rule.anchor, *home, "rules", name, "anchor")
+        if isinstance(rule.keep, RowPeriod):
+            yield from _of_value(policy, rule.keep.lookup or rule.keep.take, *home, "rules", name, "keep")
         yield from _conditions(policy, rule.when, *home, "rules", name, "when")
     for name, exception in policy.exceptions.items():
         yield from _conditions(policy, exception.when, *home, "exceptions", name, "when")
         if exception.queue:
-            place = policy.at(*home, "exceptions", name, "queue", "anchor")
-            yield Right(table, "SELECT", exception.queue.anchor, place)
+            yield from _of_value(policy, exception.queue.anchor, *home, "exceptions", name, "queue", "anchor")
     yield from _of_action(policy)
     yield from _of_decisions(policy)
     for number, dependant in enumerate(policy.dependants):
@@ -245,9 +249,7 @@ def _of_decisions(policy: Policy) -> Iterator[Right]:
                 yield Right(policy.table, "UPDATE", column, policy.at(*home))
                 if isinstance(value, Lookup):
                     yield Right(policy.table, "SELECT", column, policy.at(*home))
-                    yield Right(policy.table, "SELECT", value.same, policy.at(*home, "same"))
-                    yield Right(value.from_table, "SELECT", value.same, policy.at(*home, "same"))
-                    yield Right(value.from_table, "SELECT", value.take, policy.at(*home, "take"))
+                    yield from _of_value(policy, value, *home)
 
 
 def _of_dependant(dependant: Dependant, place: str) -> Iterator[Right]:
@@ -258,9 +260,23 @@ def _of_dependant(dependant: Dependant, place: str) -> Iterator[Right]:
     yield from _versions(dependant.table, place)
 
 
-def _conditions(entry: Policy | ErasureStep, conditions: Iterable[str], *path: str) -> Iterator[Right]:
-    for column in conditions:
-        yield Right(entry.table, "SELECT", column, entry.at(*path, column))
+def _of_value(entry: Policy | ErasureStep, value: str | Lookup, *path: str) -> Iterator[Right]:
+    """Return what a column needs, or a value of another table: the columns that are compared, on both sides, and it."""
+    if isinstance(value, str):
+        yield Right(entry.table, "SELECT", value, entry.at(*path))
+        return
+    for column in value.own:
+        yield Right(entry.table, "SELECT", column, entry.at(*path, "same"))
+    for column in value.columns:
+        yield Right(value.from_table, "SELECT", column, entry.at(*path))
+
+
+def _conditions(
+    entry: Policy | ErasureStep, conditions: Mapping[str, Condition | LookedUp], *path: str
+) -> Iterator[Right]:
+    for name, condition in conditions.items():
+        value = condition.lookup if isinstance(condition, LookedUp) else name
+        yield from _of_value(entry, value, *path, name)
 
 
 def _versions(table: str, place: str) -> Iterator[Right]:

@@ -6,7 +6,7 @@ quoted. Every value is a parameter, and each predicate carries the values of its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -15,9 +15,21 @@ from typing import Any
 
 from scripts.lifecycle.engine import anonymisation
 from scripts.lifecycle.engine.fragments import Fragment, fragment, joined, together
+from scripts.lifecycle.engine.lookups import Found, joined_value
 from scripts.lifecycle.engine.record_keys import RecordKey
+from scripts.lifecycle.engine.row_periods import RowMoments
 from scripts.lifecycle.engine.values import Readings
-from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
+from scripts.lifecycle.policy.policies import (
+    Blob,
+    Condition,
+    LookedUp,
+    Lookup,
+    Policy,
+    RowPeriod,
+    lookups_of,
+    own_columns,
+    table_identifier,
+)
 from scripts.utils import composing as sql
 from scripts.utils.blob_token import store_of
 from scripts.utils.settings import Settings
@@ -28,6 +40,13 @@ _CASTS = {
     "date": "({}::timestamptz AT TIME ZONE 'UTC')::date",
 }
 ANCHOR_TYPES = frozenset(_CASTS)
+
+# A naive moment that holds UTC, for a comparison with an anchor of each type.
+_NAIVE = {
+    "timestamp without time zone": "{}",
+    "timestamp with time zone": "({} AT TIME ZONE 'UTC')",
+    "date": "({})::date",
+}
 
 _INSTANTS = {
     "timestamp without time zone": "({} AT TIME ZONE 'UTC')",
@@ -136,6 +155,10 @@ class Selection:
     """Chooses the rows in place of the policy's rules; None: the rules choose."""
     place: str = ""
     """The table to search if it is not the policy's own, such as a partition that was detached from it."""
+    found: Mapping[Lookup, Found] = field(default_factory=dict)
+    """What the catalogue says of the values that are looked up in other tables."""
+    joins: frozenset[Lookup] = frozenset()
+    """The lookups whose other table is joined, which is for a pass over the whole table; the others are probed."""
 
     def at(self, table: str) -> Selection:
         """Return the same selection on another table of the same columns: a partition that was detached."""
@@ -145,10 +168,84 @@ class Selection:
         """Return the selection of the rows that a cause chooses in place of the rules. Legal holds still keep rows."""
         return replace(self, cause=cause)
 
+    def joined(self) -> Selection:
+        """Return the same selection for a pass over the whole table: :attr:`source` joins what is looked up."""
+        return replace(self, joins=frozenset(self.found))
+
     @property
     def table(self) -> sql.Composable:
         """The table, quoted for SQL."""
         return table_identifier(self.place or self.policy.table)
+
+    @property
+    def source(self) -> Fragment:
+        """The FROM clause of a query whose WHERE is one of the predicates: the table ``t`` with what it looks up."""
+        return fragment("{} t{}", self.table, self.joined_to(lambda _: None))
+
+    def joined_to(self, source: Callable[[Found], Fragment | None]) -> Fragment:
+        """Return the joins of :attr:`source`.
+
+        Args:
+            source: Returns what to read in place of the other table of a lookup; None: the table.
+        """
+        return joined("", [self._join(*each, source) for each in self._joined])
+
+    @cached_property
+    def _joined(self) -> tuple[tuple[Lookup, str | None], ...]:
+        """The values that are joined: each lookup once, and of a period by row each rule's moment."""
+        if self.cause:
+            return ()
+        policy = self.policy
+        named: list[tuple[Lookup, str | None]] = []
+        for name, rule in policy.rules.items():
+            named += [(each, None) for each in rule.lookups if each is not self._period_of(name)]
+            period = self._period_of(name)
+            named += [(period, name)] if period else []
+        named += [(each, None) for exception in policy.exceptions.values() for each in exception.lookups]
+        return tuple(each for each in dict.fromkeys(named) if each[0] in self.joins)
+
+    def _period_of(self, rule: str) -> Lookup | None:
+        keep = self.policy.rules[rule].keep
+        return keep.lookup if isinstance(keep, RowPeriod) else None
+
+    def _join(self, lookup: Lookup, rule: str | None, source: Callable[[Found], Fragment | None]) -> Fragment:
+        found = self.found[lookup]
+        return found.joined(self._alias((lookup, rule)), self._moments(rule).of if rule else None, source(found))
+
+    def _alias(self, value: tuple[Lookup, str | None]) -> str:
+        return f"l{self._joined.index(value)}"
+
+    def _moments(self, rule: str) -> RowMoments:
+        keep = self.policy.rules[rule].keep
+        if not isinstance(keep, RowPeriod):
+            raise TypeError(f"rule {rule} has one period for all rows")
+        return RowMoments(rule, self.policy.rules[rule], keep, self.cutoff)
+
+    def value(self, of: str | Lookup, rule: str | None = None) -> Fragment:
+        """Return SQL for a value of the row ``t``.
+
+        Args:
+            of: One of its columns, or a value of another table.
+            rule: The rule whose moment is made of a value that says a period; None: the value as it is.
+        """
+        shape = self._moments(rule).of if rule else None
+        if isinstance(of, str):
+            column = fragment("{}", sql.Identifier("t", of))
+            return shape(column) if shape else column
+        if of in self.joins:
+            return fragment("{}", joined_value(self._alias((of, rule))))
+        return self.found[of].probed(shape)
+
+    def type_of(self, value: str | Lookup) -> str:
+        """Return the type of a column, or of a value of another table."""
+        return self.types[value] if isinstance(value, str) else self.found[value].kind.read_as
+
+    def begins(self, rule: str) -> Fragment:
+        """Return SQL for the moment before which an anchor must lie where each row says it: naive, in UTC."""
+        moments, period = self._moments(rule), self._period_of(rule)
+        if period is None:
+            return self.value(moments.keep.take, rule)
+        return fragment("coalesce({}, {})", self.value(period, rule), moments.of_none)
 
     @cached_property
     def record(self) -> RecordKey:
@@ -168,7 +265,7 @@ class Selection:
     @cached_property
     def due_before(self) -> dict[str, datetime]:
         """For each rule whose period can end, the moment before which its anchor must lie."""
-        moments = {name: rule.keep.before(self.cutoff) for name, rule in self.policy.rules.items()}
+        moments = {name: rule.due_before(self.cutoff) for name, rule in self.policy.rules.items()}
         return {name: moment for name, moment in moments.items() if moment is not None}
 
     @property
@@ -183,91 +280,131 @@ class Selection:
 
     @property
     def facts(self) -> dict[str, dict[str, Any]]:
-        """The audit's metadata by name; of a rule, the moment before which its anchor had to lie."""
+        """The audit's metadata by name; of a rule, the moment before which its anchor had to lie, and its period."""
         if self.cause:
             return {self.cause.name: self.cause.facts}
-        return {rule: {"due_before": moment.isoformat()} for rule, moment in self.due_before.items()}
+        return {
+            rule: {"due_before": moment.isoformat()} | self._period(rule) for rule, moment in self.due_before.items()
+        }
+
+    def _period(self, rule: str) -> dict[str, str]:
+        """Return where each row says its own period; the moment beside it is then the latest that any row may have."""
+        keep = self.policy.rules[rule].keep
+        return {"period": keep.text} if isinstance(keep, RowPeriod) else {}
 
     @cached_property
     def parameters(self) -> MappingProxyType[str, Any]:
         """The values of all parameters that the predicates and the action's SQL name."""
         own = {"table_name": self.policy.table, "blob_store": self.blob_store, **self._constants}
-        return MappingProxyType(own | together(self.removable, self.rule_name))
+        return MappingProxyType(own | together(self.removable, self.rule_name, self.source))
 
     @property
     def moments(self) -> list[str]:
         """The columns that the policy names and that hold dates or timestamps."""
         policy = self.policy
-        named = [rule.anchor for rule in policy.rules.values()]
-        named += [column for rule in policy.rules.values() for column in rule.when]
-        named += [column for exception in policy.exceptions.values() for column in exception.when]
+        named = [rule.anchor for rule in policy.rules.values() if isinstance(rule.anchor, str)]
+        named += [column for rule in policy.rules.values() for column in own_columns(rule.when)]
+        named += [column for exception in policy.exceptions.values() for column in own_columns(exception.when)]
         return [name for name in dict.fromkeys(named) if self.types[name] in ANCHOR_TYPES]
 
-    def moment(self, column: str, parameter: str) -> sql.Composed:
-        """Return SQL that casts a time-zone aware parameter to the column's type. Naive columns hold UTC."""
-        return sql.SQL(_CASTS[self.types[column]]).format(sql.Placeholder(parameter))
+    def moment(self, value: str | Lookup, parameter: str) -> sql.Composed:
+        """Return SQL that casts a time-zone aware parameter to the value's type. Naive columns hold UTC."""
+        return sql.SQL(_CASTS[self.type_of(value)]).format(sql.Placeholder(parameter))
 
     def now(self, column: str) -> sql.Composed:
         """Return SQL for the database's current time as a value of the column's type."""
         return sql.SQL(_CASTS[self.types[column]]).format(sql.SQL("now()"))
 
-    def instant(self, column: str) -> sql.Composed:
-        """Return SQL for a column's value as a ``timestamptz``."""
-        return sql.SQL(_INSTANTS[self.types[column]]).format(sql.Identifier("t", column))
+    def instant(self, value: str | Lookup) -> sql.Composed:
+        """Return SQL for a value as a ``timestamptz``."""
+        return sql.SQL(_INSTANTS[self.type_of(value)]).format(self.value(value))
 
     def column_type(self, column: str) -> sql.SQL:
         """Return the column's type for a cast."""
         return sql.SQL(self.types[column])
 
-    def before(self, column: str, moment: datetime | str, parameter: str) -> Fragment:
-        """Return the condition that a column lies before a moment. Every comparison of an anchor is composed here.
+    def before(self, value: str | Lookup, moment: datetime | str, parameter: str) -> Fragment:
+        """Return the condition that a value lies before a moment. Every comparison of an anchor is composed here.
 
         Args:
-            column: A column whose type is one of :data:`ANCHOR_TYPES`.
+            value: A column, or a value of another table, whose type is one of :data:`ANCHOR_TYPES`.
             moment: A time-zone aware moment, or ``-infinity``.
             parameter: The name of the parameter that holds the moment.
         """
-        parts = sql.Identifier(column), self.moment(column, parameter)
-        return fragment("t.{} < {}", *parts, parameters={parameter: moment})
+        parts = self.value(value), self.moment(value, parameter)
+        return fragment("{} < {}", *parts, parameters={parameter: moment})
 
     def not_before(self, column: str, moment: datetime, parameter: str) -> Fragment:
         """Return the condition that a column lies at or after a moment; the arguments are those of :meth:`before`."""
         parts = sql.Identifier(column), self.moment(column, parameter)
         return fragment("t.{} >= {}", *parts, parameters={parameter: moment})
 
+    def latest(self, rule: str) -> Fragment:
+        """Return the condition that a rule's anchor lies before the moment after which no row is due."""
+        return self.before(self.policy.rules[rule].anchor, self.due_before[rule], f"due_{rule}")
+
     def expired(self, rule: str) -> Fragment:
         """Return the condition that a rule's anchor lies before the moment that ends its period."""
-        return self.before(self.policy.rules[rule].anchor, self.due_before[rule], f"due_{rule}")
+        anchor = self.policy.rules[rule].anchor
+        latest = self.latest(rule)
+        if not isinstance(self.policy.rules[rule].keep, RowPeriod):
+            return latest
+        # The first condition is implied by the second one, but PostgreSQL finds its rows by the anchor's index.
+        own = sql.SQL(_NAIVE[self.type_of(anchor)]).format(self.begins(rule))
+        return fragment("({} AND {} < {})", latest, self.value(anchor), _kept(own, self.begins(rule)))
 
     def overdue(self, rule: str) -> Fragment:
         """Return SQL for the interval since a row's period ended by this rule; null if its anchor is infinite."""
         anchor = self.policy.rules[rule].anchor
+        due: sql.Composable
+        parameters: dict[str, Any] = {}
+        if isinstance(self.policy.rules[rule].keep, RowPeriod):
+            begins = self.begins(rule)
+            due = _kept(sql.SQL("({} AT TIME ZONE 'UTC')").format(begins), begins)
+        else:
+            due = sql.SQL("{}::timestamptz").format(sql.Placeholder(f"due_{rule}"))
+            parameters = {f"due_{rule}": self.due_before[rule]}
         return fragment(
-            "CASE WHEN isfinite({column}) THEN {due}::timestamptz - {instant} END",
-            column=sql.Identifier("t", anchor),
-            due=sql.Placeholder(f"due_{rule}"),
-            instant=self.instant(anchor),
-            parameters={f"due_{rule}": self.due_before[rule]},
+            "CASE WHEN isfinite({value}) THEN {due} - {instant} END",
+            value=self.value(anchor),
+            due=due,
+            instant=_kept(self.instant(anchor), self.value(anchor)),
+            parameters=parameters,
         )
 
     def rule(self, name: str) -> Fragment:
         """Return SQL that is true where this rule's period has ended."""
-        met = self.readings.met(self.policy.rules[name].when, f"when_{name}")
-        return fragment("({} AND {})", met, self.expired(name))
+        return fragment("({} AND {})", self._met(self.policy.rules[name].when, f"when_{name}"), self.expired(name))
 
     def excepted(self, name: str) -> Fragment:
         """Return SQL that is true where this exception keeps a row."""
-        return self.readings.met(self.policy.exceptions[name].when, f"except_{name}")
+        return self._met(self.policy.exceptions[name].when, f"except_{name}")
+
+    def _met(self, when: Mapping[str, Condition | LookedUp], prefix: str) -> Fragment:
+        """Return SQL that is true, never null, where a row meets all the conditions; those on its own columns first."""
+        parts = [self.readings.met(own_columns(when), prefix)]
+        parts += [
+            self.found[each.lookup].readings.is_met(
+                self.value(each.lookup), each.take, each.what, f"{prefix}_lookup_{number}"
+            )
+            for number, each in enumerate(lookups_of(when).values())
+        ]
+        return joined(" AND ", parts)
 
     @property
     def due(self) -> Fragment:
         """Rows whose period has ended and that no exception keeps; with a cause, the rows that it chooses."""
         if self.cause:
             return joined(" AND ", [self.cause.condition, *self._not_done])
+        return joined(" AND ", [*self._not_done, self.wanted])
+
+    @property
+    def wanted(self) -> Fragment:
+        """Rows whose period has ended by a rule and that no exception keeps, done with or not."""
         rules = [self.rule(name) for name in self.due_before]
         excepted = [fragment("NOT ({})", self.excepted(name)) for name in self.policy.exceptions]
         either = joined(" OR ", rules) if rules else fragment("false")
-        return joined(" AND ", [fragment("({})", either), *self._not_done, *excepted])
+        return joined(" AND ", [fragment("({})", either), *excepted])
 
     @property
     def _not_done(self) -> list[sql.Composed]:
@@ -299,6 +436,16 @@ class Selection:
             return fragment("{}::text", sql.Literal(self.cause.name))
         cases = [fragment("WHEN {} THEN {}", self.rule(name), sql.Literal(name)) for name in self.due_before]
         return fragment("CASE {} END", joined(" ", cases)) if cases else fragment("NULL::text")
+
+    @property
+    def rule_of_due(self) -> Fragment:
+        """The same for rows that are due: the last rule needs no look, if no other one takes the row."""
+        if self.cause or not self.due_before:
+            return self.rule_name
+        *others, last = self.due_before
+        otherwise = fragment("{}::text", sql.Literal(last))
+        cases = [fragment("WHEN {} THEN {}", self.rule(name), sql.Literal(name)) for name in others]
+        return fragment("CASE {} ELSE {} END", joined(" ", cases), otherwise) if cases else otherwise
 
     @property
     def held(self) -> Fragment:
@@ -385,7 +532,7 @@ class Selection:
         ]
         return fragment(
             "({home} AND ({mine}) IN (WITH RECURSIVE above AS ("
-            "SELECT {columns} FROM {table} t WHERE ({due} AND NOT {held} AND NOT {others}) IS NOT TRUE AND ({child})"
+            "SELECT {columns} FROM {source} WHERE ({due} AND NOT {held} AND NOT {others}) IS NOT TRUE AND ({child})"
             " UNION SELECT {columns} FROM above a CROSS JOIN LATERAL ({parents}) t WHERE {child}"
             ") SELECT {known} FROM above a WHERE ({known}) IS NOT NULL)) IS TRUE",
             home=sql.SQL(" AND ").join(key.at_home("t") or [sql.SQL("true").format()]),
@@ -394,7 +541,7 @@ class Selection:
             child=sql.SQL(" OR ").join(child),
             parents=sql.SQL(" UNION ALL ").join(parents),
             known=sql.SQL(", ").join(sql.Identifier("a", name) for name in key.columns),
-            table=self.table,
+            source=self.source,
             due=self.due,
             held=self.held,
             others=others,
@@ -407,14 +554,14 @@ class Selection:
             return fragment("{} = ANY(%(left_out)s::text[])", self.place_of_row, parameters=needed)
         column = sql.Identifier("t", blob.column)
         return fragment(
-            "EXISTS (SELECT FROM (SELECT {column} AS blob FROM {table} t WHERE {names}"
+            "EXISTS (SELECT FROM (SELECT {column} AS blob FROM {source} WHERE {names}"
             " AND (({due}) AND NOT {held}) IS NOT TRUE)"
             " other WHERE ops.blob_key(other.blob) = ANY(ops.blob_lookups({column}))"
             " AND (ops.blob_parts({column})).key IN (SELECT m.key FROM ops.blob_parts(other.blob) n,"
             " ops.blob_meanings(other.blob, n.key) m)"
             " AND ops.may_name_blob(other.blob, %(blob_store)s, ops.blob_pathname({column})))",
             column=column,
-            table=self.table,
+            source=self.source,
             names=self.names_blob("t"),
             due=self.due,
             held=self.held,
@@ -450,6 +597,11 @@ class Selection:
     def droppable(self) -> Fragment:
         """Removable rows whose keys may stand in the audit as they are: SQL writes a dropped partition's keys."""
         return fragment("{} AND {}", self.removable, self.nameable)
+
+
+def _kept(composed: sql.Composed, of: Fragment) -> Fragment:
+    """Return composed SQL as a fragment, with the parameters of the fragment that it was composed of."""
+    return Fragment(composed, of.parameters)
 
 
 def store_for(policy: Policy, settings: Settings) -> str:

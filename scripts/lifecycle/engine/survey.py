@@ -119,6 +119,7 @@ def due_rows(selection: Selection) -> Fragment:
 
     A run takes those of which ``held`` and ``referenced`` are false and ``trouble`` is null.
     """
+    selection = selection.joined()
     rules = selection.due_before
     cases = [fragment("WHEN {} THEN {}", selection.rule(name), selection.overdue(name)) for name in rules]
     overdue = fragment("CASE {} END", joined(" ", cases)) if cases else fragment("NULL::interval")
@@ -131,7 +132,7 @@ def due_rows(selection: Selection) -> Fragment:
         "nameable": selection.nameable,
         "overdue": overdue,
         "due": selection.due,
-        "table": selection.table,
+        "source": selection.source,
         "referenced": replace(selection, left_out=()).referenced_for_good,
     }
     # OFFSET 0: otherwise the planner works the holds out anew for every count that mentions them.
@@ -139,7 +140,7 @@ def due_rows(selection: Selection) -> Fragment:
         return fragment(
             "(SELECT {id} AS id, {place} AS place, {rule} AS rule, {held} AS held, {referenced} AS referenced,"
             " {nameable} AS nameable,"
-            " {overdue} AS overdue, NULL::text AS trouble FROM {table} t WHERE {due} OFFSET 0) due",
+            " {overdue} AS overdue, NULL::text AS trouble FROM {source} WHERE {due} OFFSET 0) due",
             parameters=None,
             **parts,
         )
@@ -157,7 +158,7 @@ def due_rows(selection: Selection) -> Fragment:
         "     FROM (SELECT {id} AS id, {place} AS place, {rule} AS rule, {held} AS held, {referenced} AS refers,"
         "                  {nameable} AS nameable,"
         "                  {overdue} AS overdue, ({due}) IS TRUE AS due, {column} AS blob"
-        "             FROM {table} t WHERE {names} OFFSET 0) mine"
+        "             FROM {source} WHERE {names} OFFSET 0) mine"
         "     CROSS JOIN LATERAL ops.blob_parts(mine.blob) n"
         "     CROSS JOIN LATERAL ops.blob_meanings(mine.blob, n.key) m OFFSET 0) each) named WHERE due AND first) due",
         **parts,

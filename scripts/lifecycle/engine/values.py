@@ -15,7 +15,17 @@ import psycopg
 from psycopg.rows import dict_row
 
 from scripts.lifecycle.engine.fragments import Fragment, fragment, joined
-from scripts.lifecycle.policy.policies import NOW, Condition, ErasureStep, Lookup, Policy, Treatment, written
+from scripts.lifecycle.policy.policies import (
+    NOW,
+    Condition,
+    ErasureStep,
+    Lookup,
+    Policy,
+    Treatment,
+    lookups_of,
+    own_columns,
+    written,
+)
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 
@@ -123,11 +133,21 @@ class Readings:
             conditions: What each column must be.
             prefix: Begins the names of the parameters.
         """
-        parts = [self._is_met(*each, f"{prefix}_{number}") for number, each in enumerate(conditions.items())]
+        parts = [
+            self.is_met(sql.Identifier("t", column), column, condition, f"{prefix}_{number}")
+            for number, (column, condition) in enumerate(conditions.items())
+        ]
         return joined(" AND ", parts) if parts else fragment("true")
 
-    def _is_met(self, column: str, condition: Condition, prefix: str) -> Fragment:
-        name = sql.Identifier("t", column)
+    def is_met(self, name: sql.Composable, column: str, condition: Condition, prefix: str) -> Fragment:
+        """Return SQL that is true, never null, where a value is what a condition says.
+
+        Args:
+            name: SQL for the value.
+            column: The column that it is read from.
+            condition: What it must be.
+            prefix: Begins the names of the parameters.
+        """
         if condition.operator == "set":
             return fragment("{} IS NOT NULL", name)
         if condition.operator == "unset":
@@ -157,9 +177,9 @@ class Readings:
 def of_policy(policy: Policy) -> Iterator[Written]:
     """Name every value that a policy compares one of its table's columns with, or sets it to."""
     for name, rule in policy.rules.items():
-        yield from _of_conditions(f"rules.{name}.when", rule.when)
+        yield from _of_conditions(f"rules.{name}.when", own_columns(rule.when))
     for name, exception in policy.exceptions.items():
-        yield from _of_conditions(f"exceptions.{name}.when", exception.when)
+        yield from _of_conditions(f"exceptions.{name}.when", own_columns(exception.when))
     if policy.anonymize:
         compared = policy.anonymize.marker is None
         yield from _of_treatments("anonymize.columns", policy.anonymize.columns, compared=compared)
@@ -171,6 +191,16 @@ def of_policy(policy: Policy) -> Iterator[Written]:
                 if value is not None and value != NOW and not isinstance(value, Lookup):
                     place = f"decisions.{item_type}.{name}.set.{column}"
                     yield Written(place, column, written(value), compared=False)
+
+
+def of_lookup(policy: Policy, lookup: Lookup) -> Iterator[Written]:
+    """Name every value that a policy compares a value of another table with."""
+    places = [(f"rules.{name}.when", rule.when) for name, rule in policy.rules.items()]
+    places += [(f"exceptions.{name}.when", exception.when) for name, exception in policy.exceptions.items()]
+    for place, when in places:
+        for name, each in lookups_of(when).items():
+            for text in each.what.values if each.lookup == lookup else ():
+                yield Written(f"{place}.{name}.is", lookup.take, text)
 
 
 def of_step(name: str, step: ErasureStep) -> Iterator[Written]:
@@ -195,7 +225,7 @@ def read(connection: Connection, table: str, named: Iterable[Written]) -> tuple[
     listed = list(named)
     if not listed:
         return Readings(), []
-    kinds = _kinds(connection, table, [value.column for value in listed])
+    kinds = kinds_of(connection, table, [value.column for value in listed])
     known = [value for value in listed if value.column in kinds]
     texts: dict[tuple[str, str], str] = {}
     problems = []
@@ -224,7 +254,8 @@ def _of_treatments(place: str, columns: Mapping[str, Treatment], *, compared: bo
             yield Written(f"{place}.{column}.constant", column, treatment.constant, compared)
 
 
-def _kinds(connection: Connection, table: str, columns: Sequence[str]) -> dict[str, Kind]:
+def kinds_of(connection: Connection, table: str, columns: Sequence[str]) -> dict[str, Kind]:
+    """Return what the columns of a table can hold, by their names; one that does not exist is left out."""
     schema, _, name = table.partition(".")
     with connection.cursor(row_factory=dict_row) as cursor:
         rows = cursor.execute(_KINDS, {"schema": schema, "table": name, "columns": list(columns)}).fetchall()

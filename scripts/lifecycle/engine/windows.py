@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scripts.lifecycle.engine.fragments import Fragment
+from scripts.lifecycle.engine.fragments import Fragment, fragment
 from scripts.lifecycle.engine.selection import Selection
+from scripts.lifecycle.policy.policies import Lookup
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 
@@ -157,51 +158,79 @@ def measured_rows_per_block(connection: Connection, table: sql.Composable, block
 
 
 class IndexWalk:
-    """Windows of a given number of entries of the anchor's index, in the order of anchor and key.
+    """Windows of a given number of entries of an index, in the order of the anchor and the key, or of the key alone.
 
     Args:
         selection: The policy's selection.
-        anchor: The indexed column.
+        anchor: The indexed column; None: the walk goes along the key, because the anchor is another table's.
         bound: What a row must meet to count as an entry; holds the upper bound of the anchor.
+        counted: What a row must meet besides to count towards the number of rows, where the anchor's bound alone lets
+            in many rows that are not due. The others are crossed, so many at a time that no question takes long.
     """
 
-    def __init__(self, selection: Selection, anchor: str, bound: Fragment) -> None:
-        self.name = f"index:{anchor}"
+    _CROSSED = 50_000
+
+    def __init__(
+        self, selection: Selection, anchor: str | None, bound: Fragment, counted: Fragment | None = None
+    ) -> None:
+        self.name = f"index:{anchor or ','.join(selection.policy.key)}"
         self._bound = bound
-        names = {
-            "table": selection.table,
-            "anchor": sql.Identifier(anchor),
-            "key": selection.record.columns("t"),
-            "anchor_type": selection.column_type(anchor),
-            "after_key": selection.record.values(sql.Placeholder("after_key")),
-            "until_key": selection.record.values(sql.Placeholder("until_key")),
-        }
-        self._bound_to = dict(bound.parameters)
+        self._counted = counted
         self._record = selection.record
         self._edge = selection.record.numbered
-        self._after = sql.SQL("(t.{anchor}, {key}) > (%(after_anchor)s::{anchor_type}, {after_key})").format(**names)
-        self._until = sql.SQL("(t.{anchor}, {key}) <= (%(until_anchor)s::{anchor_type}, {until_key})").format(**names)
-        if selection.partitioned:
-            # Redundant, but PostgreSQL prunes partitions by conditions on one column, never by a row comparison.
-            self._after += sql.SQL(" AND t.{anchor} >= %(after_anchor)s::{anchor_type}").format(**names)
-            self._until += sql.SQL(" AND t.{anchor} <= %(until_anchor)s::{anchor_type}").format(**names)
-        self._names = names
+        names: dict[str, sql.Composable] = {
+            "table": selection.table,
+            "key": selection.record.columns("t"),
+            "after_key": selection.record.values(sql.Placeholder("after_key")),
+            "until_key": selection.record.values(sql.Placeholder("until_key")),
+            "anchor": sql.SQL(""),
+            "after_anchor": sql.SQL(""),
+            "until_anchor": sql.SQL(""),
+        }
+        redundant = sql.SQL("").format(), sql.SQL("").format()
+        if anchor:
+            column, kind = sql.Identifier("t", anchor), selection.column_type(anchor)
+            names["anchor"] = sql.SQL("{}, ").format(column)
+            names |= {
+                f"{edge}_anchor": sql.SQL("{}::{}, ").format(sql.Placeholder(f"{edge}_anchor"), kind)
+                for edge in ("after", "until")
+            }
+            if selection.partitioned:
+                # Redundant, but PostgreSQL prunes partitions by conditions on one column, never by a row comparison.
+                redundant = (
+                    sql.SQL(" AND {} >= {}::{}").format(column, sql.Placeholder("after_anchor"), kind),
+                    sql.SQL(" AND {} <= {}::{}").format(column, sql.Placeholder("until_anchor"), kind),
+                )
+        self._after = sql.SQL("({anchor}{key}) > ({after_anchor}{after_key}){}").format(redundant[0], **names)
+        self._until = sql.SQL("({anchor}{key}) <= ({until_anchor}{until_key}){}").format(redundant[1], **names)
+        self._names = names | {
+            "value": sql.Identifier("t", anchor) if anchor else sql.SQL("NULL::text"),
+            "id": self._edge.id("e"),
+            "named": self._record.numbered_columns("t"),
+            "forwards": self._edge.ordered("a", "ASC"),
+            "backwards": self._edge.ordered("e", "DESC"),
+        }
 
     def question(self, window: Window | None, rows: int) -> tuple[sql.Composed, dict[str, Any]]:
         """Ask for the entry that ends the next window."""
         bound, parameters = self._lower(window)
+        names = self._names | {"bound": sql.SQL(" AND ").join([self._bound, *bound]), "rows": sql.Literal(rows)}
+        known = dict(self._bound.parameters)
+        if self._counted is None:
+            edge = sql.SQL(
+                "SELECT e.anchor::text, {id} FROM (SELECT {value} AS anchor, {named} FROM {table} t"
+                " WHERE {bound} ORDER BY {anchor}{key} LIMIT {rows}) e ORDER BY e.anchor DESC, {backwards} LIMIT 1"
+            ).format(**names)
+            return edge, known | parameters
+        # Before the entry that would be one too many: the entries up to there may have any number that do not count.
         edge = sql.SQL(
-            "SELECT e.anchor::text, {id} FROM (SELECT t.{anchor} AS anchor, {named} FROM {table} t"
-            " WHERE {bound} ORDER BY t.{anchor}, {key} LIMIT {rows}) e ORDER BY e.anchor DESC, {backwards} LIMIT 1"
-        ).format(
-            bound=sql.SQL(" AND ").join([self._bound, *bound]),
-            rows=sql.Literal(rows),
-            named=self._record.numbered_columns("t"),
-            id=self._edge.id("e"),
-            backwards=self._edge.ordered("e", "DESC"),
-            **self._names,
-        )
-        return edge, self._bound_to | parameters
+            "SELECT e.anchor::text, {id} FROM ("
+            "SELECT a.*, sum(a.counts) OVER (ORDER BY a.anchor, {forwards} ROWS UNBOUNDED PRECEDING) AS place FROM ("
+            "SELECT {value} AS anchor, {named}, CASE WHEN {counted} THEN 1 ELSE 0 END AS counts FROM {table} t"
+            " WHERE {bound} ORDER BY {anchor}{key} LIMIT {crossed}) a) e"
+            " WHERE e.place <= {rows} ORDER BY e.anchor DESC, {backwards} LIMIT 1"
+        ).format(counted=self._counted, crossed=sql.Literal(self._CROSSED), **names)
+        return edge, known | dict(self._counted.parameters) | parameters
 
     def following(self, window: Window | None, answer: tuple[Any, ...] | None, rows: int) -> Window | None:  # noqa: ARG002
         """Return the window that ends at the answered entry."""
@@ -210,13 +239,29 @@ class IndexWalk:
         bound, parameters = self._lower(window)
         clause = sql.SQL(" AND ").join([self._bound, *bound, self._until])
         until = {"until_anchor": answer[0], "until_key": answer[1]}
-        return Window(clause, self._bound_to | parameters | until)
+        return Window(clause, dict(self._bound.parameters) | parameters | until)
 
     def _lower(self, window: Window | None) -> tuple[list[sql.Composed], dict[str, Any]]:
         if window is None:
             return [], {}
         after = {"after_anchor": window.parameters["until_anchor"], "after_key": window.parameters["until_key"]}
         return [self._after], after
+
+
+def walk_along(
+    selection: Selection, anchor: str | Lookup, bound: Fragment, counted: Fragment | None = None
+) -> IndexWalk:
+    """Return the walk along an anchor; along the key, if no index of the table has the anchor.
+
+    Args:
+        selection: The policy's selection.
+        anchor: The column, or the value of another table.
+        bound: What the anchor must meet.
+        counted: What a row must meet to count; None: the bound.
+    """
+    if isinstance(anchor, str):
+        return IndexWalk(selection, anchor, bound, counted)
+    return IndexWalk(selection, None, fragment("true"), counted or bound)
 
 
 def chosen_keys(selection: Selection, keys: list[str]) -> Window:

@@ -18,9 +18,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PrivateAttr,
     Strict,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -40,6 +42,7 @@ PRIORITIES: tuple[str, ...] = get_args(Priority)
 
 NOW = "now"
 """As a decision's new value: the database's clock."""
+_UNIT = re.compile(r"(minute|hour|day|week|month|year)s?")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PART = r"[^.\s\"](?:[^.\"]*[^.\s\"])?"
 _TABLE = re.compile(rf"{_PART}\.{_PART}")
@@ -272,16 +275,193 @@ class _Located(_Model):
         return f"{place} (line {line})" if line else place
 
 
+def _pairs(value: object) -> object:
+    """Return columns that are compared as pairs, own first, from the file's three ways of writing them."""
+    if isinstance(value, str):
+        return ((value, value),)
+    if isinstance(value, list):
+        return tuple((column, column) for column in value)
+    if isinstance(value, dict):
+        return tuple(value.items())
+    return value
+
+
+def _pair_each_once(pairs: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    if any(len(set(columns)) < len(columns) for columns in zip(*pairs, strict=True)):
+        raise ValueError("names a column twice")
+    return pairs
+
+
+Same = Annotated[
+    tuple[tuple[Column, Column], ...],
+    Field(min_length=1, max_length=8),
+    BeforeValidator(_pairs),
+    AfterValidator(_pair_each_once),
+]
+"""A column of both tables, a list of several, or ``{own: theirs}`` where the names differ."""
+
+
+class Lookup(_Model):
+    """A value that is taken from another table: from the row that has the same values in the columns ``same``.
+
+    Null equals nothing. No such row, or null in it, is an unset value. Of several such rows the latest one counts: of
+    dates and timestamps the greatest value; of anything else that of the row whose ``latest`` is the greatest. Without
+    ``latest`` there may be only one such row, and a unique index must say so.
+    """
+
+    take: Column
+    from_table: Table = Field(alias="from")
+    same: Same
+    latest: Column | None = None
+    """Of several rows that match, the one with the greatest value in this column counts."""
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The columns of the policy's table that are compared."""
+        return tuple(own for own, _ in self.same)
+
+    @property
+    def theirs(self) -> tuple[str, ...]:
+        """The columns of the other table that they are compared with."""
+        return tuple(theirs for _, theirs in self.same)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the other table that are read."""
+        return tuple(dict.fromkeys([*self.theirs, self.take, *([self.latest] if self.latest else [])]))
+
+    def __str__(self) -> str:
+        """Name the value in a message and in a report."""
+        same = ", ".join(own if own == theirs else f"{own} ({theirs} there)" for own, theirs in self.same)
+        return f"{self.from_table}.{self.take} of the same {same}"
+
+
+class LookedUp(Lookup):
+    """A condition on a value of another table."""
+
+    what: ConditionField = Field(alias="is")
+
+    @property
+    def lookup(self) -> Lookup:
+        """The value, whatever it must be: two conditions on one value are one lookup."""
+        return Lookup.model_construct(take=self.take, from_table=self.from_table, same=self.same, latest=self.latest)
+
+
+def _unit(value: str) -> str:
+    if not _UNIT.fullmatch(value):
+        raise ValueError("is not a unit: write minutes, hours, days, weeks, months or years")
+    return value.removesuffix("s")
+
+
+class RowPeriod(_Model):
+    """A period that each row says itself: in a column of its own, or in a row of another table."""
+
+    take: Column
+    unit: Annotated[str, AfterValidator(_unit)] | None = None
+    """Of a number; None: the column is an interval."""
+    from_table: Table | None = Field(default=None, alias="from")
+    """None: the column is the row's own."""
+    same: Same | None = None
+    latest: Column | None = None
+    otherwise: PeriodField = Field(alias="else")
+    """The period of a row that says none: null, or no row in the other table."""
+    forever: tuple[Number | None, ...] = ()
+    """The values that mean ``forever``, such as null or -1. Null is ``else`` if it is not among them."""
+
+    @field_validator("forever", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return value if isinstance(value, list | tuple) else (value,)
+
+    @model_validator(mode="after")
+    def _says_where(self) -> RowPeriod:
+        if (self.from_table is None) != (self.same is None):
+            raise ValueError("from and same belong together: from which table, and by which columns of both")
+        if self.latest and self.from_table is None:
+            raise ValueError("latest chooses among rows of another table: say from which one")
+        if self.unit is None and any(value is not None for value in self.forever):
+            raise ValueError("forever lists numbers, and an interval is none: say the unit, or list null alone")
+        return self
+
+    @property
+    def lookup(self) -> Lookup | None:
+        """Where the period stands if it is not the row's own."""
+        if self.from_table is None or self.same is None:
+            return None
+        return Lookup.model_construct(take=self.take, from_table=self.from_table, same=self.same, latest=self.latest)
+
+    @property
+    def text(self) -> str:
+        """The period in words."""
+        told = f"{self.lookup or self.take}{f' ({self.unit}s)' if self.unit else ''}, else {self.otherwise.text}"
+        words = ["null" if value is None else str(value) for value in self.forever]
+        return f"{told}; {' or '.join(words)} is forever" if words else told
+
+
+def _tagged(mapping: str, other: str, *, having: str | None = None) -> Discriminator:
+    """Return what tells the two ways of writing a value apart. In parentheses: no key of a file is called that."""
+
+    def choose(value: object) -> str:
+        written = isinstance(value, dict) and (having is None or having in value)
+        return mapping if written or isinstance(value, _Model) else other
+
+    return Discriminator(choose)
+
+
+AnchorField = Annotated[
+    Annotated[Lookup, Tag("(lookup)")] | Annotated[Column, Tag("(column)")], _tagged("(lookup)", "(column)")
+]
+"""A column of the row, or a value of another table."""
+KeepField = Annotated[
+    Annotated[RowPeriod, Tag("(row)")] | Annotated[PeriodField, Tag("(period)")], _tagged("(row)", "(period)")
+]
+"""One period for all rows, or a period that each row says itself."""
+
+
+def _named(conditions: object) -> object:
+    """Let the name of a condition on another table's value be the column, where it says no other one."""
+    if not isinstance(conditions, dict):
+        return conditions
+    return {
+        name: {"take": name} | value if isinstance(value, dict) and "from" in value else value
+        for name, value in conditions.items()
+    }
+
+
+Conditions = Annotated[
+    dict[
+        Column,
+        Annotated[
+            Annotated[LookedUp, Tag("(lookup)")] | Annotated[ConditionField, Tag("(condition)")],
+            _tagged("(lookup)", "(condition)", having="from"),
+        ],
+    ],
+    BeforeValidator(_named),
+]
+"""What columns must be. A condition on another table's value stands under that column's name, or under any other name
+if it says what to ``take``."""
+
+
+def own_columns(conditions: Mapping[str, Condition | LookedUp]) -> dict[str, Condition]:
+    """Return the conditions on the row's own columns."""
+    return {column: each for column, each in conditions.items() if isinstance(each, Condition)}
+
+
+def lookups_of(conditions: Mapping[str, Condition | LookedUp]) -> dict[str, LookedUp]:
+    """Return the conditions on values of other tables."""
+    return {name: each for name, each in conditions.items() if isinstance(each, LookedUp)}
+
+
 class Rule(_Model):
     """A row that meets ``when`` is due once its ``anchor`` lies more than ``keep`` in the past."""
 
-    when: dict[Column, ConditionField] = Field(default_factory=dict)
-    anchor: Column
+    when: Conditions = Field(default_factory=dict)
+    anchor: AnchorField
     floor: PeriodField | None = None
     """The shortest period that the law or a promise allows; ``keep`` may not be shorter."""
     ceiling: PeriodField | None = None
     """The longest period that the law or a promise allows; ``keep`` may not be longer."""
-    keep: PeriodField
+    keep: KeepField
 
     @field_validator("ceiling")
     @classmethod
@@ -293,13 +473,44 @@ class Rule(_Model):
 
     @field_validator("keep")
     @classmethod
-    def _within_the_law(cls, keep: Period, info: ValidationInfo) -> Period:
+    def _within_the_law(cls, keep: Period | RowPeriod, info: ValidationInfo) -> Period | RowPeriod:
         floor, ceiling = info.data.get("floor"), info.data.get("ceiling")
-        if floor and keep.may_be_shorter_than(floor):
-            raise ValueError(f"{keep.text} is shorter than the floor of {floor.text}")
-        if ceiling and ceiling.may_be_shorter_than(keep):
-            raise ValueError(f"{keep.text} is longer than the ceiling of {ceiling.text}")
+        # What a row says is bounded row by row; what the file says must be within the bounds.
+        said = keep.otherwise if isinstance(keep, RowPeriod) else keep
+        if floor and said.may_be_shorter_than(floor):
+            raise ValueError(f"{said.text} is shorter than the floor of {floor.text}")
+        if ceiling and ceiling.may_be_shorter_than(said):
+            raise ValueError(f"{said.text} is longer than the ceiling of {ceiling.text}")
+        if ceiling and isinstance(keep, RowPeriod) and keep.forever and ceiling.length is not None:
+            raise ValueError(f"forever is longer than the ceiling of {ceiling.text}")
         return keep
+
+    @property
+    def ends(self) -> bool:
+        """Whether the period of some row can end."""
+        return isinstance(self.keep, RowPeriod) or self.keep.length is not None
+
+    @property
+    def least(self) -> Period:
+        """The shortest period that any row can have."""
+        if not isinstance(self.keep, RowPeriod):
+            return self.keep
+        return self.floor or Period("0 minutes", relativedelta())
+
+    def due_before(self, moment: datetime) -> datetime | None:
+        """Return the moment before which a row's anchor must lie for the row to be due; None: no row is ever due.
+
+        Where each row says its period, it is the latest of these moments: no row is due whose anchor is later.
+        """
+        return self.least.before(moment)
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The values of other tables that the rule needs, its period's last."""
+        named = [each.lookup for each in lookups_of(self.when).values()]
+        named += [self.anchor] if isinstance(self.anchor, Lookup) else []
+        named += [self.keep.lookup] if isinstance(self.keep, RowPeriod) and self.keep.lookup else []
+        return tuple(named)
 
 
 class QueueRule(_Model):
@@ -309,7 +520,7 @@ class QueueRule(_Model):
     """The kind of item on the manual-resolution queue; ``decisions`` says what a person may do with it."""
     priority: Priority
     """How urgent the item is: how soon a person must have decided."""
-    anchor: Column
+    anchor: AnchorField
     after: PeriodField
     """How old the anchor must be before the item is raised."""
     reason: str = Field(min_length=1)
@@ -319,9 +530,16 @@ class QueueRule(_Model):
 class RowException(_Model):
     """Rows that no rule may take, whatever their age."""
 
-    when: dict[Column, ConditionField] = Field(min_length=1)
+    when: Annotated[Conditions, Field(min_length=1)]
     queue: QueueRule | None = None
     """The item that a person gets about such a row; without it, nobody is asked."""
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The values of other tables that the exception needs, its queue rule's last."""
+        named = [each.lookup for each in lookups_of(self.when).values()]
+        named += [self.queue.anchor] if self.queue and isinstance(self.queue.anchor, Lookup) else []
+        return tuple(named)
 
 
 class Dependant(_Model):
@@ -407,15 +625,6 @@ class Anonymize(_Model):
     def pseudonymised(self) -> tuple[str, ...]:
         """The columns whose new value is computed in Python, because the pseudonyms' key must not reach the server."""
         return tuple(name for name, treatment in self.columns.items() if treatment.how == "pseudonym")
-
-
-class Lookup(_Model):
-    """A value that is taken from another table: from the one row that has the same value in the column ``same``."""
-
-    take: Column
-    from_table: Table = Field(alias="from")
-    same: Column
-    """A column of both tables."""
 
 
 class Remedy(_Model):
@@ -577,7 +786,7 @@ class Policy(_Located):
                 raise ValueError(
                     f"{', '.join(sorted(changed))} is proof: no policy changes it; only retain may name it"
                 )
-        elif any(rule.keep.length is not None for rule in self.rules.values()):
+        elif any(rule.ends for rule in self.rules.values()):
             raise ValueError("what is retained has no period that ends: its rules keep 'forever'")
         elif self.exceptions or self.decisions:
             raise ValueError("what is retained has no exceptions and no decisions: nothing happens to it")
@@ -591,8 +800,13 @@ class Policy(_Located):
     @property
     def dropping_rule(self) -> str | None:
         """The rule by which whole partitions may be dropped; None: this policy deletes row by row."""
-        due = [name for name, rule in self.rules.items() if rule.keep.length is not None]
+        due = [name for name, rule in self.rules.items() if rule.ends]
         whole = self.removes_rows and self.drop_partitions and len(self.key) == 1
+        # Nothing keeps what is looked up as it is from the last look at every row until a large partition is gone, and
+        # the right to drop is bound to a shortest period.
+        whole &= not self.lookups and all(
+            rule.floor is not None for rule in self.rules.values() if isinstance(rule.keep, RowPeriod)
+        )
         return due[0] if whole and len(due) == 1 == len(self.rules) else None
 
     @property
@@ -605,6 +819,19 @@ class Policy(_Located):
         if self.anonymize:
             return tuple(filter(None, (*self.anonymize.columns, self.anonymize.marker)))
         return ()
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The values of other tables that decide whether a row is due."""
+        every = [rule.lookups for rule in self.rules.values()]
+        every += [exception.lookups for exception in self.exceptions.values()]
+        return tuple(dict.fromkeys(lookup for lookups in every for lookup in lookups))
+
+    @property
+    def decided_lookups(self) -> tuple[Lookup, ...]:
+        """The values of other tables that a person's decision about a row sets a column to."""
+        values = [value for remedy in self.remedies for value in remedy.set.values()]
+        return tuple(dict.fromkeys(value for value in values if isinstance(value, Lookup)))
 
     @property
     def remedies(self) -> tuple[Remedy, ...]:

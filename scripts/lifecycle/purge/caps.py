@@ -7,7 +7,7 @@ from datetime import datetime
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, parse_policies
+from scripts.lifecycle.policy.policies import Period, Policy, Rule, parse_policies
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
 
@@ -61,8 +61,27 @@ def _shortened(document: str, policy: Policy, at: datetime, *, rules: bool) -> l
     shortened = [
         name
         for name, rule in policy.rules.items()
-        if rules and name in former.rules and rule.keep.is_shorter_than(former.rules[name].keep, at)
+        if rules and name in former.rules and _may_be_shorter(rule, former.rules[name], at)
     ]
     if policy.archive and former.archive and policy.archive.keep.is_shorter_than(former.archive.keep, at):
         shortened.append("archive")
     return shortened
+
+
+def _may_be_shorter(rule: Rule, former: Rule, at: datetime) -> bool:
+    """Tell whether a change of the file may have made a row's period shorter.
+
+    Where each row says its period, the file has the bounds, the period of rows that say none, and what is read how.
+    """
+    forever = Period("forever", None)
+    if isinstance(rule.keep, Period) and isinstance(former.keep, Period):
+        return rule.keep.is_shorter_than(former.keep, at)
+    if isinstance(rule.keep, Period):
+        return rule.keep.is_shorter_than(former.ceiling or forever, at)
+    if isinstance(former.keep, Period):
+        return rule.least.is_shorter_than(former.keep, at)
+    lower = rule.least.is_shorter_than(former.least, at)
+    capped = rule.ceiling is not None and rule.ceiling.is_shorter_than(former.ceiling or forever, at)
+    otherwise = rule.keep.otherwise.is_shorter_than(former.keep.otherwise, at)
+    read = rule.keep.model_copy(update={"otherwise": former.keep.otherwise})
+    return lower or capped or otherwise or read != former.keep

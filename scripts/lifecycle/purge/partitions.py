@@ -36,6 +36,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import RowPeriod
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error
@@ -120,7 +121,7 @@ def look(connection: Connection, cleared: Cleared, cutoff: datetime, *, count: b
     marked = _marked(connection, selection)
     if rule is None:
         return Look(attach=tuple(marked))
-    anchor = policy.rules[rule].anchor
+    anchor = str(policy.rules[rule].anchor)
     names: dict[str, Any] = {"policy": policy.name, "table_name": policy.table, "key": policy.key[0]}
     names |= {"person": policy.person, "archives": policy.archive is not None}
     right = connection.execute(_RIGHT, names | {"anchor": anchor, "cutoff": cutoff}).fetchone()
@@ -217,7 +218,7 @@ class PartitionDrops:
         # If nothing is kept, every row of an expired partition may go, and no count is needed here: _drop_now looks at
         # every row again before it drops.
         nothing_kept = survey.due == survey.removable and not policy.exceptions
-        nothing_kept &= not any(rule.when for rule in policy.rules.values())
+        nothing_kept &= not any(rule.when or isinstance(rule.keep, RowPeriod) for rule in policy.rules.values())
         count = not nothing_kept or self._run.options.limit is not None
         found = self._look(count=count)
         for partition in found.attach:
@@ -258,7 +259,7 @@ class PartitionDrops:
             walk_through,
         )
 
-        anchor = self._policy.rules[str(self._policy.dropping_rule)].anchor
+        anchor = str(self._policy.rules[str(self._policy.dropping_rule)].anchor)
         walk = walk_through(self._selection, anchor, partition.oid, partition.starts_at, partition.ends_at)
         return archived(cast("Archiver", self._worker), walk)
 
@@ -493,8 +494,9 @@ def _marked(connection: Connection, selection: Selection) -> list[Partition]:
 
 def _count(connection: Connection, selection: Selection) -> tuple[int, int]:
     """Return the number of a table's rows, and the number of those that may go."""
-    statement = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {removable}) FROM {table} t").format(
-        removable=selection.droppable, table=selection.table
+    selection = selection.joined()
+    statement = sql.SQL("SELECT count(*), count(*) FILTER (WHERE {removable}) FROM {source}").format(
+        removable=selection.droppable, source=selection.source
     )
     row = connection.execute(statement, selection.parameters).fetchone()
     return (row[0], row[1]) if row else (0, 0)
@@ -511,11 +513,12 @@ def _counts_by_partition(
         anchor: The column that the table is partitioned by.
         ends_at: Rows before this moment are counted: the end of the newest partition that could be dropped.
     """
+    selection = selection.joined()
     query = fragment(
-        "SELECT t.tableoid::bigint, count(*), count(*) FILTER (WHERE {removable}) FROM {table} t"
+        "SELECT t.tableoid::bigint, count(*), count(*) FILTER (WHERE {removable}) FROM {source}"
         " WHERE {ended} GROUP BY 1",
         removable=selection.droppable,
-        table=selection.table,
+        source=selection.source,
         ended=selection.before(anchor, ends_at, "partitions_end"),
     )
     rows = connection.execute(query, query.parameters).fetchall()

@@ -22,11 +22,11 @@ from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRu
 from scripts.lifecycle.engine.preflight import Cleared, check_access_path
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey, left_out, unfit_rows
-from scripts.lifecycle.engine.windows import IndexWalk, Path, Sweep
+from scripts.lifecycle.engine.windows import Path, Sweep, walk_along
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run, sla_status
-from scripts.lifecycle.policy.policies import Blob, Policy
+from scripts.lifecycle.policy.policies import Blob, Lookup, Policy, RowPeriod
 from scripts.lifecycle.purge import inventory, partitions
 from scripts.lifecycle.purge.caps import refusal
 from scripts.lifecycle.purge.partitions import PartitionDrops
@@ -363,7 +363,7 @@ class Purge(PolicyRun):
             if not exception.queue:
                 continue
             overdue = exceptions.overdue_exception(cleared.selection, name)
-            walk = IndexWalk(cleared.selection, exception.queue.anchor, overdue)
+            walk = walk_along(cleared.selection, exception.queue.anchor, overdue)
             new += exceptions.raise_excepted(
                 self._run.writer,
                 self._run.settings,
@@ -383,9 +383,11 @@ def _referenced_type(policy: Policy) -> str:
 
 def _paths(run: Run, cleared: Cleared, found: Survey, batch_rows: int) -> list[Path]:
     facts = cleared.facts
+    # Nothing but a pass over the whole table finds rows by a value of another table.
+    needed = any(isinstance(rule.anchor, Lookup) for rule in cleared.selection.policy.rules.values())
     suits = (
         facts.sweepable
-        and found.removable >= SWEEP_SHARE * max(facts.rows, found.due)
+        and (needed or found.removable >= SWEEP_SHARE * max(facts.rows, found.due))
         # A sweep cannot take less than a block: a smaller batch, or an exact limit, needs the index.
         and batch_rows >= facts.rows_per_block
         and run.options.limit is None
@@ -410,6 +412,8 @@ def _sweep(cleared: Cleared) -> Sweep:
 def _walks(selection: Selection) -> list[Path]:
     """Return one index walk along each rule's anchor."""
     return [
-        IndexWalk(selection, selection.policy.rules[name].anchor, selection.expired(name))
-        for name in selection.due_before
+        walk_along(selection, rule.anchor, selection.latest(name), None if plain else selection.rule(name))
+        for name, rule in selection.policy.rules.items()
+        if name in selection.due_before
+        for plain in [not isinstance(rule.keep, RowPeriod)]
     ]

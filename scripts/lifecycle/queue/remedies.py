@@ -8,7 +8,7 @@ from typing import Any
 import psycopg
 
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import NOW, Lookup, table_identifier, written
+from scripts.lifecycle.policy.policies import NOW, Lookup, written
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
@@ -61,11 +61,7 @@ def change(connection: Connection, selection: Selection, key: str, values: Mappi
 
 def _new(selection: Selection, column: str, value: Value, parameter: str) -> sql.Composable:
     if isinstance(value, Lookup):
-        return sql.SQL("(SELECT o.{take} FROM {table} o WHERE o.{same} = t.{same})").format(
-            take=sql.Identifier(value.take),
-            table=table_identifier(value.from_table),
-            same=sql.Identifier(value.same),
-        )
+        return selection.found[value].probed(strictly=True)
     if value is None:
         return sql.SQL("NULL")
     if value == NOW:
