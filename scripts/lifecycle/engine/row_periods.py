@@ -48,16 +48,8 @@ class RowMoments:
     def of(self, value: sql.Composable) -> Fragment:
         """Return the moment before which the anchor must lie, by the value that says the period."""
         cases = [fragment("WHEN {} IS NULL THEN {}", value, self._of_null)]
-        if numbers := [number for number in self.keep.forever if number is not None]:
-            named = f"forever_{self.name}"
-            cases.append(
-                fragment(
-                    "WHEN {}::numeric = ANY({}::numeric[]) THEN '-infinity'::timestamp",
-                    value,
-                    sql.Placeholder(named),
-                    parameters={named: numbers},
-                )
-            )
+        if any(number is not None for number in self.keep.forever):
+            cases.append(fragment("WHEN {} THEN '-infinity'::timestamp", self._means_forever(value)))
         cases.append(fragment("WHEN {} THEN {}", self.is_usable(value), self._bounded(self._plain(value))))
         return fragment("CASE {} ELSE {} END", joined(" ", cases), self._bound("ceiling", self.rule.ceiling))
 
@@ -115,14 +107,40 @@ class RowMoments:
 
     def is_no_period(self, value: sql.Composable) -> Fragment:
         """Return the condition that a value is neither null, nor said to mean forever, nor a period."""
-        numbers = [number for number in self.keep.forever if number is not None]
-        named = f"forever_{self.name}"
-        listed = (
-            fragment("{}::numeric = ANY({}::numeric[])", value, sql.Placeholder(named), parameters={named: numbers})
-            if numbers
-            else fragment("false")
+        return fragment(
+            "{v} IS NOT NULL AND NOT {forever} AND ({usable}) IS NOT TRUE",
+            v=value,
+            forever=self._means_forever(value),
+            usable=self.is_usable(value),
         )
-        return fragment("{} IS NOT NULL AND NOT {} AND ({}) IS NOT TRUE", value, listed, self.is_usable(value))
+
+    def says(self, value: sql.Composable) -> Fragment:
+        """Return the condition that a value says something else than the rule's ``else``."""
+        return fragment("true") if None in self.keep.forever else fragment("{} IS NOT NULL", value)
+
+    def said(self, value: sql.Composable) -> Fragment:
+        """Return the period that a value says, as an interval, without floor and ceiling; null: it is not to end."""
+        period = fragment("{}", value)
+        if self.keep.unit:
+            period = fragment("{} * {}::interval", value, sql.Literal(f"1 {self.keep.unit}"))
+        return fragment(
+            "CASE WHEN NOT {} AND ({}) THEN {} END", self._means_forever(value), self.is_usable(value), period
+        )
+
+    def of_said(self, period: sql.Composable) -> Fragment:
+        """Return the moment before which the anchor must lie, by what :meth:`said` returns."""
+        ceiling = self._bound("ceiling", self.rule.ceiling)
+        moment = self._bounded(fragment("{} - {}", self._cut, period))
+        return fragment("CASE WHEN {} IS NULL THEN {} ELSE {} END", period, ceiling, moment)
+
+    def _means_forever(self, value: sql.Composable) -> Fragment:
+        numbers = [number for number in self.keep.forever if number is not None]
+        if not numbers:
+            return fragment("false")
+        named = f"forever_{self.name}"
+        return fragment(
+            "({}::numeric = ANY({}::numeric[]))", value, sql.Placeholder(named), parameters={named: numbers}
+        )
 
     def _plain(self, value: sql.Composable) -> Fragment:
         if self.keep.unit:

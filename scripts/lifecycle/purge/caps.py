@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policies import Period, Policy, Rule, parse_policies
+from scripts.lifecycle.purge import row_period_caps
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError
 
@@ -15,15 +17,16 @@ UNUSUAL_FACTOR = 20
 UNUSUAL_MINIMUM_ROWS = 10_000
 
 
-def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> str | None:
+def refusal(run: Run, connection: Connection, selection: Selection, found: Survey) -> str | None:
     """Return why the rows must not be deleted without ``--confirm-cap``; None: they may. Dependants count like rows.
 
     Args:
         run: The run, with ``--limit`` and ``--confirm-cap``.
         connection: A connection.
-        policy: The policy, with its caps.
+        selection: What the policy selects; the policy has its caps.
         found: The rows past their date.
     """
+    policy = selection.policy
     if found.unfit > policy.max_poison:
         return (
             f"{found.unfit} due rows name no blob that the policy may delete, max_poison is {policy.max_poison}:"
@@ -45,9 +48,23 @@ def refusal(run: Run, connection: Connection, policy: Policy, found: Survey) -> 
     if usual is not None and rows > UNUSUAL_MINIMUM_ROWS and rows > UNUSUAL_FACTOR * usual:
         return f"{due}, more than {UNUSUAL_FACTOR} times the usual {usual:.0f}: {cure}"
     document = runs.last_policy_document(connection, list(scripts), policy.name, run.policies.hash)
-    shortened = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
-    if shortened:
-        return f"the period of {', '.join(shortened)} became shorter since the last completed run: {cure}"
+    shorter = _shortened(document, policy, run.cutoff, rules=rows > 0) if document else []
+    return _of_shorter_periods(connection, selection, shorter, cure, rules=rows > 0)
+
+
+def _of_shorter_periods(
+    connection: Connection, selection: Selection, shorter: list[str], cure: str, *, rules: bool
+) -> str | None:
+    """Return why rows must not go that would have stayed the last time: the file, or another table's rows, say so."""
+    if shorter:
+        return f"the period of {', '.join(shorter)} became shorter since the last completed run: {cure}"
+    saved = row_period_caps.shortened(connection, selection) if rules else {}
+    told = [f"{number} rows by the period of {rule}" for rule, number in saved.items()]
+    if told:
+        return (
+            f"{', '.join(told)} would stay by what the last completed run found: rows of another table say a shorter"
+            f" period since; {cure}"
+        )
     return None
 
 

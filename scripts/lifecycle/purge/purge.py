@@ -27,7 +27,7 @@ from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run, sla_status
 from scripts.lifecycle.policy.policies import Blob, Lookup, Policy, RowPeriod
-from scripts.lifecycle.purge import inventory, partitions
+from scripts.lifecycle.purge import inventory, partitions, row_period_caps
 from scripts.lifecycle.purge.caps import refusal
 from scripts.lifecycle.purge.partitions import PartitionDrops
 from scripts.lifecycle.purge.rollout import roll_out
@@ -97,7 +97,7 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
 
     def look(connection: Connection) -> tuple[Survey, str | None, int, tuple[str, ...]]:
         cleared, found = first_look(run, connection, policy)
-        refused = refusal(run, connection, policy, found)
+        refused = refusal(run, connection, cleared.selection, found)
         to_queue = sum(
             exceptions.count_new(connection, cleared.selection, name)
             for name, exception in policy.exceptions.items()
@@ -181,7 +181,15 @@ class Purge(PolicyRun):
                 self._queued += deleter.queued + drops.queued
                 self._partitions += drops.dropped
         self._queued += self._queue_excepted(cleared)
-        return self._judge(deleter, drops.stuck, run_id)
+        ending = self._judge(deleter, drops.stuck, run_id)
+        if ending.status == "completed":
+            self._remember_periods(cleared.selection)
+        return ending
+
+    def _remember_periods(self, selection: Selection) -> None:
+        if any(isinstance(rule.keep, RowPeriod) for rule in self._policy.rules.values()):
+            with self._run.writer.transaction(statement_timeout=SURVEY_SECONDS) as connection:
+                row_period_caps.remember(connection, selection)
 
     def _going(self, selection: Selection, found: Survey) -> Selection:
         """Return the selection of the batches.
@@ -204,7 +212,7 @@ class Purge(PolicyRun):
         self._politeness.begin(connection)
         cleared, found = first_look(self._run, connection, self._policy)
         self._selection = cleared.selection
-        return cleared, found, refusal(self._run, connection, self._policy, found)
+        return cleared, found, refusal(self._run, connection, cleared.selection, found)
 
     def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
         paths = _paths(self._run, cleared, found, deleter.batch_rows)

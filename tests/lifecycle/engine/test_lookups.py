@@ -268,7 +268,7 @@ def test_a_missing_right_and_a_missing_index_are_named_with_their_cure(apply, th
 
     refused = apply({"things": policy(rules=SENT)}, grant=False)
 
-    assert "no right to SELECT sent_at of public.plans: run backend/migrate.py --grants" in refused.closing["error"]
+    assert "no right to SELECT public.plans.sent_at for policies.things.rules.sent.anchor" in refused.closing["error"]
     assert left(things) == [1]
 
     warned = apply({"things": policy(rules=SENT)})

@@ -31,7 +31,8 @@ def ages(admin, name):
     """Insert a thing of each age."""
     for days in AGES:
         admin.execute(
-            "INSERT INTO things (id, made_at, kind) SELECT count(*), %s, %s FROM things", (ago(days=days), name)
+            "INSERT INTO things (id, made_at, kind) SELECT coalesce(max(id), -1) + 1, %s, %s FROM things",
+            (ago(days=days), name),
         )
 
 
@@ -252,3 +253,99 @@ def test_the_audit_says_whose_period_it_was(apply, things):
             },
         )
     ]
+
+
+CAP = "rows of another table say a shorter period since"
+
+
+def test_a_tenants_period_that_became_shorter_is_asked_about_before_a_row_goes(apply, things):
+    tenants(things, month=30, long=300)
+    work = {"things": policy(**rules(TENANTS))}
+    assert apply(work).code == 0
+    things.execute("UPDATE tenants SET keeps = 20 WHERE name = 'long'")
+
+    foretold, refused = apply(work, "--dry-run"), apply(work)
+
+    assert (foretold.code, refused.code) == (1, 1)
+    assert "4 rows by the period of old" in refused.closing["error"]
+    assert CAP in foretold.closing["error"]
+    assert oldest(things)["long"] == 91
+
+    assert apply(work, "--confirm-cap", "10").code == 0
+    assert oldest(things)["long"] == 10
+    ages(things, "long")
+    assert apply(work).code == 0  # it is what the last completed run found
+
+
+@pytest.mark.parametrize(
+    ("change", "asks"),
+    [
+        ("UPDATE tenants SET keeps = 400", False),
+        ("UPDATE tenants SET keeps = 300 WHERE name = 'ever'", True),
+        ("DELETE FROM tenants WHERE name = 'long'", True),
+        ("UPDATE tenants SET keeps = NULL WHERE name = 'long'", True),
+        ("INSERT INTO tenants VALUES ('nobody', 20)", True),
+        ("INSERT INTO tenants VALUES ('nobody', 91)", False),
+        ("INSERT INTO tenants VALUES ('new', 1)", False),
+        ("UPDATE tenants SET keeps = 299 WHERE name = 'long'", False),
+    ],
+)
+def test_what_makes_a_period_shorter(apply, things, change, asks):
+    tenants(things, month=30, long=300, ever=-1)
+    work = {"things": policy(**rules(TENANTS | {"forever": -1}))}
+    assert apply(work).code == 0
+    before = left(things)
+    things.execute(change)
+
+    run = apply(work)
+
+    assert run.code == (1 if asks else 0)
+    assert (CAP in (run.closing.get("error") or "")) is asks
+    assert left(things) == before
+
+
+def test_the_passing_of_time_and_rows_of_other_ages_are_no_shorter_period(apply, things):
+    tenants(things, month=30)
+    work = {"things": policy(**rules(TENANTS))}
+    assert apply(work).code == 0
+    ages(things, "month")
+
+    run = apply(work)
+
+    assert (run.code, run.closing["records_deleted"]) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "asks"),
+    [
+        ("400 days", OWN, True),
+        (OWN | {"else": "400 days"}, OWN, True),
+        (OWN, OWN | {"unit": "hours"}, True),
+        (OWN, OWN | {"else": "400 days"}, False),
+        (OWN, "forever", False),
+    ],
+)
+def test_a_file_that_may_shorten_a_rows_period_is_asked_about(apply, things, before, after, asks):
+    things.execute("ALTER TABLE things ADD keeps int")
+    ages(things, "unset")
+    assert apply({"things": policy(**rules(before))}).code == 0
+    ages(things, "late")
+
+    run = apply({"things": policy(**rules(after))})
+
+    assert ("became shorter since the last completed run" in (run.closing.get("error") or "")) is asks
+
+
+@pytest.mark.parametrize(
+    ("bound", "asks"), [({"floor": "10 days"}, True), ({"ceiling": "300 days"}, True), ({}, False)]
+)
+def test_a_bound_of_the_file_is_part_of_the_period(apply, things, bound, asks):
+    things.execute("ALTER TABLE things ADD keeps int")
+    ages(things, "unset")
+    wide = {"floor": "20 days", "ceiling": "400 days"}
+    assert apply({"things": policy(**rules(OWN, **wide))}).code == 0
+    ages(things, "late")
+
+    run = apply({"things": policy(**rules(OWN, **wide | bound))})
+
+    assert ("became shorter since" in (run.closing.get("error") or "")) is asks
