@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 IN_ONE_PIECE := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fetch collect map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-audit
+.PHONY: help demo test soak fetch collect map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-lookups bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ bench-erasure: $(READY)  ## measure 10 000 erasures among a million rows
 
 bench-partitions: $(READY)  ## measure dropping thirty expired partitions against deleting the same rows by batches
 	$(BIN)/python benchmarks/partitions.py
+
+bench-lookups: $(READY)  ## measure rules that look into another table against a plain rule
+	$(BIN)/python benchmarks/lookups.py
 
 bench-audit: $(READY)  ## measure how fast the audit is verified, on one core
 	$(BIN)/python benchmarks/audit.py

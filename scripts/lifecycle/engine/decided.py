@@ -3,9 +3,9 @@
 A DELETE that waited for a row looks again at that row and not at the others (PostgreSQL, "Read Committed Isolation
 Level"), and nothing keeps a row of another table from changing while the batch works. So the batch keeps, of each row
 that it took, the columns that its decision rests on. When nothing is left to wait for, the audit's head included, one
-more statement decides on them again, in a snapshot of its own, and undoes the batch if a row may not go any more
-(``docs/decisions``). The rows themselves cannot change: the batch has deleted, changed or locked them. If no
-transaction at all was committed between the two snapshots, there is nothing to decide again.
+more statement decides on them again, in a snapshot of its own, and undoes the batch if a row may not go any more. The
+rows themselves cannot change: the batch has deleted, changed or locked them. If no transaction at all was committed
+between the two snapshots, there is nothing to decide again (``docs/decisions/0024-lookups-and-periods-by-row.md``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Values of other tables' rows: what the catalogue must say of them, and the SQL that looks them up.
 
 A lookup has two shapes. A batch *probes*: for each of its few thousand rows a sub-query reads the index of the other
-table. A count of the whole table *joins*: the other table is read once. ``docs/decisions`` has the measurements.
+table. A count of the whole table *joins*: the other table is read once. The decision page says why
+(``docs/decisions/0024-lookups-and-periods-by-row.md``).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import psycopg
 
 from scripts.lifecycle.engine import dependants, obstacles
+from scripts.lifecycle.engine.bounded import bounded
 from scripts.lifecycle.engine.politeness import PAUSE_SHARE, Politeness
 from scripts.lifecycle.engine.preflight import Cleared, TableFacts, preflight
 from scripts.lifecycle.engine.selection import Selection, store_for
@@ -62,6 +63,8 @@ def first_look(run: Run, connection: Connection, policy: Policy) -> tuple[Cleare
             cleared = preflight(connection, policy, run.cutoff, blob_store=store_for(policy, run.settings))
             if refused := obstacles.try_out(connection, cleared.selection):
                 raise PolicyFailed("preflight_failed", f"policy {policy.name} was not started: {'; '.join(refused)}")
+        for said in bounded(connection, cleared.selection):
+            get_logger().warning("row_periods", policy=policy.name, problem=said)
         with span("survey", policy.name) as facts:
             found = survey(connection, cleared.selection)
             found = replace(found, dependants=dependants.count(connection, cleared.selection, run.options.limit))

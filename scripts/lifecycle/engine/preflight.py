@@ -15,6 +15,7 @@ from typing import Any
 
 from scripts.lifecycle.engine import anonymisation, indexes, obstacles, rights, values
 from scripts.lifecycle.engine.anonymisation import Described
+from scripts.lifecycle.engine.bounded import bounded
 from scripts.lifecycle.engine.catalogue import (
     FOREIGN_KEYS,
     PARTITIONED_KEY,
@@ -108,7 +109,9 @@ def inspect(connection: Connection, policy: Policy, cutoff: datetime) -> tuple[l
     """Return the problems that would stop a policy, the warnings that would not, and the indexes that are missing."""
     check = _Preflight(connection, policy)
     with contextlib.suppress(PolicyFailed):
-        check.problems += obstacles.try_out(connection, check.run(cutoff).selection)
+        selection = check.run(cutoff).selection
+        check.problems += obstacles.try_out(connection, selection)
+        check.warnings += bounded(connection, selection)
     return check.problems, check.warnings, check.missing_indexes
 
 

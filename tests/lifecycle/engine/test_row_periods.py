@@ -87,8 +87,12 @@ def test_a_row_may_say_its_period_itself(apply, things):
 def test_floor_and_ceiling_hold_for_every_row(apply, things):
     tenants(things, low=1, zero=0, within=30, high=300, minus=-5)
 
-    apply({"things": policy(**rules(TENANTS, floor="10 days", ceiling="90 days"))})
+    run = apply({"things": policy(**rules(TENANTS, floor="10 days", ceiling="90 days"))})
 
+    assert run.event("row_periods")["problem"] == (
+        "rules.old.keep: public.tenants.keeps has 2 below the floor of 10 days, which counts, 1 above the ceiling of"
+        " 90 days, which counts, 1 that are no period, whose rows go at the ceiling of 90 days"
+    )
     # Below the floor: kept until the floor. Above the ceiling, and what is no period: gone at the ceiling.
     assert oldest(things) == {"low": 10, "zero": 10, "within": 29, "high": 89, "minus": 89, "nobody": 89}
 
