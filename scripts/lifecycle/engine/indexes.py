@@ -106,12 +106,17 @@ def _of_policy(connection: Connection, policy: Policy) -> Iterator[MissingIndex]
     table, columns = catalogue_of(connection, policy.table)
     if not table:
         return
-    anchors = {rule.anchor: f"rule {name}" for name, rule in policy.rules.items()}
+    anchors: dict[object, str] = {rule.anchor: f"rule {name}" for name, rule in policy.rules.items()}
     anchors |= {
         exception.queue.anchor: f"exception {name}" for name, exception in policy.exceptions.items() if exception.queue
     }
+    for lookup in policy.lookups:
+        _, theirs = catalogue_of(connection, lookup.from_table)
+        if theirs.keys() >= set(lookup.theirs) and not any(theirs[name]["indexed"] for name in lookup.theirs):
+            reason = f"policy {policy.name}: each row looks {lookup.take} up by it"
+            yield _on_columns(connection, lookup.from_table, lookup.theirs, reason)
     for anchor, place in anchors.items():
-        if anchor in columns and not columns[anchor]["indexed"]:
+        if isinstance(anchor, str) and anchor in columns and not columns[anchor]["indexed"]:
             reason = f"policy {policy.name}, {place}: due rows are looked for by it"
             yield _on_columns(connection, policy.table, (anchor,), reason)
     if policy.blob and policy.blob.column in columns:

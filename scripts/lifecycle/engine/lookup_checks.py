@@ -8,12 +8,12 @@ import psycopg
 
 from scripts.lifecycle.engine.catalogue import UNIQUE, catalogue_of, rows_of
 from scripts.lifecycle.engine.fragments import fragment
+from scripts.lifecycle.engine.indexes import to_create
 from scripts.lifecycle.engine.lookups import Found
 from scripts.lifecycle.engine.rights import CURE
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES
 from scripts.lifecycle.engine.values import kinds_of, of_lookup, read
 from scripts.lifecycle.policy.policies import Lookup, Policy, table_identifier
-from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 
 # Bytes. Above this size a probe without an index takes longer than everything else that is done with a row.
@@ -45,7 +45,7 @@ class LookupFinder:
         self._policy = policy
         self._own = self._columns(oid)
         self.problems: list[str] = []
-        self.warnings: list[str] = []
+        self.missing_indexes: list[str] = []
 
     def find(self) -> dict[Lookup, Found]:
         """Look every lookup of the policy up, those of decisions too; one with a problem is left out."""
@@ -86,12 +86,10 @@ class LookupFinder:
                 f" counts for {lookup.take}, with latest: and a column, or give it a unique index there"
             )
         if not any(columns[name]["indexed"] for name in lookup.theirs):
-            say = self.problems if decides and table["bytes"] > _UNINDEXED_BYTES else self.warnings
+            say = self.problems if decides and table["bytes"] > _UNINDEXED_BYTES else self.missing_indexes
             say.append(
                 f"{lookup.from_table} has no index that begins with {' or '.join(lookup.theirs)}, by which"
-                f" {self._policy.table} looks {lookup.take} up: CREATE INDEX CONCURRENTLY ON"
-                f" {table_identifier(lookup.from_table).as_string()}"
-                f" ({', '.join(sql.Identifier(name).as_string() for name in lookup.theirs)})"
+                f" {self._policy.table} looks {lookup.take} up: {to_create(lookup.from_table, *lookup.theirs)}"
             )
         return found if self._works(found) else None
 

@@ -143,7 +143,7 @@ class _Preflight:
         finder = LookupFinder(self._connection, self._policy, table["oid"])
         found = finder.find()
         self.problems += finder.problems
-        self.warnings += finder.warnings
+        self.missing_indexes += finder.missing_indexes
         self._moments_and_periods(types, found)
         readings, unreadable = values.read(self._connection, self._policy.table, values.of_policy(self._policy))
         self.problems += unreadable

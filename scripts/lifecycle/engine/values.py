@@ -200,7 +200,8 @@ def of_lookup(policy: Policy, lookup: Lookup) -> Iterator[Written]:
     for place, when in places:
         for name, each in lookups_of(when).items():
             for text in each.what.values if each.lookup == lookup else ():
-                yield Written(f"{place}.{name}.is", lookup.take, text)
+                ordered = each.what.operator in _ORDERED
+                yield Written(f"{place}.{name}.is", lookup.take, text, ordered=ordered)
 
 
 def of_step(name: str, step: ErasureStep) -> Iterator[Written]:
