@@ -121,8 +121,8 @@ def test_what_is_no_period_keeps_its_rows_and_ends_no_run(apply, things, kind, v
     run = apply({"things": policy(**rules(keep))})
     assert (run.code, oldest(things)) == (0, {"odd": 400, "nobody": 89})
 
-    run = apply({"things": policy(**rules(keep, floor="10 days"))})
-    # Zero is a period where a floor says what the shortest one is.
+    # Zero is a period where a floor says what the shortest one is; it was none before, so it is asked about.
+    run = apply({"things": policy(**rules(keep, floor="10 days"))}, "--confirm-cap", "10")
     assert (run.code, oldest(things)) == (0, {"odd": 10 if value == "0" else 400, "nobody": 89})
 
 
