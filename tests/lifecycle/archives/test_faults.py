@@ -252,3 +252,34 @@ def test_the_wrong_key_or_none_stops_everything_before_it_begins(run, payments, 
         assert said in done.closing["error"]
     payments.balance(left=8)
     assert len(objects(folder)) == 1
+
+
+def test_a_row_that_is_rescued_in_another_table_before_the_commit_is_not_archived(start, payments, policy_file, grant):
+    """Every row is deleted and its archive uploaded; the transaction waits for the audit's head."""
+    payments.fill(10)
+    payments.link.execute("CREATE TABLE kept (payment text PRIMARY KEY, years int)")
+    keep = {
+        "take": "years",
+        "unit": "years",
+        "from": "public.kept",
+        "same": {"payment_id": "payment"},
+        "else": "7 years",
+    }
+    flags = policy_file(rules={"expired": {"anchor": "paddle_created_at", "keep": keep}})
+    grant(flags)
+    other = payments.another_session()
+    other.execute("BEGIN")
+    other.execute("SELECT FROM ops.audit_head FOR UPDATE")
+    running = start(*flags)
+    wait_until(
+        lambda: payments.link.execute(
+            "SELECT 1 FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'transactionid'"
+            " AND NOT l.granted AND a.datname = current_database()"
+        ).fetchone(),
+        what="the DELETE behind the audit's head",
+    )
+    payments.link.execute("INSERT INTO kept VALUES ('pay_5', 99)")
+    other.execute("ROLLBACK")
+    closing = running.finish(0)
+    assert (closing["records_deleted"], closing["records_remaining"]) == (9, 0)
+    payments.balance(left=1)
