@@ -3,10 +3,13 @@
 import signal
 
 import pytest
+import yaml
 
+from backend import migrate
 from backend.blob_faults import ALWAYS
 from backend.blob_server import BlobServer
 from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
 from scripts.utils.test_helpers import script_environment
 from tests.cleanup.conftest import PDF_SCRIPT, ROOT
 from tests.faults.stage import wait_until
@@ -305,4 +308,28 @@ def test_the_time_budget_ends_a_wait_for_the_rate_limit(run_pdfs, plans, run_tim
     done = run_pdfs("--max-duration", "4", BLOB_RATE_LIMIT_PER_MINUTE="100")
     assert (done.code, done.closing["stop_reason"]) == (3, "time_budget")
     assert len(plans.finalised()) == 100
+    plans.balance()
+
+
+def test_a_blob_whose_row_is_rescued_in_another_table_while_it_is_claimed_stays(
+    start, plans, blobs, database, tmp_path
+):
+    plans.add([1, 2])
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    keep = {"take": "days", "unit": "days", "from": "public.kept", "same": {"id": "plan"}, "else": "90 days"}
+    document["policies"]["meal_plan_pdfs"]["rules"]["expired"] = {"anchor": "created_at", "keep": keep}
+    path = tmp_path / "policies.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    plans.link.execute("CREATE TABLE kept (plan varchar PRIMARY KEY, days int)")
+    migrate.grant(database.superuser_url, path)
+    plans.freeze_at("sending")
+    process = start("--policy-file", str(path))
+    wait_until(plans.frozen, what="the claim at the valve")
+
+    plans.link.execute("INSERT INTO kept VALUES (%s, 400)", (plans.id(2),))
+    plans.link.execute("SELECT pg_advisory_unlock(4712)")
+
+    assert process.wait(300) == 0
+    assert plans.there([1, 2]) == {2}
+    assert plans.audited() == [plans.id(1)]
     plans.balance()
