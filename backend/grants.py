@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from scripts.lifecycle.engine import obstacles, rights
+from scripts.lifecycle.engine import rights, trigger_functions
 from scripts.lifecycle.engine.catalogue import columns_of
 from scripts.lifecycle.engine.rights import WHOLE, Right
 from scripts.lifecycle.policy.exported import left_out
@@ -313,7 +313,7 @@ def _of_triggers(connection: Connection, wanted: list[Right]) -> set[tuple[int, 
     for (table, verb), columns in events.items():
         if oid := rights.oid_of(connection, table):
             changed = columns if verb == "UPDATE" else None
-            found |= set(obstacles.needs_of_triggers(connection, oid, verb, changed))  # type: ignore[arg-type]
+            found |= set(trigger_functions.needs(connection, oid, verb, changed))  # type: ignore[arg-type]
     return found
 
 

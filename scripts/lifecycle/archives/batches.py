@@ -173,11 +173,20 @@ class Archiver:
         self.deleted = 0
         self.batches = 0
         """Number of archives sealed."""
-        self.queued = 0
-        self.poison: list[str] = []
-        """Keys of rows that the database refuses to delete."""
+        self._refusals = poison.Refusals(run, policy)
+        self._handed_over = 0
         self.locked = False
         """Whether rows were left out because another session had changed or locked them."""
+
+    @property
+    def poison(self) -> list[str]:
+        """The keys of the rows that the database refuses to delete."""
+        return self._refusals.keys
+
+    @property
+    def queued(self) -> int:
+        """How many items were new on the queue."""
+        return self._refusals.queued + self._handed_over
 
     def close(self) -> None:
         """End the writing threads and give the connection back."""
@@ -328,7 +337,7 @@ class Archiver:
             raised_by=f"system:{self._run.script}",
             context={"policy": self._policy.name, "error": error.stop_reason},
         )
-        self.queued += raise_item(self._run.writer, self._run.settings, item, self._policy.name)
+        self._handed_over += raise_item(self._run.writer, self._run.settings, item, self._policy.name)
         return PolicyFailed(error.stop_reason, f"policy {self._policy.name}: {error}; nothing was deleted for it")
 
     def _carry_out(self, window: Window, exported: Exported | None) -> None:
@@ -415,14 +424,14 @@ class Archiver:
             error: Why the database refused it.
 
         Raises:
-            PolicyFailed: A single row takes too long, or too many rows are refused.
+            PolicyFailed: A single row takes too long, too many rows are refused, or a trigger refuses them all.
             psycopg.Error: The error, if it is not about a row.
         """
         if isinstance(error, psycopg.errors.QueryCanceled):
             if len(keys) == 1:
                 raise poison.too_slow(self._run, self._policy) from error
             self.batch_rows = max(1, len(keys) // 2)
-        elif not poison.is_about_a_row(error):
+        elif not self._refusals.is_about_a_row(error):
             raise error
         elif len(keys) == 1:
             self._hand_over(keys[0], error)
@@ -434,9 +443,7 @@ class Archiver:
             self._carry_out(part, self._prepare(part, self._left_out))
 
     def _hand_over(self, key: str, error: psycopg.Error) -> None:
-        self.poison.append(key)
-        self.queued += poison.hand_over(self._run, self._policy, key, error)
-        poison.require_few(self._policy, self.poison)
+        self._refusals.hand_over(key, error, gone=self.deleted)
 
     def _seal(self, window: Window, exported: Exported) -> bool:
         """Delete an archive's rows and seal it, in one transaction.

@@ -83,14 +83,23 @@ class Deleter:
         self.deleted = 0
         """Rows on which the action was carried out; of a policy about blobs, intents written."""
         self.batches = 0
-        self.queued = 0
-        self.poison: list[str] = []
+        self._refusals = poison.Refusals(run, self._policy)
         self.locked = False
         """Whether rows were left out because another session had them locked."""
 
     def close(self) -> None:
         """Give the connection back."""
         self._writer.close()
+
+    @property
+    def poison(self) -> list[str]:
+        """The keys of the rows that were refused; a caller may add to them."""
+        return self._refusals.keys
+
+    @property
+    def queued(self) -> int:
+        """How many refused rows were new on the queue."""
+        return self._refusals.queued
 
     @property
     def limit_reached(self) -> bool:
@@ -197,7 +206,7 @@ class Deleter:
         except psycopg.errors.QueryCanceled as error:
             self._split(window, error)
         except psycopg.Error as error:
-            if not poison.is_about_a_row(error):
+            if not self._refusals.is_about_a_row(error):
                 raise
             self._log.warning("batch_refused", error=describe_database_error(error), effect="bisecting to the row")
             self._isolate(self._keys(window))
@@ -356,7 +365,7 @@ class Deleter:
             self.batch_rows = max(1, self.batch_rows // 2)
             return self._drain(key)
         except psycopg.Error as error:
-            if not poison.is_about_a_row(error):
+            if not self._refusals.is_about_a_row(error):
                 raise
             self._hand_over(key, error)
             return False
@@ -415,7 +424,15 @@ class Deleter:
         return gone
 
     def _isolate(self, keys: list[str]) -> None:
-        """Bisect to the rows that the database refuses to delete."""
+        """Bisect to the rows that the database refuses to delete.
+
+        A half is every other row, so the first rows that are found lie far from each other: if a trigger refuses one as
+        the other, it refuses more than a stretch of the table.
+
+        Raises:
+            PolicyFailed: Too many rows are refused, a trigger refuses them all, or one row takes too long.
+            psycopg.Error: What the server refused for another reason than a row.
+        """
         parts = [keys] if keys else []
         while parts:
             self._run.checkpoint()
@@ -429,17 +446,15 @@ class Deleter:
             except psycopg.errors.QueryCanceled as error:
                 self._split(chosen_keys(self._selection, part), error)
             except psycopg.Error as error:
-                if not poison.is_about_a_row(error):
+                if not self._refusals.is_about_a_row(error):
                     raise
                 if len(part) == 1:
                     self._hand_over(part[0], error)
                 else:
-                    parts += _halves(part)
+                    parts += [part[::2], part[1::2]]
 
     def _hand_over(self, key: str, error: psycopg.Error) -> None:
-        self.poison.append(key)
-        self.queued += poison.hand_over(self._run, self._policy, key, error)
-        poison.require_few(self._policy, self.poison)
+        self._refusals.hand_over(key, error, gone=self.deleted)
 
 
 def unreadable(policy: Policy) -> StoppedEarly:

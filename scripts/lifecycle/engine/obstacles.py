@@ -6,10 +6,9 @@ the table, so that a dry run, ``--check`` and a role that may only read see them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import psycopg
 
@@ -17,8 +16,8 @@ from scripts.lifecycle.engine.catalogue import DOER, rows_of, tree_of
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.policy.policies import Policy, table_identifier
 from scripts.utils import composing as sql
-from scripts.utils.db_utils import Connection, ReadOnlyDatabase
-from scripts.utils.errors import OpsError, describe_database_error, functions_of
+from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase, connection_lost
+from scripts.utils.errors import OpsError, PolicyFailed, describe_database_error, functions_of
 
 Event = Literal["INSERT", "UPDATE", "DELETE"]
 
@@ -29,7 +28,8 @@ _LETTERS: dict[str, str] = {"UPDATE": "2", "INSERT": "3", "DELETE": "4"}
 # A statement on a table fires the row triggers of every table of its tree, and the statement triggers of its own.
 _TRIGGERS = f"""
 SELECT DISTINCT g.tgname AS name, n.nspname || '.' || c.relname AS "table", g.tgfoid::bigint AS function,
-       f.proname AS function_name, g.tgtype & 3 = 3 AS may_keep_rows
+       f.proname AS function_name, g.tgtype & 3 = 3 AS may_keep_rows, g.tgrelid = %(oid)s AS own,
+       g.tgqual IS NOT NULL AS conditional, g.tgtype & 1 = 1 AS each_row, g.tgoldtable IS NOT NULL AS as_a_table
   FROM {tree_of("%(oid)s")} t JOIN pg_trigger g ON g.tgrelid = t.relid JOIN pg_proc f ON f.oid = g.tgfoid
   JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE NOT g.tgisinternal AND g.tgenabled IN ('O', 'A') AND g.tgtype & %(bit)s <> 0
@@ -66,47 +66,6 @@ SELECT n.nspname || '.' || c.relname AS "table", string_agg(DISTINCT b.pubname::
  GROUP BY 1 ORDER BY 1
 """  # noqa: S608 - constants
 
-# A function that is not SECURITY DEFINER runs with the rights of the role whose statement fired the trigger.
-_FUNCTIONS = f"""{DOER}
-SELECT f.oid::bigint AS oid, n.nspname || '.' || f.proname AS name, f.prosecdef AS definer, f.prosrc AS body,
-       has_function_privilege(doer.role, f.oid, 'EXECUTE') AS may_execute, doer.role,
-       coalesce((SELECT regexp_split_to_array(replace(substr(c, 13), '"', ''), '\\s*,\\s*') FROM unnest(f.proconfig) c
-                  WHERE c LIKE 'search_path=%%'), current_schemas(false)::text[]) AS path
-  FROM doer, pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
-  JOIN pg_language l ON l.oid = f.prolang AND l.lanname IN ('plpgsql', 'sql')
- WHERE f.oid = ANY (%(oids)s) OR n.nspname NOT IN ('pg_catalog', 'information_schema')
-   AND EXISTS (SELECT FROM unnest(%(schemas)s::text[], %(names)s::text[]) AS w (schema, name)
-                WHERE f.proname = w.name
-                  AND (w.schema = n.nspname OR w.schema = '' AND n.nspname = ANY (%(path)s::text[])))
-"""  # noqa: S608 - constants
-
-_TARGETS = f"""{DOER}
-SELECT c.oid::bigint AS oid, n.nspname || '.' || c.relname AS name, w.right AS "right",
-       has_schema_privilege(doer.role, n.oid, 'USAGE') AS may_use_schema,
-       CASE w.right WHEN 'DELETE' THEN has_table_privilege(doer.role, c.oid, 'DELETE')
-                    ELSE has_any_column_privilege(doer.role, c.oid, w.right) END AS allowed,
-       (SELECT coalesce(array_agg(sn.nspname || '.' || s.relname), '{{}}')
-          FROM pg_attrdef d JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
-                                            AND p.refclassid = 'pg_class'::regclass
-          JOIN pg_class s ON s.oid = p.refobjid JOIN pg_namespace sn ON sn.oid = s.relnamespace
-         WHERE w.right = 'INSERT' AND d.adrelid = c.oid
-           AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(doer.role, s.oid, 'USAGE, UPDATE') END)
-       AS sequences
-  FROM doer, unnest(%(schemas)s::text[], %(names)s::text[], %(rights)s::text[]) AS w (schema, name, "right")
-  JOIN pg_class c ON c.relname = w.name AND c.relkind IN ('r', 'p', 'v', 'f')
-  JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE w.schema = n.nspname OR w.schema = '' AND n.nspname = ANY (%(path)s::text[])
-"""  # noqa: S608 - constants
-
-_NAME = r'((?:"[^"]+"|\w+)(?:\s*\.\s*(?:"[^"]+"|\w+))?)'
-_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
-_WRITES: dict[str, re.Pattern[str]] = {
-    "INSERT": re.compile(rf"\bINSERT\s+INTO\s+{_NAME}", re.IGNORECASE),
-    "UPDATE": re.compile(rf"\bUPDATE\s+(?:ONLY\s+)?{_NAME}(?:\s+(?:AS\s+)?(?!SET\b)\w+)?\s+SET\b", re.IGNORECASE),
-    "DELETE": re.compile(rf"\bDELETE\s+FROM\s+(?:ONLY\s+)?{_NAME}", re.IGNORECASE),
-    "SELECT": re.compile(rf"(?<!DELETE )\b(?:FROM|JOIN)\s+(?:ONLY\s+)?{_NAME}(?!\s*\()", re.IGNORECASE),
-}
-_CALL = re.compile(rf"""(?<!INTO )(?<![\w".]){_NAME}\s*\(""", re.IGNORECASE)
 # An error of these says that the statement cannot be carried out at all, whatever the rows hold.
 _REFUSED_WHOLE = ("0A", "25", "42")
 
@@ -121,6 +80,19 @@ class Trigger:
     function_name: str
     may_keep_rows: bool
     """Whether it is asked before each row, and can keep the row as it is."""
+    own: bool
+    """Whether it stands at the table itself, not at one of its partitions or children."""
+    conditional: bool
+    """Whether it has a WHEN condition."""
+    each_row: bool
+    """Whether it fires for each row; False: once a statement, also if no row goes."""
+    as_a_table: bool
+    """Whether it sees the rows that went as a table (REFERENCING OLD TABLE)."""
+
+    @property
+    def sees_rows(self) -> bool:
+        """Whether what it refuses may depend on the rows, so that it may let other rows go."""
+        return self.each_row or self.as_a_table
 
     def __str__(self) -> str:
         """Return its name and its table's."""
@@ -156,101 +128,14 @@ def refusals(connection: Connection, oid: int, event: Event) -> Iterator[str]:
         )
 
 
-def lacking_rights(connection: Connection, oid: int, event: Event, columns: list[str] | None = None) -> Iterator[str]:
-    """Say which rights the functions of a table's triggers seem to need and the jobs' role does not have.
-
-    The text of a function is read, not run: what it does in another branch only, or builds as text, is not told apart.
-    So this is a warning, and never stops a run by itself. Arguments as for :func:`triggers_of`.
-    """
-    for trigger, function, target in _walked(connection, oid, event, columns):
-        if "body" not in target:
-            yield from (
-                f"{trigger} runs {function['name']}, {problem}" for problem in _missing(target, function["role"])
-            )
-        elif not target["may_execute"]:
-            right = f"EXECUTE on {target['name']}"
-            yield f"{trigger} runs {function['name']}, {_cure(right, target['role'])}"
-
-
-def needs_of_triggers(
-    connection: Connection, oid: int, event: Event, columns: list[str] | None = None
-) -> Iterator[tuple[int, str]]:
-    """Return table (oid) and verb of the rights that the functions of a table's triggers seem to need.
-
-    Arguments, and what cannot be seen, are as for :func:`lacking_rights`.
-    """
-    for _, _, target in _walked(connection, oid, event, columns):
-        if "body" not in target:
-            yield target["oid"], target["right"]
-
-
-def _walked(
-    connection: Connection, oid: int, event: Event, columns: list[str] | None
-) -> Iterator[tuple[Trigger, dict[str, Any], dict[str, Any]]]:
-    """Return trigger, function, and each table and function that its text names; functions have a ``body``."""
-    todo = [(each, each.function) for each in triggers_of(connection, oid, event, columns)]
-    known: set[int] = set()
-    while todo:
-        trigger, function = todo.pop(0)
-        if function in known:
-            continue
-        known.add(function)
-        called: dict[str, Any] = {"oids": [function], "schemas": [], "names": [], "path": []}
-        for row in rows_of(connection, _FUNCTIONS, called):
-            if row["definer"]:
-                continue
-            body = " ".join(_COMMENT.sub(" ", row["body"]).split())
-            for target in _targets(connection, body, row["path"]):
-                yield trigger, row, target
-                if target["right"] != "SELECT":
-                    further = triggers_of(connection, target["oid"], target["right"])
-                    todo += [(trigger, each.function) for each in further]
-            for callee in _called(connection, body, row["path"]):
-                yield trigger, row, callee
-                todo.append((trigger, callee["oid"]))
-
-
-def _targets(connection: Connection, body: str, path: list[str]) -> list[dict[str, Any]]:
-    """Return the tables that the text of a function names, with what it does to them."""
-    found = sorted({(*_split(name), right) for right, verb in _WRITES.items() for name in verb.findall(body)})
-    if not found:
-        return []
-    schemas, names, rights = map(list, zip(*found, strict=True))
-    return rows_of(connection, _TARGETS, {"schemas": schemas, "names": names, "rights": rights, "path": path})
-
-
-def _called(connection: Connection, body: str, path: list[str]) -> list[dict[str, Any]]:
-    found = sorted({_split(name) for name in _CALL.findall(body)})
-    schemas, names = [schema for schema, _ in found], [name for _, name in found]
-    return rows_of(connection, _FUNCTIONS, {"oids": [], "schemas": schemas, "names": names, "path": path})
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Return schema (empty: none is written) and name, as the catalogue has them."""
-    parts = [part[1:-1] if part.startswith('"') else part.lower() for part in re.split(r"\s*\.\s*", name)]
-    return (parts[0], parts[1]) if len(parts) > 1 else ("", parts[0])
-
-
-def _missing(target: dict[str, Any], role: str) -> Iterator[str]:
-    if not target["may_use_schema"]:
-        yield _cure(f"USAGE on the schema of {target['name']}", role)
-    if not target["allowed"]:
-        yield _cure(f"{target['right']} on {target['name']}", role)
-    yield from (_cure(f"USAGE on sequence {sequence}", role) for sequence in target["sequences"])
-
-
-def _cure(right: str, role: str) -> str:
-    return (
-        f"which needs {right}, and {role} does not have it: GRANT it, or make the function SECURITY DEFINER with a"
-        " search_path of its own"
-    )
-
-
 def try_out(connection: Connection, selection: Selection) -> list[str]:
     """Have PostgreSQL plan the very statements of a run, and return what it refuses.
 
     EXPLAIN without ANALYZE checks rights, replica identity and rules and changes nothing, so it is allowed in a
     transaction that is READ ONLY. A role that only reads, a standby and a database without ``ops`` cannot be asked.
+
+    Raises:
+        psycopg.Error: PostgreSQL refused for a reason that says nothing of the statement, such as a lost connection.
     """
     row = connection.execute(
         f"{DOER} SELECT doer.role = current_user AND NOT pg_is_in_recovery()"  # noqa: S608 - a constant
@@ -259,7 +144,7 @@ def try_out(connection: Connection, selection: Selection) -> list[str]:
     if not (row and row[0]):
         return []
     found = []
-    for what, table, statement in _statements(selection):
+    for what, table, statement in _statements(selection, selection.removable):
         try:
             with connection.transaction(force_rollback=True):
                 connection.execute(sql.SQL("EXPLAIN {}").format(statement), selection.parameters)
@@ -270,23 +155,63 @@ def try_out(connection: Connection, selection: Selection) -> list[str]:
     return found
 
 
-def _statements(selection: Selection) -> Iterator[tuple[str, str, sql.Composed]]:
+def require_statements_pass(database: Database, selection: Selection) -> None:
+    """Change no row, in the way that a run changes rows, and roll that back: triggers FOR EACH STATEMENT fire.
+
+    A batch that finds nothing fires them in the same way, so nothing happens here that could not happen anyway.
+    A trigger FOR EACH ROW cannot be tried without a row: what it does may outlive a rollback. Where no trigger fires
+    once a statement, nothing is tried.
+
+    Args:
+        database: Where; the jobs' role must be connected.
+        selection: What the policy selects.
+
+    Raises:
+        PolicyFailed: A trigger refuses; the message names it, its table and its function.
+        psycopg.Error: The connection broke.
+    """
     policy = selection.policy
-    names: dict[str, sql.Composable] = {"table": selection.table, "due": selection.removable}
+    fired = database.read(lambda connection: triggers_behind(connection, policy))
+    if all(each.each_row for each in fired):
+        return
+    batch = policy.batch
+    waits = {
+        "lock_timeout": batch.lock_timeout.total_seconds(),
+        "statement_timeout": batch.statement_timeout.total_seconds(),
+    }
+    refused = []
+    for what, table, statement in _statements(selection, sql.SQL("false")):
+        try:
+            with database.transaction(**waits) as connection, connection.transaction(force_rollback=True):
+                connection.execute(statement, selection.parameters)
+        except psycopg.errors.LockNotAvailable:
+            return  # a batch waits for the lock with patience, and says what it waits for
+        except psycopg.Error as error:
+            if connection_lost(error):
+                raise
+            refused.append(f"PostgreSQL refuses to {what} {table}, even no row: {told(error, fired)}")
+    if refused:
+        raise PolicyFailed("preflight_failed", f"policy {policy.name} was not started: {'; '.join(refused)}")
+
+
+def _statements(selection: Selection, rows: sql.Composable) -> Iterator[tuple[str, str, sql.Composed]]:
+    """Return the statements of a run for the rows that a condition chooses, each with its verb and its table."""
+    policy = selection.policy
+    names: dict[str, sql.Composable] = {"table": selection.table, "rows": rows}
     if policy.removes_rows:
-        yield "delete from", policy.table, sql.SQL("DELETE FROM {table} t WHERE {due}").format(**names)
+        yield "delete from", policy.table, sql.SQL("DELETE FROM {table} t WHERE {rows}").format(**names)
     elif policy.written:
         same = sql.SQL(", ").join(sql.SQL("{0} = t.{0}").format(sql.Identifier(column)) for column in policy.written)
-        yield "update", policy.table, sql.SQL("UPDATE {table} t SET {same} WHERE {due}").format(same=same, **names)
+        yield "update", policy.table, sql.SQL("UPDATE {table} t SET {same} WHERE {rows}").format(same=same, **names)
     for reach in selection.reaches:
         child = table_identifier(reach.foreign_key.table)
         names |= {"child": child, "joins": reach.foreign_key.joins("c")}
         if reach.action == "delete":
-            change = sql.SQL("DELETE FROM {child} c USING {table} t WHERE {joins} AND {due}").format(**names)
+            change = sql.SQL("DELETE FROM {child} c USING {table} t WHERE {joins} AND {rows}").format(**names)
             yield "delete from", reach.foreign_key.table, change
         else:
             nulls = sql.SQL(", ").join(sql.SQL("{} = NULL").format(sql.Identifier(c)) for c in reach.nulled)
-            cut_off = sql.SQL("UPDATE {child} c SET {nulls} FROM {table} t WHERE {joins} AND {due}")
+            cut_off = sql.SQL("UPDATE {child} c SET {nulls} FROM {table} t WHERE {joins} AND {rows}")
             yield "update", reach.foreign_key.table, cut_off.format(nulls=nulls, **names)
 
 
@@ -302,17 +227,30 @@ def triggers_behind(connection: Connection, policy: Policy) -> list[Trigger]:
     return [each for table, oid in oids for each in triggers_of(connection, oid, changed[table])]
 
 
-def blame(database: ReadOnlyDatabase, policy: Policy, error: psycopg.Error) -> str:
-    """Say what PostgreSQL refused of a policy's statements: on which table, and in which trigger if it was in one."""
-    said = f"PostgreSQL refused what policy {policy.name} does to {policy.table}: {describe_database_error(error)}"
+def raised_in(error: psycopg.Error, fired: list[Trigger]) -> list[Trigger]:
+    """Return those of the triggers in whose functions an error was raised."""
     raising = functions_of(error)
-    if not raising:
-        return said
-    try:
-        fired = database.read(lambda connection: triggers_behind(connection, policy))
-    except (psycopg.Error, OpsError):
-        return said  # the refusal is what matters: it must not be hidden by a second one
-    names = [str(each) for each in fired if each.function_name in raising]
+    return [each for each in fired if each.function_name in raising]
+
+
+def told(error: psycopg.Error, fired: list[Trigger]) -> str:
+    """Say what PostgreSQL refused, and in which trigger if it was in one, with the cure."""
+    said = describe_database_error(error)
+    names = list(dict.fromkeys(str(each) for each in raised_in(error, fired)))
     return (
         f"{said}; raised in {' and '.join(names)}: correct its function, or what the function needs" if names else said
     )
+
+
+def known_triggers(database: ReadOnlyDatabase, policy: Policy) -> list[Trigger]:
+    """Return what :func:`triggers_behind` does; nothing if it cannot be read, so that the refusal at hand is told."""
+    try:
+        return database.read(lambda connection: triggers_behind(connection, policy))
+    except (psycopg.Error, OpsError):
+        return []
+
+
+def blame(database: ReadOnlyDatabase, policy: Policy, error: psycopg.Error) -> str:
+    """Say what PostgreSQL refused of a policy's statements: on which table, and in which trigger if it was in one."""
+    fired = known_triggers(database, policy) if functions_of(error) else []
+    return f"PostgreSQL refused what policy {policy.name} does to {policy.table}: {told(error, fired)}"

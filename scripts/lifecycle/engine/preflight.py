@@ -2,7 +2,8 @@
 
 A failed preflight stops its policy and no other. A table that cannot be looked at fails too: a table that is hidden,
 was renamed or has lost a column must not be reported as "nothing to do". ``catalogue`` asks about the tables,
-``obstacles`` about triggers, rules and replication; both ask of a table's whole tree.
+``obstacles`` about triggers, rules and replication; both ask of a table's whole tree. ``trigger_functions`` reads
+what a trigger's function does.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from scripts.lifecycle.engine import anonymisation, indexes, obstacles, rights, values
+from scripts.lifecycle.engine import anonymisation, indexes, obstacles, rights, trigger_functions, values
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.bounded import bounded
 from scripts.lifecycle.engine.catalogue import (
@@ -395,17 +396,18 @@ class _Preflight:
         nulled = self._nulled(key, columns) if dependant.action == "set_null" else ()
         if dependant.action == "delete":
             self._no_further_reach(key.table, row["oid"])
-            self._sets_off(row["oid"], "DELETE")
+            self._sets_off(row["oid"], "DELETE", own=False)
         else:
-            self._sets_off(row["oid"], "UPDATE", nulled)
+            self._sets_off(row["oid"], "UPDATE", nulled, own=False)
         record = RecordKey(dependant.key, {name: each["type"] for name, each in columns.items()})
         return Reach(key, dependant.action, record, nulled, dependant.person)
 
-    def _sets_off(self, oid: int, event: Event, columns: tuple[str, ...] | None = None) -> None:
+    def _sets_off(self, oid: int, event: Event, columns: tuple[str, ...] | None = None, *, own: bool = True) -> None:
         """Check what a change of a table sets off, or what refuses the change."""
         self.problems += obstacles.refusals(self._connection, oid, event)
         named = list(columns) if columns else None
-        self.warnings += dict.fromkeys(obstacles.lacking_rights(self._connection, oid, event, named))
+        for found in dict.fromkeys(trigger_functions.read(self._connection, oid, event, named, own=own)):
+            (self.problems if found.certain else self.warnings).append(found.text)
 
     def _nulled(self, key: ForeignKey, columns: dict[str, dict[str, Any]]) -> tuple[str, ...]:
         """Return the columns that are set to null: those of the foreign key that may be; one null ends a reference."""

@@ -14,6 +14,7 @@ from psycopg import sql
 from backend import grants, migrate
 from scripts.lifecycle.engine import preflight
 from scripts.lifecycle.engine.catalogue import tree_of
+from scripts.lifecycle.engine.obstacles import known_triggers
 from scripts.lifecycle.engine.selection import names_blob, store_for
 from scripts.lifecycle.health.findings import Context, Finding, advised, failed, passed, warned
 from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
@@ -33,7 +34,11 @@ _CURES = {
     ("add to dependants",): (
         "add that line to the policy's dependants, with the action that you mean, or change the foreign key"
     ),
-    ("SECURITY DEFINER", "replica identity"): "as the line says, as the owner of the table or the function",
+    (
+        "SECURITY DEFINER",
+        "replica identity",
+        "raises an error each time",
+    ): "as the line says, as the owner of the table or the function",
     ("--grants", "^no right"): "backend/migrate.py --grants POLICY_FILE, as the owner",
     ("no index",): (
         "that statement, as the owner, or backend/migrate.py --indexes POLICY_FILE --apply; slow until then, refused"
@@ -236,7 +241,11 @@ def _indexes(texts: list[str]) -> list[str]:
 
 
 def policies(context: Context) -> Iterator[Finding]:
-    """Run the purge's own preflight for each policy: tables, columns, rights, foreign keys, indexes, triggers."""
+    """Run the purge's own preflight for each policy: tables, columns, rights, foreign keys, indexes, triggers.
+
+    Raises:
+        psycopg.Error: The connection broke.
+    """
     now = context.run.database.now()
     for name, policy in context.run.policies.policies.items():
         try:
@@ -256,7 +265,14 @@ def policies(context: Context) -> Iterator[Finding]:
         for index in missing:
             yield advised(name, index, _cure(index))
         if not problems and not warnings:
-            yield passed(name, f"would start: {policy.table}")
+            yield passed(name, f"would start: {policy.table}{_not_tried(context, policy)}")
+
+
+def _not_tried(context: Context, policy: Policy) -> str:
+    """Name the triggers that a run fires: what they do with a row, no check can try that writes nothing."""
+    fired = known_triggers(context.run.database, policy)
+    names = list(dict.fromkeys(map(str, fired)))
+    return f"; only a run can tell what {' and '.join(names)} does to it" if names else ""
 
 
 def _unfit_blobs(context: Context, policy: Policy, blob: Blob) -> list[str]:

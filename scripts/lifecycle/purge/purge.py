@@ -16,7 +16,7 @@ import psycopg
 from scripts.lifecycle.engine import exceptions
 from scripts.lifecycle.engine.deleter import Deleter
 from scripts.lifecycle.engine.gated import Context
-from scripts.lifecycle.engine.obstacles import triggers_behind
+from scripts.lifecycle.engine.obstacles import require_statements_pass, triggers_behind
 from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look, within_budget
 from scripts.lifecycle.engine.preflight import Cleared, check_access_path
@@ -40,6 +40,7 @@ from scripts.utils.errors import (
     ExitCode,
     PolicyFailed,
 )
+from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import pseudonym
 
 if TYPE_CHECKING:
@@ -118,8 +119,12 @@ def predict(run: Run, policy: Policy) -> PolicyResult:
 
     try:
         found, refused, to_queue, dropped = within_budget(run, look)
+        fired = run.database.read(lambda connection: triggers_behind(connection, policy)) if found.removable else []
     except psycopg.Error as error:
         raise statement_refused(policy, error) from error
+    if fired:
+        names = list(dict.fromkeys(map(str, fired)))
+        get_logger().info("not_tried", policy=policy.name, triggers=names, effect="only a run can tell what they do")
     limit = run.options.limit
     deleted = found.removable if limit is None else min(limit, found.removable)
     return PolicyResult(
@@ -163,6 +168,8 @@ class Purge(PolicyRun):
             if refused:
                 drops.put_back()
                 raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
+            if found.removable:
+                require_statements_pass(self._run.writer, cleared.selection)
             self._run.expect(self._policy.name, found.removable)
             if found.referenced:
                 self._queued += self._queue_referenced(cleared.selection, found)
@@ -245,7 +252,7 @@ class Purge(PolicyRun):
                 self._batches += removal.rounds
                 self._queued += removal.queued
                 self._unknown = removal.unknown
-                deleter.poison += removal.failed
+                deleter.poison.extend(removal.failed)
                 deleter.locked |= removal.locked > 0
 
     def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:

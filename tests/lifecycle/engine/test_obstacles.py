@@ -46,16 +46,21 @@ FORBIDDEN = {
     "a delete": ("DELETE FROM trail WHERE id = OLD.id", "DELETE on public.trail"),
     "a look": ("PERFORM 1 FROM trail WHERE id = OLD.id", "SELECT on public.trail"),
     "a join": ("PERFORM 1 FROM things t JOIN trail USING (id)", "SELECT on public.trail"),
+    "of this event": ("IF TG_OP = 'DELETE' THEN DELETE FROM trail; END IF", "DELETE on public.trail"),
+}
+PERHAPS = {
     "by way of a function": ("PERFORM note_it(OLD.id)", "INSERT on public.trail"),
     "by way of another trigger": ("INSERT INTO relay VALUES (OLD.id)", "INSERT on public.trail"),
     "a sequence": ("INSERT INTO counted (said) VALUES ('gone')", "USAGE on sequence public.counted_id_seq"),
     "a function": ("PERFORM secret(OLD.id)", "EXECUTE on public.secret"),
+    "in a branch": ("IF OLD.id > 0 THEN DELETE FROM trail; END IF", "DELETE on public.trail"),
+    "as a text": ("EXECUTE 'DELETE FROM trail'", "DELETE on public.trail"),
 }
 
 
-@pytest.mark.parametrize("kind", FORBIDDEN)
+@pytest.mark.parametrize("kind", FORBIDDEN | PERHAPS)
 def test_a_trigger_that_writes_where_the_role_may_not_is_named_with_table_and_cure(apply, five, checking, kind):
-    body, needs = FORBIDDEN[kind]
+    body, needs = (FORBIDDEN | PERHAPS)[kind]
     five.execute(
         f"{TRAIL}; CREATE FUNCTION note_it(n bigint) RETURNS void LANGUAGE plpgsql AS"
         " $$ BEGIN INSERT INTO trail VALUES (n, n, 'gone'); END $$;"
@@ -72,20 +77,147 @@ def test_a_trigger_that_writes_where_the_role_may_not_is_named_with_table_and_cu
     run = apply({"things": policy()})
 
     assert any(
-        status == "WARN"
+        status == ("FAIL" if kind in FORBIDDEN else "WARN")
         and "trigger tell on public.things runs" in said
         and f"which needs {needs}, and" in said
         and "SECURITY DEFINER" in said
         for status, said in found
     ), found
     assert (run.code, left(five), audited(five)) == (1, [1, 2, 3, 4, 5], [])
+    assert "trigger tell on public.things" in run.closing["error"]
+    if kind in FORBIDDEN:
+        assert run.closing["stop_reason"] == "preflight_failed"
+        assert f"which needs {needs}, and lifecycle_jobs does not have it: GRANT it" in run.closing["error"]
+    else:
+        for said in ("public.things", "InsufficientPrivilege (SQLSTATE 42501, in function", "permission denied for"):
+            assert said in run.closing["error"]
+
+
+RAISES = {
+    "each time": "RAISE EXCEPTION 'append-only'",
+    "without a level": "RAISE unique_violation",
+    "after something else": "PERFORM 1; RAISE NOTICE 'no -- comment'; RAISE USING MESSAGE = 'no', ERRCODE = 'P0003'",
+    "of this event": "IF TG_OP = 'DELETE' THEN RAISE EXCEPTION 'never'; END IF",
+}
+
+
+@pytest.mark.parametrize("each", ["ROW", "STATEMENT"])
+@pytest.mark.parametrize("event", ["BEFORE DELETE", "AFTER DELETE OR UPDATE"])
+@pytest.mark.parametrize("how", RAISES)
+def test_a_trigger_that_raises_by_itself_is_foreseen(apply, five, checking, how, event, each):
+    trigger(five, RAISES[how], event=event, each=each)
+
+    found = checking(policy())
+    dry, run = apply({"things": policy()}, "--dry-run"), apply({"things": policy()})
+
+    said = "trigger tell on public.things runs public.tell_it, which raises an error each time: correct the function"
+    assert any(status == "FAIL" and said in text for status, text in found), found
+    for done in (dry, run):
+        assert (done.code, done.closing["stop_reason"]) == (1, "preflight_failed")
+        assert said in done.closing["error"]
+    assert (left(five), audited(five), queue_items(five)) == ([1, 2, 3, 4, 5], [], [])
+
+
+NOT_EACH_TIME = {
+    "another event": "IF TG_OP = 'UPDATE' THEN RAISE EXCEPTION 'never'; END IF",
+    "a condition": "IF OLD.kind = 'kept' THEN RAISE EXCEPTION 'never'; END IF",
+    "a level that is no error": "RAISE NOTICE 'gone'; RAISE LOG 'gone'",
+    "a text": "PERFORM $x$ RAISE EXCEPTION 'no' $x$; PERFORM ' RAISE EXCEPTION '",
+    "an error that is handled": "BEGIN RAISE EXCEPTION 'x'; EXCEPTION WHEN others THEN PERFORM 1; END",
+    "after the return": "RETURN OLD; RAISE EXCEPTION 'never'",
+}
+
+
+@pytest.mark.parametrize("how", NOT_EACH_TIME)
+def test_a_trigger_that_raises_for_other_rows_only_stops_nothing(apply, five, checking, how):
+    trigger(five, NOT_EACH_TIME[how], event="BEFORE DELETE OR UPDATE")
+
+    assert checking(policy()) == []
+    assert apply({"things": policy()}).code == 0
+    assert left(five) == []
+
+
+def test_a_trigger_with_a_condition_may_raise_for_the_others(apply, five):
+    trigger(five, "RAISE EXCEPTION 'kept'", event="BEFORE DELETE")
+    five.execute(
+        "DROP TRIGGER tell ON things; CREATE TRIGGER tell BEFORE DELETE ON things FOR EACH ROW"
+        " WHEN (OLD.id = 3) EXECUTE FUNCTION tell_it()"
+    )
+
+    run = apply({"things": policy()})
+
+    assert (run.code, left(five)) == (4, [3])
+
+
+@pytest.mark.parametrize("event", ["BEFORE", "AFTER"])
+@pytest.mark.parametrize("action", ["delete", "soft_delete", "dependants"])
+def test_a_trigger_of_the_statement_is_tried_before_the_first_row(apply, five, action, event):
+    """Its function decides by more than its text, so only PostgreSQL can tell: an empty change fires it."""
+    five.execute(
+        "ALTER TABLE things ADD gone_at timestamptz; ALTER TABLE things ALTER kind SET DEFAULT 'x';"
+        "CREATE TABLE notes (id bigint PRIMARY KEY, thing_id bigint REFERENCES things); CREATE INDEX ON notes (thing_id)"
+    )
+    body = "IF (SELECT count(*) FROM things) < 1000 THEN RAISE EXCEPTION 'too few, says anna@example.com'; END IF"
+    on = "notes" if action == "dependants" else "things"
+    trigger(five, body, on=on, event=f"{event} DELETE OR UPDATE", each="STATEMENT")
+    rules = {
+        "delete": policy(),
+        "soft_delete": policy(action="soft_delete", soft_delete={"deleted_at": "gone_at"}),
+        "dependants": policy(dependants=NOTES),
+    }[action]
+
+    dry, run = apply({"things": rules}, "--dry-run"), apply({"things": rules})
+
+    assert (run.code, run.closing["stop_reason"]) == (1, "preflight_failed")
+    verb = "update" if action == "soft_delete" else "delete from"
     for said in (
-        "public.things",
-        "InsufficientPrivilege (SQLSTATE 42501, in function",
-        "trigger tell on public.things",
+        f"PostgreSQL refuses to {verb} public.{on}, even no row: ",
+        "SQLSTATE P0001, in function tell_it",
+        f"raised in trigger tell on public.{on}: correct its function",
     ):
         assert said in run.closing["error"]
-    assert "permission denied for" in run.closing["error"]
+    assert "anna" not in str(run.lines)
+    assert (len(left(five)), audited(five), queue_items(five)) == (5, [], [])
+    assert dry.event("not_tried")["triggers"] == [f"trigger tell on public.{on}"]
+
+
+def test_what_is_tried_is_rolled_back_and_only_where_something_is_due(apply, five):
+    five.execute("CREATE TABLE trail (said text); GRANT INSERT ON trail TO lifecycle_jobs")
+    trigger(five, "INSERT INTO trail VALUES (TG_OP)", each="STATEMENT")
+
+    assert apply({"things": policy()}, "--dry-run").code == 0
+    assert left(five, "trail", "said") == []
+    assert apply({"things": policy()}).code == 0
+    batches = left(five, "trail", "said")
+    assert batches
+    assert apply({"things": policy()}).code == 0
+    assert left(five, "trail", "said") == batches
+
+
+def test_a_trigger_of_the_statement_that_counts_what_goes_is_no_matter_of_single_rows(apply, five):
+    """It lets no row go as little as all of them: nothing is bisected, nothing goes on the queue."""
+    five.execute("CREATE TABLE closed (on_day date); GRANT SELECT ON closed TO lifecycle_jobs")
+    body = "IF NOT EXISTS (SELECT FROM things WHERE id = 3) THEN RAISE EXCEPTION 'closed'; END IF"
+    trigger(five, body, each="STATEMENT")
+
+    run = apply({"things": policy()})
+
+    assert (run.code, run.closing["stop_reason"], left(five)) == (1, "database_error", [1, 2, 3, 4, 5])
+    assert "in function tell_it); raised in trigger tell on public.things" in run.closing["error"]
+    assert (queue_items(five), run.events("batch_refused")) == ([], [])
+
+
+def test_a_trigger_of_the_statement_that_sees_the_rows_refuses_its_rows_only(apply, five):
+    five.execute(
+        "CREATE FUNCTION tell_it() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF EXISTS (SELECT FROM gone WHERE id = 3) THEN RAISE EXCEPTION 'kept'; END IF; RETURN NULL; END $$;"
+        "CREATE TRIGGER tell AFTER DELETE ON things REFERENCING OLD TABLE AS gone FOR EACH STATEMENT"
+        " EXECUTE FUNCTION tell_it()"
+    )
+
+    run = apply({"things": policy()})
+
+    assert (run.code, left(five), queue_items(five, "resource_id")) == (4, [3], [("3",)])
 
 
 FINE = {
@@ -198,8 +330,7 @@ def test_what_only_the_planner_can_tell_is_asked_of_it(apply, five, checking):
 
 
 def test_an_item_of_a_refused_row_names_the_function_that_refuses_it(apply, five):
-    trigger(five, "RAISE EXCEPTION 'row of %', OLD.person", event="BEFORE DELETE")
-    five.execute("ALTER TABLE things DISABLE TRIGGER tell; ALTER TABLE things ENABLE TRIGGER tell")
+    trigger(five, "IF OLD.id > 0 THEN RAISE EXCEPTION 'row of %', OLD.person; END IF", event="BEFORE DELETE")
 
     run = apply({"things": policy()})
 
@@ -219,7 +350,9 @@ def test_a_trigger_is_blamed_only_where_one_is(apply, five):
 
 
 def test_what_raises_on_purpose_is_not_quoted(apply, five):
-    trigger(five, "RAISE EXCEPTION 'permission denied for anna@example.com' USING ERRCODE = '42501'")
+    trigger(
+        five, "IF true THEN RAISE EXCEPTION 'permission denied for anna@example.com' USING ERRCODE = '42501'; END IF"
+    )
 
     run = apply({"things": policy()})
 

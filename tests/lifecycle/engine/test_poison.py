@@ -184,3 +184,58 @@ def test_a_reference_that_appears_while_its_row_goes_is_a_foreign_key_violation_
         "functions": [],
     }
     assert queue_items(hundred, "item_type, resource_id, context") == [("foreign_key_violation", "17", facts)]
+
+
+def guarded(admin, condition):
+    admin.execute(
+        f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF {condition} THEN"
+        " RAISE EXCEPTION 'not this one'; END IF; RETURN OLD; END $$;"
+        "CREATE TRIGGER guard BEFORE DELETE ON things FOR EACH ROW EXECUTE FUNCTION guard()"
+    )
+
+
+def test_a_trigger_that_refuses_every_row_in_one_way_is_blamed_instead_of_the_rows(apply, things):
+    add_things(things, 1, 500)
+    guarded(things, "OLD.kind IS NULL")
+
+    run = apply({"things": policy(max_poison=1000)})
+
+    assert (run.code, run.closing["stop_reason"]) == (1, "trigger_refuses")
+    for said in (
+        "refused each of the 10 rows of public.things that were tried, and all alike",
+        "SQLSTATE P0001, in function guard",
+        "raised in trigger guard on public.things: correct its function",
+    ):
+        assert said in run.closing["error"]
+    assert (len(left(things)), len(queue_items(things)), audited(things)) == (500, 10, [])
+
+
+@pytest.mark.parametrize(("first", "last"), [(251, 500), (1, 250), (100, 480)])
+def test_a_trigger_that_refuses_a_stretch_of_the_table_lets_the_others_go(apply, things, first, last):
+    add_things(things, 1, 500)
+    guarded(things, f"OLD.id BETWEEN {first} AND {last}")
+
+    run = apply({"things": policy(max_poison=1000)})
+
+    kept = list(range(first, last + 1))
+    assert (run.code, left(things), len(queue_items(things))) == (4, kept, len(kept))
+
+
+def test_rows_that_were_refused_before_say_nothing_of_their_trigger(apply, things):
+    add_things(things, 1, 40)
+    guarded(things, "OLD.id <= 20")
+    assert apply({"things": policy(max_poison=1000)}).code == 4
+
+    again = apply({"things": policy(max_poison=1000)})
+
+    assert (again.code, again.closing["records_queued"], left(things)) == (0, 0, list(range(1, 21)))
+
+
+def test_what_too_many_rows_were_refused_by_is_named(apply, things):
+    add_things(things, 1, 40)
+    guarded(things, "OLD.id <= 20")
+
+    run = apply({"things": policy(max_poison=2)})
+
+    assert run.closing["stop_reason"] == "too_many_poison_rows"
+    assert "raised in trigger guard on public.things" in run.closing["error"]
