@@ -44,7 +44,7 @@ def advice(text: str, units: frozenset[str]) -> tuple[str, str | None]:
     plain = " ".join(text.lower().split()).removesuffix(" ago")
     if re.fullmatch(r"[0-9]+", plain):
         return (
-            f"say the unit: a number alone may be days to one reader and seconds to another, so {plain} of what?",
+            f"{plain} of what? Say the unit, such as {plain} days, if days are meant",
             None,
         )
     if match := re.fullmatch(r"-\s?(.+)", plain):

@@ -186,7 +186,7 @@ def test_grants_from_a_terminal(database, tmp_path):
     path.write_text(DEFAULT_POLICY_FILE.read_text().replace("anchor: pdf_delivered_at", "anchor: given_at"))
     done = run("--grants", str(path), url=database.superuser_url)
     assert done.returncode == 1
-    assert "rules.delivered.anchor (line 20): column public.quiz_responses.given_at does not exist" in done.stdout
+    assert "rules.delivered.anchor (line 32): column public.quiz_responses.given_at does not exist" in done.stdout
     done = run("--grants", str(tmp_path / "missing.yaml"), url=database.superuser_url)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
@@ -255,7 +255,10 @@ def test_dependants_get_what_their_action_needs(database, tmp_path):
     database.superuser().execute("".join(CHILDREN.format(name=name) for name in [*actions, "undeclared"]))
     lines = [f"      - {{table: public.{name}, column: answer, action: {action}}}" for name, action in actions.items()]
     text = re.sub(
-        r"dependants: \[\]\n", "\n".join(["dependants:", *lines, ""]), DEFAULT_POLICY_FILE.read_text(), count=1
+        r"(?<=table: public.quiz_responses\n)",
+        "\n".join(["    dependants:", *lines, ""]),
+        DEFAULT_POLICY_FILE.read_text(),
+        count=1,
     )
     path = tmp_path / "policies.yaml"
     path.write_text(text)

@@ -68,7 +68,7 @@ def test_a_record_is_explained_by_the_policy_as_it_was_written_then(call, delete
     assert then["policy_text"].startswith("  quiz_responses:\n    description: Quiz answers")
     assert "# The order is still owed" in then["policy_text"], "its comments too"
     assert "meal_plan_pdfs" not in then["policy_text"], "and nothing of its neighbour"
-    assert then["policy_text"].endswith("critical: 48 hours")
+    assert then["policy_text"].endswith("overdue: {warning: 25 hours, critical: 48 hours}"), "what the defaults said"
     assert deleted[0]["correlation_id"] in then["run"]
 
 

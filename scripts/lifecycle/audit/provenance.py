@@ -21,6 +21,7 @@ from scripts.lifecycle.audit.audit_chain import Span, verify_within
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import AuditBroken
 from scripts.utils.strict_yaml import require_bounds
+from scripts.utils.yaml_defaults import SECTIONS, filled_in
 
 KnownBy = Literal["audit", "run", "time"]
 
@@ -119,7 +120,7 @@ class PolicyFile:
             )
 
     def section(self, part: str, name: str) -> str | None:
-        """Return the text of a policy or of an erasure's step, as it was written, comments and all; None: no such."""
+        """Return the text of a policy or of an erasure's step and of the defaults, as written; None: no such policy."""
         try:
             require_bounds(self.document)
             root = yaml.compose(self.document, Loader=yaml.CSafeLoader)
@@ -129,8 +130,12 @@ class PolicyFile:
         found = _child(within[1], name) if within else None
         if found is None:
             return None
-        begin = self.document.rfind("\n", 0, found[0].start_mark.index) + 1
-        lines = self.document[begin : found[1].end_mark.index].rstrip().splitlines()
+        defaults = _child(root, "defaults") if part in SECTIONS else None
+        return "\n".join(self._text(*each) for each in (found, defaults) if each)
+
+    def _text(self, key: yaml.Node, value: yaml.Node) -> str:
+        begin = self.document.rfind("\n", 0, key.start_mark.index) + 1
+        lines = self.document[begin : value.end_mark.index].rstrip().splitlines()
         while lines[-1].lstrip().startswith("#") or not lines[-1].strip():
             lines.pop()  # what stands there is about the next policy
         return "\n".join(lines)
@@ -142,7 +147,9 @@ class PolicyFile:
         """
         try:
             require_bounds(self.document)
-            content = yaml.load(self.document, yaml.CSafeLoader)
+            loader = yaml.CSafeLoader(self.document)
+            root = loader.get_single_node()
+            content = loader.construct_document(filled_in(root)) if root else None
         except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date and is none
             return {}
         found = (content.get(part) or {}).get(name) if isinstance(content, dict) else None

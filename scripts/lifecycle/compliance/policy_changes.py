@@ -9,6 +9,7 @@ import yaml
 
 from scripts.lifecycle.compliance.document import Column, Passage, Section, Table
 from scripts.lifecycle.compliance.scope import Scope
+from scripts.utils.yaml_defaults import filled_in
 
 SHOWN_LINES = 400
 SHOWN_CHANGES = 25
@@ -126,7 +127,9 @@ def _policy(place: str) -> str | None:
 def _read(document: str) -> Any:
     try:
         # Parsed in Python, not by libyaml: deep nesting makes libyaml overflow the stack (SIGSEGV).
-        return yaml.safe_load(document)
+        loader = yaml.SafeLoader(document)
+        root = loader.get_single_node()
+        return loader.construct_document(filled_in(root)) if root else None
     except (
         yaml.YAMLError,
         ValueError,

@@ -193,15 +193,20 @@ def every_model(document: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel
             waiting += [(place, part) for part in arguments]
 
 
+def _name(model: type) -> str:
+    """Return the name of the class that says what the model's keys are for: of ``defaults:``, the policy's own."""
+    return model.__name__.removesuffix("Defaults")
+
+
 def _examples(model: type) -> dict[str, str]:
-    return _EXAMPLES.get(model.__name__.removeprefix("_"), {})
+    return _EXAMPLES.get(_name(model).removeprefix("_"), {})
 
 
 @cache
 def _docstrings(model: type[BaseModel]) -> dict[str, str]:
     found: dict[str, str] = {}
     for each in reversed(model.__mro__):
-        source = _classes(each.__module__).get(each.__name__) if issubclass(each, BaseModel) else None
+        source = _classes(each.__module__).get(_name(each)) if issubclass(each, BaseModel) else None
         for statement, after in pairwise(source.body if source else []):
             match statement, after:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

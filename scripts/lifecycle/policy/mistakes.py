@@ -15,6 +15,7 @@ from scripts.lifecycle.policy.keys import Key, every_model, keys_of, models_belo
 from scripts.utils import durations
 from scripts.utils.errors import pydantic_message
 from scripts.utils.strict_yaml import StrictLoader
+from scripts.utils.yaml_defaults import SECTIONS
 
 _WORDS = {
     "dict_type": "must be keys with their values, each on a line of its own that is indented further",
@@ -159,6 +160,7 @@ def jobs_without_policies(root: yaml.Node | None) -> Iterator[tuple[tuple[str | 
 
 
 def _spot(detail: Any, root: yaml.Node | None, document: type[BaseModel]) -> _Spot:
+    defaults = set(_keys_below(_under(root, "defaults")))
     spot = _Spot((), None, root, document, None)
     for step in detail["loc"]:
         if str(step).startswith("("):
@@ -167,6 +169,11 @@ def _spot(detail: Any, root: yaml.Node | None, document: type[BaseModel]) -> _Sp
         if child is None and detail["type"] not in ("missing", "extra_forbidden"):
             break  # the rest of the location names a type, not a place in the file
         path = (*spot.path, str(step))
+        if child and id(child[0]) in defaults and path[0] in SECTIONS:
+            # Said once there, and not again for each policy.
+            path = ("defaults", *path[2:])
+            if len(path) == 2:  # noqa: PLR2004 - the first key below defaults
+                spot = _Spot(path[:1], spot.key, spot.value, step_into(document, "defaults"), document)
         if child is None:
             return _Spot(path, spot.key, None, step_into(spot.kind, step), spot.kind)
         spot = _Spot(path, *child, step_into(spot.kind, step), spot.kind)
@@ -242,7 +249,7 @@ def _unknown_key(spot: _Spot, document: type[BaseModel]) -> str:
     allowed = [name for model in models_below(spot.within) for name in keys_of(model)]
     near = _near(word, allowed)
     said = "is not a known key" + (f": did you mean `{near}`?" if near else _belongs(word, document))
-    said += f"{'' if near else '.'} Allowed here: {', '.join(allowed)}" if allowed else ""
+    said += f"{'' if said.endswith('?') else '.'} Allowed here: {', '.join(allowed)}" if allowed else ""
     return said + (_write(spot.with_key(near)) if near else "")
 
 
@@ -307,5 +314,15 @@ def _under(node: yaml.Node | None, step: str) -> yaml.Node | None:
     return child[1] if child else None
 
 
+def _keys_below(node: yaml.Node | None) -> Iterator[int]:
+    for key, value in _pairs(node):
+        yield id(key)
+        yield from _keys_below(value)
+
+
+def _pairs(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    return node.value if isinstance(node, yaml.MappingNode) else []
+
+
 def _entries(node: yaml.Node | None) -> list[tuple[str, yaml.Node]]:
-    return [(str(key.value), value) for key, value in node.value] if isinstance(node, yaml.MappingNode) else []
+    return [(str(key.value), value) for key, value in _pairs(node)]

@@ -30,9 +30,11 @@ from pydantic import (
 )
 
 from scripts.lifecycle.policy import mistakes
+from scripts.lifecycle.policy.defaults import partly
 from scripts.utils import composing as sql
 from scripts.utils import durations
 from scripts.utils.errors import Misconfigured
+from scripts.utils.yaml_defaults import filled_in
 
 DEFAULT_POLICY_FILE = Path(__file__).resolve().parents[2] / "retention" / "retention_policies.yaml"
 
@@ -866,7 +868,22 @@ class JobSpec(_Model):
     """The name of the lock that keeps a second run from starting. A script that changes data has one."""
 
 
+_DEFAULTS = partly(
+    Policy,
+    (
+        *("key", "person", "dependants", "drop_partitions", "legal_basis", "owner"),
+        *("max_rows", "max_poison", "batch", "overdue"),
+    ),
+    # No default says that nobody is concerned: a policy that forgot the column would ignore legal holds.
+    person=Column,
+    batch=partly(Batch),
+    overdue=partly(Overdue),
+)
+
+
 class _Document(_Model):
+    defaults: _DEFAULTS | None = None  # type: ignore[valid-type]
+    """What every policy repeats; a policy's own keys come first. The steps of an erasure get ``key`` and ``person``."""
     policies: dict[Name, Policy] = Field(min_length=1)
     """What is kept, how long and why, by the name of the policy."""
     jobs: dict[Name, JobSpec]
@@ -987,7 +1004,8 @@ def parse_policies(text: str, place: str) -> PolicySet:
     """
     try:
         loader = mistakes.CollectingLoader(text)
-        root = loader.get_single_node()
+        written = loader.get_single_node()
+        root = filled_in(written) if written else None
         content = loader.construct_document(root) if root else None
     except yaml.YAMLError as error:
         raise Misconfigured(f"policy file {place}{mistakes.syntax(error, text)}") from None
