@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 IN_ONE_PIECE := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak fetch collect map lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-lookups bench-audit
+.PHONY: help demo test soak fetch collect map schema lint picture requirements licences stack stack-stop bench bench-foreground bench-blobs bench-queue bench-archive bench-erasure bench-partitions bench-lookups bench-audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ collect: $(READY)  ## import every test once: a mistake there is told at once, a
 
 map: $(READY)  ## write the list of modules in STRUCTURE.md anew, from their docstrings
 	$(BIN)/python -m tests.project.structure
+
+schema: $(READY)  ## write the policy file's JSON Schema and the reference of its keys anew, from the models
+	$(BIN)/python -m tests.project.schema
 
 lint: $(READY)  ## ruff, mypy and the order of the rooms (import-linter)
 	$(BIN)/ruff check

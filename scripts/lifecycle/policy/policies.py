@@ -25,11 +25,12 @@ from pydantic import (
     Tag,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from scripts.lifecycle.policy import mistakes
+from scripts.lifecycle.policy import mistakes, shapes
 from scripts.lifecycle.policy.defaults import partly
 from scripts.utils import composing as sql
 from scripts.utils import durations
@@ -194,7 +195,9 @@ Number = Annotated[int, Strict()]
 """A whole number as such: ``true``, ``1.0`` and ``"1"`` are none."""
 Truth = Annotated[bool, Strict()]
 """``true`` or ``false`` as such: ``1`` and ``"yes"`` are neither."""
-Name = Annotated[str, _matching(_NAME, "a name of lower-case letters, digits and underscores")]
+Name = Annotated[
+    str, _matching(_NAME, "a name of lower-case letters, digits and underscores"), WithJsonSchema(shapes.NAME)
+]
 
 
 def table_name(value: str) -> str:
@@ -212,7 +215,7 @@ def table_name(value: str) -> str:
     return value
 
 
-Table = Annotated[str, AfterValidator(table_name)]
+Table = Annotated[str, AfterValidator(table_name), WithJsonSchema(shapes.TABLE)]
 """A table with its schema; in quotation marks, both of them, where a name holds a dot or a quotation mark."""
 Column = Annotated[str, Field(min_length=1)]
 
@@ -228,14 +231,20 @@ def _each_once(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Columns = Annotated[
-    tuple[Column, ...], Field(min_length=1, max_length=8), BeforeValidator(_columns), AfterValidator(_each_once)
+    tuple[Column, ...],
+    Field(min_length=1, max_length=8),
+    BeforeValidator(_columns),
+    AfterValidator(_each_once),
+    WithJsonSchema(shapes.COLUMNS),
 ]
 """One column, or a list of several."""
-PeriodField = Annotated[Period, BeforeValidator(_period)]
-ConditionField = Annotated[Condition, BeforeValidator(_condition)]
-TreatmentField = Annotated[Treatment, BeforeValidator(_treatment)]
-ErasureTreatmentField = Annotated[Treatment, BeforeValidator(_erasure_treatment)]
-Duration = Annotated[timedelta, BeforeValidator(_duration)]
+PeriodField = Annotated[Period, BeforeValidator(_period), WithJsonSchema(shapes.PERIOD)]
+ConditionField = Annotated[Condition, BeforeValidator(_condition), WithJsonSchema(shapes.CONDITION)]
+TreatmentField = Annotated[Treatment, BeforeValidator(_treatment), WithJsonSchema(shapes.TREATMENT)]
+ErasureTreatmentField = Annotated[
+    Treatment, BeforeValidator(_erasure_treatment), WithJsonSchema(shapes.ERASURE_TREATMENT)
+]
+Duration = Annotated[timedelta, BeforeValidator(_duration), WithJsonSchema(shapes.DURATION)]
 
 
 def parts_of(table: str) -> tuple[str, str]:
@@ -299,6 +308,7 @@ Same = Annotated[
     Field(min_length=1, max_length=8),
     BeforeValidator(_pairs),
     AfterValidator(_pair_each_once),
+    WithJsonSchema(shapes.SAME),
 ]
 """A column of both tables, a list of several, or ``{own: theirs}`` where the names differ."""
 
@@ -312,8 +322,11 @@ class Lookup(_Model):
     """
 
     take: Column
+    """The column of the other table whose value is taken."""
     from_table: Table = Field(alias="from")
+    """The other table, with its schema."""
     same: Same
+    """The columns by which the row of the other table is found: a column of both, a list, or {own: theirs}."""
     latest: Column | None = None
     """Of several rows that match, the one with the greatest value in this column counts."""
 
@@ -342,6 +355,7 @@ class LookedUp(Lookup):
     """A condition on a value of another table."""
 
     what: ConditionField = Field(alias="is")
+    """What that value must be."""
 
     @property
     def lookup(self) -> Lookup:
@@ -359,15 +373,18 @@ class RowPeriod(_Model):
     """A period that each row says itself: in a column of its own, or in a row of another table."""
 
     take: Column
-    unit: Annotated[str, AfterValidator(_unit)] | None = None
+    """The column that holds the period."""
+    unit: Annotated[str, AfterValidator(_unit), WithJsonSchema(shapes.UNIT)] | None = None
     """Of a number; None: the column is an interval."""
     from_table: Table | None = Field(default=None, alias="from")
     """None: the column is the row's own."""
     same: Same | None = None
+    """The columns by which the row of the other table is found."""
     latest: Column | None = None
+    """Of several rows that match, the one with the greatest value in this column counts."""
     otherwise: PeriodField = Field(alias="else")
     """The period of a row that says none: null, or no row in the other table."""
-    forever: tuple[Number | None, ...] = ()
+    forever: Annotated[tuple[Number | None, ...], WithJsonSchema(shapes.FOREVER)] = ()
     """The values that mean ``forever``, such as null or -1. Null is ``else`` if it is not among them."""
 
     @field_validator("forever", mode="before")
@@ -458,12 +475,15 @@ class Rule(_Model):
     """A row that meets ``when`` is due once its ``anchor`` lies more than ``keep`` in the past."""
 
     when: Conditions = Field(default_factory=dict)
+    """Only rows that meet all of these conditions; without it, every row."""
     anchor: AnchorField
+    """The column, or a value of another table, from which the period is counted."""
     floor: PeriodField | None = None
     """The shortest period that the law or a promise allows; ``keep`` may not be shorter."""
     ceiling: PeriodField | None = None
     """The longest period that the law or a promise allows; ``keep`` may not be longer."""
     keep: KeepField
+    """How long a row is kept after its anchor. It is due once the anchor lies more than that in the past."""
 
     @field_validator("ceiling")
     @classmethod
@@ -523,6 +543,7 @@ class QueueRule(_Model):
     priority: Priority
     """How urgent the item is: how soon a person must have decided."""
     anchor: AnchorField
+    """The column, or a value of another table, from which ``after`` is counted."""
     after: PeriodField
     """How old the anchor must be before the item is raised."""
     reason: str = Field(min_length=1)
@@ -533,6 +554,7 @@ class RowException(_Model):
     """Rows that no rule may take, whatever their age."""
 
     when: Annotated[Conditions, Field(min_length=1)]
+    """The rows: those that meet all of these conditions."""
     queue: QueueRule | None = None
     """The item that a person gets about such a row; without it, nobody is asked."""
 
@@ -864,7 +886,14 @@ class JobSpec(_Model):
     """How long the script may take; then it stops after a batch, and the next run goes on."""
     policies: tuple[Name, ...] = ()
     """The policies that the script carries out. Each policy belongs to one job."""
-    lock: Annotated[str, _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses")] | None = None
+    lock: (
+        Annotated[
+            str,
+            _matching(_LOCK, "a lock's name, such as lock:cleanup:quiz_responses"),
+            WithJsonSchema(shapes.LOCK),
+        ]
+        | None
+    ) = None
     """The name of the lock that keeps a second run from starting. A script that changes data has one."""
 
 
@@ -881,7 +910,9 @@ _DEFAULTS = partly(
 )
 
 
-class _Document(_Model):
+class Document(_Model):
+    """The policy file."""
+
     defaults: _DEFAULTS | None = None  # type: ignore[valid-type]
     """What every policy repeats; a policy's own keys come first. The steps of an erasure get ``key`` and ``person``."""
     policies: dict[Name, Policy] = Field(min_length=1)
@@ -905,7 +936,7 @@ class _Document(_Model):
         return document
 
     @model_validator(mode="after")
-    def _one_policy_for_one_thing(self) -> _Document:
+    def _one_policy_for_one_thing(self) -> Document:
         seen: dict[tuple[str, str], str] = {}
         for name, policy in self.policies.items():
             other = seen.setdefault((policy.table, policy.action), name)
@@ -914,7 +945,7 @@ class _Document(_Model):
         return self
 
     @model_validator(mode="after")
-    def _each_blob_belongs_to_one_policy(self) -> _Document:
+    def _each_blob_belongs_to_one_policy(self) -> Document:
         # What one table does not name, another one may: its blobs would be orphans.
         prefixes = {name: policy.blob.prefix for name, policy in self.policies.items() if policy.blob}
         for name, prefix in prefixes.items():
@@ -924,7 +955,7 @@ class _Document(_Model):
         return self
 
     @model_validator(mode="after")
-    def _erasure_reaches_every_person(self) -> _Document:
+    def _erasure_reaches_every_person(self) -> Document:
         steps: dict[str, ErasureStep] = {}
         for name, step in self.erasure.items():
             first = steps.setdefault(step.table, step)
@@ -1034,18 +1065,18 @@ def with_people(policies: Mapping[str, Policy], dependants: Iterable[Dependant])
     )
 
 
-def _checked(content: Any, root: yaml.Node, refused: dict[tuple[int, int], str], place: str) -> _Document:
+def _checked(content: Any, root: yaml.Node, refused: dict[tuple[int, int], str], place: str) -> Document:
     details: list[Any] = [
         {"type": "value_error", "loc": loc, "msg": said, "input": None}
         for loc, said in mistakes.jobs_without_policies(root)
     ]
     try:
-        document = _Document.model_validate(content)
+        document = Document.model_validate(content)
     except ValidationError as error:
         details += error.errors(include_url=False)
     if not details and not refused:
         return document
-    found = mistakes.problems(details, root, _Document, refused)
+    found = mistakes.problems(details, root, Document, refused)
     raise Misconfigured(f"policy file {place}: {mistakes.told(found)}") from None
 
 
