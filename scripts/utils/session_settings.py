@@ -37,6 +37,22 @@ PINNED = {
     # enable_seqscan = off makes an unavoidable scan cost 1e10, so PostgreSQL would compile statements that run for
     # milliseconds; on Debian's packages, where jit is on, that took most of an erasure's time.
     "jit": "off",
+    # A batch turns enable_seqscan off, so it needs the other ways to rows and to joined rows. (enable_seqscan itself
+    # is the batches' to set, and these settings are set twice in a batch.)
+    "enable_indexscan": "on",
+    "enable_indexonlyscan": "on",
+    "enable_bitmapscan": "on",
+    "enable_tidscan": "on",
+    "enable_nestloop": "on",
+    "enable_hashjoin": "on",
+    "enable_mergejoin": "on",
+    "enable_sort": "on",
+    "enable_hashagg": "on",
+    "enable_partition_pruning": "on",
+    "plan_cache_mode": "auto",
+    # A parameter may be an address. What a statement that succeeds leaves in the server's log, only a superuser decides
+    # (logs_parameters).
+    "log_parameter_max_length_on_error": "0",
     # Which rows a statement finds. row_security off makes a policy that would hide rows an error.
     "row_security": "off",
     "transform_null_equals": "off",
@@ -48,6 +64,17 @@ _REPORTED = ("DateStyle", "IntervalStyle", "TimeZone", "standard_conforming_stri
 
 _PRIVILEGED = {"session_replication_role": "origin"}
 """Settings that only a superuser can change, with the value that the suite needs: ``replica`` turns triggers off."""
+
+# log_parameter_max_length: 0 logs no parameters, -1 all of them whole. A duration of -1 logs no statement.
+_LOGGED = """
+SELECT s.name || ' = ' || current_setting(s.name) FROM (VALUES
+       ('log_statement', current_setting('log_statement') IN ('mod', 'all')),
+       ('log_min_duration_statement', current_setting('log_min_duration_statement') <> '-1'),
+       ('log_min_duration_sample', current_setting('log_min_duration_sample') <> '-1'
+                                   AND current_setting('log_statement_sample_rate')::float > 0),
+       ('log_transaction_sample_rate', current_setting('log_transaction_sample_rate')::float > 0)) AS s (name, logs)
+ WHERE s.logs AND current_setting('log_parameter_max_length') <> '0'
+"""
 
 # remote_apply is stronger than on, so it stays. search_path stays as the application knows it (its operators may lie in
 # any schema), but no schema comes before pg_catalog.
@@ -108,3 +135,11 @@ def unpinned(connection: psycopg.Connection[Any]) -> dict[str, tuple[str, str]]:
         ).fetchall()
     )
     return {name: (found[name], value) for name, value in wanted.items() if found[name] not in (None, value)}
+
+
+def logs_parameters(connection: psycopg.Connection[Any]) -> list[str]:
+    """Return the settings by which the server writes statements with their parameters into its log.
+
+    Parameters of the suite's statements are e-mail addresses and keys of rows, among others.
+    """
+    return [text for (text,) in connection.execute(_LOGGED).fetchall()]

@@ -20,7 +20,7 @@ from scripts.lifecycle.health.findings import Context, Finding, advised, failed,
 from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import OpsError, describe_database_error
-from scripts.utils.session_settings import unpinned
+from scripts.utils.session_settings import logs_parameters, unpinned
 
 SLOW_SECONDS = 0.25
 SKEW_WARNS_SECONDS, SKEW_FAILS_SECONDS = 5.0, 60.0
@@ -113,7 +113,7 @@ def clock(context: Context) -> Iterator[Finding]:
 
 
 def session(context: Context) -> Iterator[Finding]:
-    """Look for settings that change what a statement means, and that a transaction cannot be given."""
+    """Look for settings that a transaction cannot be given: those with a meaning, and what the server logs."""
     odd = context.run.database.read(unpinned)
     for name, (value, wanted) in odd.items():
         yield failed(
@@ -121,7 +121,14 @@ def session(context: Context) -> Iterator[Finding]:
             f"is {value}, and only a superuser can change it: it must be {wanted}",
             f"ALTER ROLE … RESET {name}, or take it out of the database's and the server's configuration",
         )
-    if not odd:
+    logging = context.run.database.read(logs_parameters)
+    if logging:
+        yield warned(
+            "log_parameter_max_length",
+            f"the server's log gets statements with their parameters, addresses among them: {', '.join(logging)}",
+            "as a superuser: ALTER ROLE lifecycle_jobs SET log_parameter_max_length = 0",
+        )
+    if not odd and not logging:
         yield passed("session", "every setting that changes what a statement means is pinned in each transaction")
 
 

@@ -118,6 +118,25 @@ def test_a_role_that_owns_what_it_deletes_from(check, admin):
     assert "owns public.email_blacklist" in line["message"]
 
 
+PARAMETERS_LOGGED = {
+    "log_min_duration_statement": "250",
+    "log_statement": "mod",
+    "log_transaction_sample_rate": "0.1",
+    "log_min_duration_sample": "100",
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS_LOGGED)
+def test_a_server_that_logs_parameters(check, admin, database, name):
+    default = f"ALTER DATABASE {database.name} SET"
+    admin.execute(f"{default} {name} = '{PARAMETERS_LOGGED[name]}'")
+    line = check().only()
+    assert (line["status"], line["check"], line["subject"]) == ("WARN", "session", "log_parameter_max_length")
+    assert f"{name} = {PARAMETERS_LOGGED[name]}" in line["message"]
+    admin.execute(f"{default} log_parameter_max_length = 0")
+    assert check().code == 0
+
+
 def test_a_pending_migration(check, admin):
     admin.execute("DELETE FROM ops.schema_migrations WHERE set = 'ops' AND version = '0007'")
     line = check().only()
