@@ -117,9 +117,12 @@ class SampleCounts:
     refund_counts: int
 
 
-# Kind, person and dates of the visits n. OFFSET 0 keeps the planner from working an expression out once per use.
+# Kind, person and dates of the visits n, and whether the tables hold the order that the visit itself led to.
+# OFFSET 0 keeps the planner from working an expression out once per use.
 VISITS: LiteralString = """
 SELECT n, kind, person, h1, h2,
+       mod(n, 5) = 1 AND (n + 4) / 5 NOT BETWEEN 5 AND 10 AND (n + 4) / 5 <= %(orders)s
+           AND (kind <> 0 OR h2 >> 40 & 1 = 0) AS recent,
        anchor - CASE WHEN kind IN (0, 1)
                      THEN interval '1 microsecond' * (600000000 + mod(h2, CASE WHEN h2 >> 33 & 7 = 0 THEN 259200000000
                                                                                ELSE 7200000000 END))
@@ -177,7 +180,7 @@ SELECT visit.*,
             WHEN mod(h3, 100) > 0 THEN 'refunded'
             ELSE 'failed' END AS state,
        number BETWEEN 5 AND 7 OR NOT recent AND number > 10 AND h3 >> 20 & 7 < 3 AS long_ago
-  FROM (SELECT dated.*, (n + 4) / 5 AS number, kind <> 0 AND (n + 4) / 5 NOT BETWEEN 5 AND 10 AS recent,
+  FROM (SELECT dated.*, (n + 4) / 5 AS number,
                hashint8extended(n, %(draw)s + 4) & 9223372036854775807 AS h3
           FROM ({visits}) AS dated OFFSET 0) AS visit
 """
@@ -207,7 +210,7 @@ INSERT INTO public.quiz_responses (id, user_id, email, normalized_email, quiz_da
                                    created_at, updated_at, payment_id, pdf_delivered_at)
 SELECT {id}, CASE WHEN person <= %(users)s AND h2 >> 5 & 1 = 1 THEN {user_id} END, email, normalized_email, answers,
        1200 + 10 * mod(h1 >> 17, 140), created_at, delivered_at, CASE WHEN kind NOT IN (2, 3) THEN {payment_id} END,
-       delivered_at
+       CASE WHEN NOT recent THEN delivered_at END
   FROM ({mailboxes}) AS visit
   JOIN answered ON answered.sheet = h2 >> 20 & 4095
 """
@@ -346,7 +349,7 @@ def load(
         "refund_counts": max(8, rows // 100),
     }
     block = _block_of_kinds(seed)
-    parameters = _parameters(seed, rows, sizes["users"], utc, block)
+    parameters = _parameters(seed, rows, sizes["users"], utc, block) | {"orders": sizes["meal_plans"]}
     with connection.transaction(), _indexes_put_aside(connection, list(sizes)):
         for table, statement in _statements().items():
             step = ORDER_EVERY if table in {"meal_plans", "payment_transactions"} else 1

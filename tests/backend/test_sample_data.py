@@ -34,13 +34,15 @@ def _count(connection, table, condition, as_of=AS_OF):
 def _quiz_counts(connection, as_of=AS_OF):
     """The kinds of quiz rows, as DOMAIN's retention rules tell them apart."""
     ended = "+ interval '24 hours' < %(as_of)s"
-    delivered = "pdf_delivered_at IS NOT NULL"
-    abandoned = "pdf_delivered_at IS NULL AND payment_id IS NULL"
-    undelivered = "pdf_delivered_at IS NULL AND payment_id IS NOT NULL"
+    sent = "(SELECT max(email_sent_at) FROM public.meal_plans AS m WHERE m.payment_id = quiz_responses.payment_id)"
+    at = f"coalesce(pdf_delivered_at, {sent})"
+    delivered = f"{at} IS NOT NULL"
+    abandoned = f"{at} IS NULL AND payment_id IS NULL"
+    undelivered = f"{at} IS NULL AND payment_id IS NOT NULL"
     conditions = {
         "total": "true",
-        "delivered_due": f"{delivered} AND pdf_delivered_at {ended}",
-        "delivered_kept": f"{delivered} AND NOT pdf_delivered_at {ended}",
+        "delivered_due": f"{delivered} AND {at} {ended}",
+        "delivered_kept": f"{delivered} AND NOT {at} {ended}",
         "abandoned_due": f"{abandoned} AND created_at {ended}",
         "abandoned_kept": f"{abandoned} AND NOT created_at {ended}",
         "undelivered_due": f"{undelivered} AND created_at {ended}",
@@ -166,6 +168,14 @@ def test_every_rule_has_rows_at_its_edge(loaded, table, boundary, condition, pas
             "pdf_delivered_at >= %(as_of)s - interval '24 h' AND created_at < %(as_of)s - interval '24 h'",
         ),
         ("quiz_responses", "user_id IS NOT NULL"),
+        (
+            "quiz_responses AS q JOIN public.meal_plans AS m USING (payment_id)",
+            "q.pdf_delivered_at IS NULL AND m.email_sent_at < %(as_of)s - interval '24 h'",
+        ),
+        (
+            "quiz_responses AS q JOIN public.meal_plans AS m USING (payment_id)",
+            "q.pdf_delivered_at IS NULL AND m.email_sent_at > %(as_of)s - interval '24 h'",
+        ),
         (
             "meal_plans",
             "created_at < %(as_of)s - interval '90 days' AND pdf_blob_path LIKE 'https://%%/keto-meal-plan-%%.pdf'",

@@ -75,8 +75,9 @@ def test_a_dry_run_predicts_a_run_deletes_and_the_next_finds_nothing(run, link, 
 def test_what_must_survive_survives(run, link, sample, moment):
     edge = sample.as_of.replace(tzinfo=None)
     kept = link.execute(
-        "SELECT id FROM quiz_responses WHERE (payment_id IS NOT NULL AND pdf_delivered_at IS NULL)"
-        " OR coalesce(pdf_delivered_at, created_at) >= %s::timestamp - interval '24 hours'",
+        "SELECT q.id FROM quiz_responses q LEFT JOIN meal_plans m USING (payment_id)"
+        " WHERE (payment_id IS NOT NULL AND pdf_delivered_at IS NULL AND email_sent_at IS NULL)"
+        " OR coalesce(pdf_delivered_at, email_sent_at, q.created_at) >= %s::timestamp - interval '24 hours'",
         (edge,),
     ).fetchall()
     assert (
@@ -86,6 +87,32 @@ def test_what_must_survive_survives(run, link, sample, moment):
     run(*moment)
     assert sorted(link.execute("SELECT id FROM quiz_responses")) == sorted(kept)
     assert others == {name: link.execute(f"SELECT count(*) FROM {name}").fetchone() for name in others}
+
+
+def test_what_the_plan_of_the_payment_says_counts_as_delivered(run, link):
+    """Five orders of the same age: sent long ago, sent just now, not sent, without a plan, and one whose row says it."""
+    sent, fresh, unsent, no_plan, told = (f"{n:08x}-0000-4000-8000-000000000000" for n in range(5))
+    link.execute(
+        "INSERT INTO quiz_responses (id, email, normalized_email, quiz_data, calorie_target, created_at, payment_id,"
+        " pdf_delivered_at) SELECT id, 'a@example.com', 'a@example.com', '{}', 1800, now() - interval '9 days', id,"
+        " CASE WHEN id = %s THEN timezone('UTC', now()) END FROM unnest(%s::text[]) id",
+        (told, [sent, fresh, unsent, no_plan, told]),
+    )
+    for key, age in ((sent, "25 hours"), (fresh, "23 hours"), (unsent, None), (told, "25 hours")):
+        link.execute(
+            "INSERT INTO meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, calorie_target,"
+            " preferences_summary, ai_model, status, created_at, email_sent_at) VALUES (%(id)s, %(id)s, 'a@example.com',"
+            " 'a@example.com', '', 1800, '{}', 'model', 'completed', now(), timezone('UTC', now()) - %(age)s::interval)",
+            {"id": key, "age": age},
+        )
+    predicted, done = run("--dry-run"), run()
+    assert (predicted.closing["records_to_delete"], done.closing["records_deleted"]) == (1, 1)
+    assert {key for (key,) in link.execute("SELECT id FROM quiz_responses")} == {fresh, unsent, no_plan, told}
+    queued = {key for (key,) in link.execute("SELECT resource_id FROM ops.manual_resolution_queue")}
+    assert queued == {unsent, no_plan}
+    assert link.execute("SELECT resource_id, reason FROM ops.audit_log WHERE action = 'delete'").fetchall() == [
+        (sent, "retention_policy:quiz_responses/sent")
+    ]
 
 
 def test_the_last_line_of_standard_output_is_the_closing_line(run, link, sample, moment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import psycopg
@@ -13,7 +14,7 @@ from scripts.lifecycle.engine.lookups import Found
 from scripts.lifecycle.engine.rights import CURE
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES
 from scripts.lifecycle.engine.values import kinds_of, of_lookup, read
-from scripts.lifecycle.policy.policies import Lookup, Policy, table_identifier
+from scripts.lifecycle.policy.policies import Condition, LookedUp, Lookup, table_identifier
 from scripts.utils.db_utils import Connection
 
 # Bytes. Above this size a probe without an index takes longer than everything else that is done with a row.
@@ -31,26 +32,37 @@ SELECT a.attname::text AS name, format_type(a.atttypid, -1) AS type,
 _INCOMPARABLE = psycopg.errors.UndefinedFunction, psycopg.errors.DatatypeMismatch, psycopg.errors.CollationMismatch
 
 
+Placed = tuple[str, Mapping[str, Condition | LookedUp]]
+"""Conditions, with their place in the policy file."""
+
+
 class LookupFinder:
-    """Finds out what the catalogue says of one policy's lookups, and what is wrong with them.
+    """Finds out what the catalogue says of the lookups of one table's rows, and what is wrong with them.
 
     Args:
         connection: In a transaction.
-        policy: The policy.
-        oid: Its table.
+        table: The table, with its schema.
+        oid: The table.
+        conditions: The conditions on what is looked up, each with its place in the policy file.
     """
 
-    def __init__(self, connection: Connection, policy: Policy, oid: int) -> None:
+    def __init__(self, connection: Connection, table: str, oid: int, conditions: Iterable[Placed]) -> None:
         self._connection = connection
-        self._policy = policy
+        self._table = table
+        self._conditions = list(conditions)
         self._own = self._columns(oid)
         self.problems: list[str] = []
         self.missing_indexes: list[str] = []
 
-    def find(self) -> dict[Lookup, Found]:
-        """Look every lookup of the policy up, those of decisions too; one with a problem is left out."""
-        deciding = self._policy.lookups
-        found = {lookup: self._find(lookup) for lookup in dict.fromkeys([*deciding, *self._policy.decided_lookups])}
+    def find(self, deciding: Iterable[Lookup], others: Iterable[Lookup] = ()) -> dict[Lookup, Found]:
+        """Look lookups up; one with a problem is left out.
+
+        Args:
+            deciding: Those that decide whether something happens to a row.
+            others: Those that a person's decision sets a column to.
+        """
+        self._deciding = frozenset(deciding)
+        found = {lookup: self._find(lookup) for lookup in dict.fromkeys([*self._deciding, *others])}
         return {lookup: each for lookup, each in found.items() if each}
 
     def _find(self, lookup: Lookup) -> Found | None:
@@ -58,7 +70,7 @@ class LookupFinder:
         if not self._is_there(lookup, table, columns):
             return None
         kinds = kinds_of(self._connection, lookup.from_table, [lookup.take])
-        written = list(of_lookup(self._policy, lookup))
+        written = list(of_lookup(self._conditions, lookup))
         readings, unreadable = read(self._connection, lookup.from_table, written)
         self.problems += unreadable
         theirs = self._columns(table["oid"])
@@ -79,7 +91,7 @@ class LookupFinder:
             readings,
             {name: row["type"] for name, row in theirs.items()},
         )
-        decides = lookup in self._policy.lookups
+        decides = lookup in self._deciding
         if decides and not single and not lookup.latest and found.kind.read_as not in ANCHOR_TYPES:
             self.problems.append(
                 f"several rows of {lookup.from_table} may have the same {', '.join(lookup.theirs)}: say which of them"
@@ -89,7 +101,7 @@ class LookupFinder:
             say = self.problems if decides and table["bytes"] > _UNINDEXED_BYTES else self.missing_indexes
             say.append(
                 f"{lookup.from_table} has no index that begins with {' or '.join(lookup.theirs)}, by which"
-                f" {self._policy.table} looks {lookup.take} up: {to_create(lookup.from_table, *lookup.theirs)}"
+                f" {self._table} looks {lookup.take} up: {to_create(lookup.from_table, *lookup.theirs)}"
             )
         return found if self._works(found) else None
 
@@ -101,7 +113,7 @@ class LookupFinder:
             return False
         if table["relkind"] not in ("r", "p"):
             self.problems.append(f"{lookup.from_table} is not a table, so {lookup.take} cannot be looked up there")
-        missing = [f"{self._policy.table}.{name}" for name in lookup.own if name not in self._own]
+        missing = [f"{self._table}.{name}" for name in lookup.own if name not in self._own]
         missing += [f"{lookup.from_table}.{name}" for name in lookup.columns if name not in columns]
         self.problems += [f"column {name} does not exist" for name in missing]
         self.problems += [
@@ -116,9 +128,7 @@ class LookupFinder:
 
     def _works(self, found: Found) -> bool:
         """Let PostgreSQL plan the lookup: it refuses to compare types that have no equality."""
-        query = fragment(
-            "EXPLAIN SELECT {} FROM {} t", found.probed(strictly=True), table_identifier(self._policy.table)
-        )
+        query = fragment("EXPLAIN SELECT {} FROM {} t", found.probed(strictly=True), table_identifier(self._table))
         try:
             with self._connection.transaction():
                 self._connection.execute(query, query.parameters)
@@ -126,7 +136,7 @@ class LookupFinder:
             return True  # named with the policy's other rights
         except _INCOMPARABLE as error:
             pairs = " and ".join(
-                f"{self._policy.table}.{own} ({self._own[own]['type']}) and {found.lookup.from_table}.{their}"
+                f"{self._table}.{own} ({self._own[own]['type']}) and {found.lookup.from_table}.{their}"
                 f" ({self._columns_of(found.lookup)[their]['type']})"
                 for own, their in found.lookup.same
             )

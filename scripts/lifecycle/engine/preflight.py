@@ -141,8 +141,9 @@ class _Preflight:
     def run(self, cutoff: datetime, blob_store: str = "") -> Cleared:
         table = self._table(self._policy.table)
         types = self._columns(table)
-        finder = LookupFinder(self._connection, self._policy, table["oid"])
-        found = finder.find()
+        policy = self._policy
+        finder = LookupFinder(self._connection, policy.table, table["oid"], values.conditions_of(policy))
+        found = finder.find(policy.lookups, policy.decided_lookups)
         self.problems += finder.problems
         self.missing_indexes += finder.missing_indexes
         self._moments_and_periods(types, found)

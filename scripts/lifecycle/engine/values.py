@@ -19,6 +19,7 @@ from scripts.lifecycle.policy.policies import (
     NOW,
     Condition,
     ErasureStep,
+    LookedUp,
     Lookup,
     Policy,
     Treatment,
@@ -193,22 +194,35 @@ def of_policy(policy: Policy) -> Iterator[Written]:
                     yield Written(place, column, written(value), compared=False)
 
 
-def of_lookup(policy: Policy, lookup: Lookup) -> Iterator[Written]:
-    """Name every value that a policy compares a value of another table with."""
-    places = [(f"rules.{name}.when", rule.when) for name, rule in policy.rules.items()]
-    places += [(f"exceptions.{name}.when", exception.when) for name, exception in policy.exceptions.items()]
-    for place, when in places:
+def of_lookup(
+    conditions: Iterable[tuple[str, Mapping[str, Condition | LookedUp]]], lookup: Lookup
+) -> Iterator[Written]:
+    """Name every value that a value of another table is compared with.
+
+    Args:
+        conditions: The conditions that may compare it, each with its place in the policy file.
+        lookup: The value of the other table.
+    """
+    for place, when in conditions:
         for name, each in lookups_of(when).items():
             for text in each.what.values if each.lookup == lookup else ():
                 ordered = each.what.operator in _ORDERED
                 yield Written(f"{place}.{name}.is", lookup.take, text, ordered=ordered)
 
 
+def conditions_of(policy: Policy) -> list[tuple[str, Mapping[str, Condition | LookedUp]]]:
+    """Return the conditions of a policy's rules and exceptions, each with its place."""
+    places: list[tuple[str, Mapping[str, Condition | LookedUp]]] = []
+    places += [(f"rules.{name}.when", rule.when) for name, rule in policy.rules.items()]
+    places += [(f"exceptions.{name}.when", exception.when) for name, exception in policy.exceptions.items()]
+    return places
+
+
 def of_step(name: str, step: ErasureStep) -> Iterator[Written]:
     """Name every value that a step of an erasure compares one of its table's columns with, or sets it to."""
     yield from _of_conditions(f"erasure.{name}.when", step.when)
     for reason, conditions in step.blocked_by.items():
-        yield from _of_conditions(f"erasure.{name}.blocked_by.{reason}", conditions)
+        yield from _of_conditions(f"erasure.{name}.blocked_by.{reason}", own_columns(conditions))
     yield from _of_treatments(f"erasure.{name}.columns", step.columns, compared=True)
 
 

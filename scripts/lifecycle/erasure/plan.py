@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.lifecycle.engine import anonymisation
+from scripts.lifecycle.engine import anonymisation, lookups
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
-from scripts.lifecycle.engine.fragments import Fragment
+from scripts.lifecycle.engine.fragments import Fragment, joined
 from scripts.lifecycle.engine.gated import MAY_RUN
+from scripts.lifecycle.engine.lookup_checks import LookupFinder
 from scripts.lifecycle.engine.obstacles import refusals
 from scripts.lifecycle.engine.preflight import LARGE_TABLE_BYTES
 from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
@@ -28,8 +29,12 @@ from scripts.lifecycle.policy.policies import (
     Blob,
     Condition,
     ErasureStep,
+    LookedUp,
+    Lookup,
     PolicySet,
     Treatment,
+    lookups_of,
+    own_columns,
     table_identifier,
 )
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
@@ -231,6 +236,7 @@ class ErasurePlan:
         self._blobs = {each.table: each.blob for each in policies.policies.values() if each.blob}
         self._columns: dict[str, dict[str, dict[str, Any]]] = {}
         self._readings: dict[str, Readings] = {}
+        self._found: dict[Lookup, lookups.Found] = {}
         self._incoming: dict[str, list[ForeignKey]] = {}
         for table in dict.fromkeys(step.table for step in self.steps.values()):
             self._look_up(connection, table)
@@ -372,6 +378,13 @@ class ErasurePlan:
         self._readings[table], unreadable = read(connection, table, written)
         self._problems += unreadable
         for name, step in self.steps.items():
+            if step.table != table or not step.lookups:
+                continue
+            places = [(f"erasure.{name}.blocked_by.{reason}", each) for reason, each in step.blocked_by.items()]
+            finder = LookupFinder(connection, table, facts["oid"], places)
+            self._found |= finder.find(step.lookups)
+            self._problems += [f"erasure.{name}: {problem}" for problem in finder.problems]
+        for name, step in self.steps.items():
             if step.table == table and not self._reading:
                 found = [*_problems(step, facts, columns)]
                 found += refusals(connection, facts["oid"], "DELETE" if step.action == "delete" else "UPDATE")
@@ -446,9 +459,14 @@ class ErasurePlan:
         step = self.steps[name]
         return sql.SQL("({})").format(self._met(step.table, step.when, f"when_{name}"))
 
-    def _met(self, table: str, conditions: Mapping[str, Condition], prefix: str) -> Fragment:
+    def _met(self, table: str, conditions: Mapping[str, Condition | LookedUp], prefix: str) -> Fragment:
         """Return the condition, and note its parameters beside those of the other statements."""
-        condition = self._readings[table].met(conditions, prefix)
+        parts = [self._readings[table].met(own_columns(conditions), prefix)]
+        for number, each in enumerate(lookups_of(conditions).values()):
+            if found := self._found.get(each.lookup):  # else a problem, and the plan is not carried out
+                name = f"{prefix}_lookup_{number}"
+                parts.append(found.readings.is_met(found.probed(), each.take, each.what, name))
+        condition = joined(" AND ", parts)
         self.parameters |= condition.parameters
         return condition
 
@@ -545,7 +563,7 @@ def _unreadable(table: str, facts: dict[str, Any], columns: dict[str, dict[str, 
 
 def _problems(step: ErasureStep, facts: dict[str, Any], columns: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Name what keeps a step from being carried out."""
-    blocked = [column for conditions in step.blocked_by.values() for column in conditions]
+    blocked = [column for conditions in step.blocked_by.values() for column in own_columns(conditions)]
     named = {*step.key, *([step.person] if step.person else []), *step.when, *step.columns, *blocked}
     named |= {*(step.not_exported or ())}
     for column in sorted(named - columns.keys()):

@@ -695,7 +695,7 @@ class ErasureStep(_Located):
     """Only the person's rows that meet these conditions."""
     columns: dict[Column, ErasureTreatmentField] = Field(default_factory=dict)
     """What happens to each personal column, where the row stays."""
-    blocked_by: dict[Name, dict[Column, ConditionField]] = Field(default_factory=dict)
+    blocked_by: dict[Name, Conditions] = Field(default_factory=dict)
     """Conditions of rows that stay until a person has decided about them, by the name of the reason."""
     not_exported: tuple[Column, ...] | None = None
     """Columns that ``export`` leaves out; None: those whose names are a secret's, such as a token's hash."""
@@ -711,6 +711,12 @@ class ErasureStep(_Located):
         if self.table in _NEVER_CHANGED:
             raise ValueError(f"{self.table} is proof: it holds no personal data, and nothing changes it")
         return self
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The values of other tables that decide whether a row is blocked."""
+        named = [each.lookup for conditions in self.blocked_by.values() for each in lookups_of(conditions).values()]
+        return tuple(dict.fromkeys(named))
 
 
 class Policy(_Located):

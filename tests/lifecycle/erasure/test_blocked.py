@@ -1,5 +1,7 @@
 """What is in the way of an erasure stays, is named to a person once, and keeps nothing else from going."""
 
+import pytest
+
 from tests.faults.stage import wait_until
 from tests.lifecycle.erasure.conftest import ARCHIVE, FOLDER
 from tests.lifecycle.erasure.world import ADDRESS, NAME, PERSON
@@ -67,6 +69,17 @@ def test_an_open_order_keeps_its_answers_and_the_rest_goes(world, asked, erase):
     world.link.execute("UPDATE quiz_responses SET pdf_delivered_at = timezone('UTC', now())")
     assert erase().code == 0
     assert world.where() == set()
+
+
+@pytest.mark.parametrize(("sent", "code"), [("timezone('UTC', now())", 0), ("null", 4)])
+def test_an_order_is_open_until_its_plan_was_sent(world, asked, erase, sent, code):
+    world.add(PERSON, address=ADDRESS, name=NAME, open_order=True)
+    world.link.execute("UPDATE quiz_responses SET payment_id = (SELECT payment_id FROM meal_plans)")
+    world.link.execute(f"UPDATE meal_plans SET email_sent_at = {sent}")
+    asked()
+    assert erase().code == code
+    assert [item[3]["public.quiz_responses"] for item in items(world)] == [{"open_order": 1}] * (code == 4)
+    assert (world.where() == set()) == (code == 0)
 
 
 def test_a_blob_that_does_not_go_keeps_its_row_and_no_other(world, person, asked, erase):

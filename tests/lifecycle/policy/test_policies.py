@@ -88,8 +88,9 @@ def test_nothing_can_be_changed_after_reading():
 def test_the_default_file_keeps_the_promise():
     quiz = load_policies(DEFAULT_POLICY_FILE).policies["quiz_responses"]
 
-    assert {name: (rule.anchor, rule.keep.text) for name, rule in quiz.rules.items()} == {
+    assert {name: (str(rule.anchor), rule.keep.text) for name, rule in quiz.rules.items()} == {
         "delivered": ("pdf_delivered_at", "24 hours"),
+        "sent": ("public.meal_plans.email_sent_at of the same payment_id", "24 hours"),
         "abandoned": ("created_at", "24 hours"),
     }
     assert quiz.exceptions["undelivered"].queue.item_type == "quiz_undelivered"
