@@ -23,7 +23,8 @@ from scripts.lifecycle.engine import rights, trigger_functions
 from scripts.lifecycle.engine.catalogue import columns_of
 from scripts.lifecycle.engine.rights import WHOLE, Right
 from scripts.lifecycle.policy.exported import left_out
-from scripts.lifecycle.policy.policies import PolicySet, parts_of
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.tables import parts_of
 from scripts.utils.errors import OpsError
 
 Connection = psycopg.Connection[Any]

@@ -35,7 +35,7 @@ from backend.embedded_servers import (
     start,
     stop,
 )
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.errors import Misconfigured, OpsError
 
 __all__ = [

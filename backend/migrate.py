@@ -34,7 +34,7 @@ from backend import grants
 from scripts.lifecycle.audit import definitions
 from scripts.lifecycle.engine import indexes
 from scripts.lifecycle.engine.indexes import MissingIndex
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from scripts.utils import tls
 from scripts.utils.errors import DatabaseRefused, DatabaseUnavailable, Misconfigured, OpsError, describe_database_error
 from scripts.utils.free_text import visible

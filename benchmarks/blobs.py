@@ -37,7 +37,7 @@ from rich.console import Console
 from backend import local_stack
 from benchmarks.purge import MEMORY_GROWTH_MB, TRIALS, Bench, Line, Template, one, peak_mb, range_of, require, table_of
 from scripts.lifecycle.audit import audit
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.settings import Settings
 from scripts.utils.test_helpers import start_script  # noqa: TID251 - a benchmark runs scripts as tests do

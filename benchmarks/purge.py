@@ -35,7 +35,7 @@ from rich.table import Table
 
 from backend import local_stack, sample_data
 from scripts.lifecycle.audit import audit
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.db_utils import Database
 from scripts.utils.test_helpers import Proxy, start_script  # noqa: TID251 - a benchmark runs scripts as tests do
 

@@ -22,7 +22,7 @@ from scripts.lifecycle.engine import resources
 from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.arguments import add_operator_flag
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
-from scripts.lifecycle.policy.policies import PRIORITIES
+from scripts.lifecycle.policy.fields import PRIORITIES
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
 

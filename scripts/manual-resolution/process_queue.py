@@ -21,7 +21,7 @@ from uuid import UUID
 
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, positive
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
-from scripts.lifecycle.policy.policies import PRIORITIES
+from scripts.lifecycle.policy.fields import PRIORITIES
 from scripts.lifecycle.queue import verbs as queue_verbs
 from scripts.lifecycle.queue.desk import Desk
 from scripts.lifecycle.queue.session import Session

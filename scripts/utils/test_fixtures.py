@@ -29,7 +29,7 @@ from psycopg import sql
 
 from backend import local_stack, migrate
 from backend.blob_server import BlobServer
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.settings import Settings
 
 STACK_VARIABLE = "TEST_STACK_DIRECTORY"

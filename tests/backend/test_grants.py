@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from backend import grants, migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.lifecycle.support import policy
 
 SECRETS = {"users": "password_hash", "quiz_responses": "quiz_data", "magic_link_tokens": "token_hash"}

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 
 # Everything that the shipped file needs and production has no index for.
 STATEMENTS = [

@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.errors import Misconfigured, OpsError
 from tests.forked import run_script
 

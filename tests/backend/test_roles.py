@@ -7,7 +7,7 @@ import pytest
 
 from backend import migrate
 from scripts.lifecycle.engine import rights
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from tests.inside import run_inside
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

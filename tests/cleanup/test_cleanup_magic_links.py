@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.cleanup.conftest import ROOT
 
 SCRIPT = ROOT / "scripts" / "cleanup" / "cleanup_magic_links.py"

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.lifecycle.purge.purge import Purge
 from tests.faults.stage import wait_until
 

@@ -9,7 +9,7 @@ from backend import migrate
 from backend.blob_faults import ALWAYS
 from backend.blob_server import BlobServer
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.test_helpers import script_environment
 from tests.cleanup.conftest import PDF_SCRIPT, ROOT
 from tests.faults.stage import wait_until

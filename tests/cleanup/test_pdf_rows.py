@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 
 KEY = "ab" * 32
 PERSONAL = ["anna@example.com", "clh3x2v0k0000qzrmn831i7rn"]

@@ -6,7 +6,7 @@ import pytest
 
 from scripts.cleanup.cleanup_quiz_responses import JOB
 from scripts.lifecycle.jobs.entry_point import main
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
 from scripts.utils.test_helpers import Proxy

@@ -7,7 +7,7 @@ import pytest
 from scripts.lifecycle.engine.batches import Ambiguous, BatchWriter, Context
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.windows import chosen_keys
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.db_utils import Database
 from tests.faults.stage import CLOSED_PORT, COMMIT_AND_SYNC, LOCK, NAME
 

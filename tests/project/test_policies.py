@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from tests.project.conftest import ROOT, SCRIPTS, each_script, load_script
 
 POLICIES = load_policies()

@@ -7,7 +7,7 @@ import yaml
 
 from scripts.lifecycle.health.blueprint import KeyValue, Value, parse_blueprint
 from scripts.lifecycle.jobs.check_ins import CheckIn
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies, parse_policies
 from scripts.utils import error_reporting
 from scripts.utils.errors import ExitCode, Misconfigured
 from scripts.utils.settings import load_settings

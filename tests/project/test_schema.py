@@ -7,8 +7,9 @@ import pytest
 import yaml
 from pydantic import create_model
 
+from scripts.lifecycle.policy.document import Document
 from scripts.lifecycle.policy.keys import every_model, keys_of
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, Document, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, parse_policies
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.policy.test_defaults import DEFAULTS, SHORT
 from tests.lifecycle.support import POLICY_TEXT as TEXT

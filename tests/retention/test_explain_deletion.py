@@ -12,7 +12,7 @@ import yaml
 
 from backend import migrate
 from scripts.lifecycle.audit.provenance import PolicyFile
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 from tests.lifecycle.support import policy, seal_anew
 

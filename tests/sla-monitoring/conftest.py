@@ -12,7 +12,7 @@ import structlog
 import yaml
 
 from scripts.lifecycle.jobs.entry_point import main
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from tests.lifecycle.receivers import pagerduty_settings, slack_settings
 from tests.lifecycle.support import JobRun, read_lines
 from tests.project.conftest import load_script

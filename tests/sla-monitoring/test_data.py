@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.lifecycle.monitoring.residue import measure
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import PolicyFailed
 from scripts.utils.settings import load_settings

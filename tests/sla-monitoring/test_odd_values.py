@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from scripts.lifecycle.monitoring import sla_watch
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 
 
 @pytest.fixture

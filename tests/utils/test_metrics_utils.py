@@ -8,7 +8,7 @@ import pytest
 from scripts.lifecycle.jobs import figures as run_figures
 from scripts.lifecycle.jobs.entry_point import Job, main
 from scripts.lifecycle.jobs.results import PolicyResult
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from scripts.utils import metrics_utils
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import configure_logging

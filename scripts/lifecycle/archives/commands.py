@@ -11,7 +11,8 @@ from scripts.lifecycle.archives.keys import ArchiveKeys, KeyLost, keys_by_master
 from scripts.lifecycle.archives.restore import RestoreRefused, Wish, archives_with, restore
 from scripts.lifecycle.archives.verify import strangers, verify
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, table_name
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_name
 from scripts.utils.archive_store import ObjectMissing, store_of
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, OpsError

@@ -28,7 +28,9 @@ from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.selection import Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
-from scripts.lifecycle.policy.policies import Archive, Policy, parts_of
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.sections import Archive
+from scripts.lifecycle.policy.tables import parts_of
 from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database

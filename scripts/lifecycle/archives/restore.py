@@ -28,7 +28,7 @@ from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import blocks_of
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.record_keys import RecordKey
-from scripts.lifecycle.policy.policies import parts_of, table_identifier
+from scripts.lifecycle.policy.tables import parts_of, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, Database

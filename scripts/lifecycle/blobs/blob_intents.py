@@ -16,7 +16,7 @@ from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Statement, repeated, require_may_run
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import Blob
+from scripts.lifecycle.policy.sections import Blob
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Database
 

@@ -20,7 +20,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Blob
+from scripts.lifecycle.policy.sections import Blob
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.blob_names import blob_name
 from scripts.utils.blob_token import store_of

@@ -23,7 +23,8 @@ from scripts.lifecycle.engine.policy_run import Ending, PolicyRun, first_look, w
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Blob, Policy
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.sections import Blob
 from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient, ListedBlob
 from scripts.utils.blob_names import blob_name, meanings

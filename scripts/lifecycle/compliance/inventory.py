@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from scripts.lifecycle.compliance.document import Column, Section, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policy.policies import Condition, LookedUp, Policy, RowPeriod, Rule
+from scripts.lifecycle.policy.conditions import Condition, LookedUp
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.rules import Rule
 
 THEN = {
     "delete": "deleted",

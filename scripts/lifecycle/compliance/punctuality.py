@@ -11,7 +11,7 @@ from typing import Any
 
 from scripts.lifecycle.compliance.document import Column, Section, Shares, Statement, Table
 from scripts.lifecycle.compliance.scope import Scope
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils.pages import duration
 
 MONITOR = "monitor_cleanup_sla"

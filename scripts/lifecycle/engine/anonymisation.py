@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from scripts.lifecycle.engine.record_keys import RecordKey
-from scripts.lifecycle.policy.policies import Anonymize, Treatment
+from scripts.lifecycle.policy.sections import Anonymize
+from scripts.lifecycle.policy.treatments import Treatment
 from scripts.utils import composing as sql
 
 _TEXTS = ("text", "character varying", "character")

@@ -22,7 +22,8 @@ from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, S
 from scripts.lifecycle.engine.politeness import Look
 from scripts.lifecycle.engine.selection import Reach, Selection, normal_address
 from scripts.lifecycle.engine.windows import Window
-from scripts.lifecycle.policy.policies import Anonymize, SoftDelete, table_identifier
+from scripts.lifecycle.policy.sections import Anonymize, SoftDelete
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Database, connection_lost
 

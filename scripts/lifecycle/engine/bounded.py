@@ -5,7 +5,8 @@ from __future__ import annotations
 from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.row_periods import RowMoments
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import RowPeriod, table_identifier
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

@@ -11,7 +11,7 @@ from typing import Any
 from psycopg.rows import dict_row
 
 from scripts.lifecycle.engine.selection import ForeignKey
-from scripts.lifecycle.policy.policies import parts_of
+from scripts.lifecycle.policy.tables import parts_of
 from scripts.utils.db_utils import Connection
 
 

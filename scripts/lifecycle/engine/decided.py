@@ -18,7 +18,10 @@ from functools import cached_property
 from scripts.lifecycle.engine.fragments import Fragment, fragment, joined
 from scripts.lifecycle.engine.lookups import Found
 from scripts.lifecycle.engine.selection import Reach, Selection
-from scripts.lifecycle.policy.policies import Lookup, RowPeriod, own_columns, table_identifier
+from scripts.lifecycle.policy.conditions import own_columns
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 
 # What waits for the end of the transaction happens now: deferred constraints, and the audit's head, which may be locked

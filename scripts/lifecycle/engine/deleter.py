@@ -23,7 +23,8 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from scripts.lifecycle.engine.selection import Reach, Selection
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

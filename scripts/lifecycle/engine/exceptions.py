@@ -8,7 +8,7 @@ from scripts.lifecycle.engine.fragments import Fragment, fragment
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import Path, Window
 from scripts.lifecycle.jobs.handover import Item, raise_rows
-from scripts.lifecycle.policy.policies import QueueRule
+from scripts.lifecycle.policy.rules import QueueRule
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.settings import Settings

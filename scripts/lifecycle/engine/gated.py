@@ -18,7 +18,7 @@ from psycopg import Cursor, sql
 from psycopg.abc import QueryNoTemplate
 
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Batch
+from scripts.lifecycle.policy.sections import Batch
 from scripts.utils.db_utils import AUDIT_HEAD_LOCKED, Connection, Database, connection_lost, is_deadlock
 from scripts.utils.errors import StoppedEarly
 from scripts.utils.retry_utils import retry

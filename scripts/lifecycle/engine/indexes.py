@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from scripts.lifecycle.engine.catalogue import catalogue_of, columns_of, pointing_at, rows_of, tree_of
-from scripts.lifecycle.policy.policies import Policy, PolicySet, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

@@ -14,7 +14,9 @@ from scripts.lifecycle.engine.lookups import Found
 from scripts.lifecycle.engine.rights import CURE
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES
 from scripts.lifecycle.engine.values import kinds_of, of_lookup, read
-from scripts.lifecycle.policy.policies import Condition, LookedUp, Lookup, table_identifier
+from scripts.lifecycle.policy.conditions import Condition, LookedUp
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils.db_utils import Connection
 
 # Bytes. Above this size a probe without an index takes longer than everything else that is done with a row.

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from scripts.lifecycle.engine.fragments import Fragment, fragment
 from scripts.lifecycle.engine.values import Kind, Readings
-from scripts.lifecycle.policy.policies import Lookup, table_identifier
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 
 Shape = Callable[[sql.Composable], Fragment]

@@ -14,7 +14,8 @@ import psycopg
 
 from scripts.lifecycle.engine.catalogue import DOER, rows_of, tree_of
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase, connection_lost
 from scripts.utils.errors import OpsError, PolicyFailed, describe_database_error, functions_of

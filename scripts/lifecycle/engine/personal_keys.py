@@ -9,7 +9,7 @@ where every key is one, nothing is read.
 from __future__ import annotations
 
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 
 OWN = "names"

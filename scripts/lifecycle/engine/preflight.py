@@ -34,7 +34,13 @@ from scripts.lifecycle.engine.record_keys import RecordKey, problem_of
 from scripts.lifecycle.engine.row_periods import INTERVAL, NUMBERS
 from scripts.lifecycle.engine.selection import ANCHOR_TYPES, ForeignKey, Reach, Selection
 from scripts.lifecycle.engine.windows import Path
-from scripts.lifecycle.policy.policies import NOW, Dependant, Lookup, Policy, RowPeriod, own_columns, parts_of
+from scripts.lifecycle.policy.conditions import own_columns
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.remedies import NOW
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.sections import Dependant
+from scripts.lifecycle.policy.tables import parts_of
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import PolicyFailed

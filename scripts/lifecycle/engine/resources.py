@@ -10,7 +10,8 @@ from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import detached_from
-from scripts.lifecycle.policy.policies import PolicySet, parts_of, table_identifier
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.tables import parts_of, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured, PolicyFailed, describe_database_error

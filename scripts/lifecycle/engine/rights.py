@@ -15,17 +15,14 @@ from typing import Literal
 
 from scripts.lifecycle.engine.catalogue import DOER, columns_of, pointing_at, rows_of
 from scripts.lifecycle.engine.selection import ForeignKey
-from scripts.lifecycle.policy.policies import (
-    Condition,
-    Dependant,
-    ErasureStep,
-    LookedUp,
-    Lookup,
-    Policy,
-    PolicySet,
-    RowPeriod,
-    parts_of,
-)
+from scripts.lifecycle.policy.conditions import Condition, LookedUp
+from scripts.lifecycle.policy.erasure_steps import ErasureStep
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.sections import Dependant
+from scripts.lifecycle.policy.tables import parts_of
 from scripts.utils.db_utils import Connection
 
 Verb = Literal["SELECT", "INSERT", "UPDATE", "DELETE", "LOCK"]

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from scripts.lifecycle.engine.fragments import Fragment, fragment, joined
-from scripts.lifecycle.policy.policies import Period, RowPeriod, Rule
+from scripts.lifecycle.policy.periods import Period
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.rules import Rule
 from scripts.utils import composing as sql
 
 NUMBERS = frozenset({"smallint", "integer", "bigint", "numeric", "real", "double precision"})

@@ -19,17 +19,12 @@ from scripts.lifecycle.engine.lookups import Found, joined_value
 from scripts.lifecycle.engine.record_keys import RecordKey
 from scripts.lifecycle.engine.row_periods import RowMoments
 from scripts.lifecycle.engine.values import Readings
-from scripts.lifecycle.policy.policies import (
-    Blob,
-    Condition,
-    LookedUp,
-    Lookup,
-    Policy,
-    RowPeriod,
-    lookups_of,
-    own_columns,
-    table_identifier,
-)
+from scripts.lifecycle.policy.conditions import Condition, LookedUp, lookups_of, own_columns
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.sections import Blob
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.blob_token import store_of
 from scripts.utils.settings import Settings

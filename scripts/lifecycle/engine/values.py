@@ -15,18 +15,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from scripts.lifecycle.engine.fragments import Fragment, fragment, joined
-from scripts.lifecycle.policy.policies import (
-    NOW,
-    Condition,
-    ErasureStep,
-    LookedUp,
-    Lookup,
-    Policy,
-    Treatment,
-    lookups_of,
-    own_columns,
-    written,
-)
+from scripts.lifecycle.policy.conditions import Condition, LookedUp, lookups_of, own_columns, written
+from scripts.lifecycle.policy.erasure_steps import ErasureStep
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.remedies import NOW
+from scripts.lifecycle.policy.treatments import Treatment
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from scripts.lifecycle.engine.fragments import Fragment, fragment
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import Lookup
+from scripts.lifecycle.policy.lookups import Lookup
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

@@ -18,7 +18,8 @@ from scripts.lifecycle.engine.selection import Cause, Selection, store_for
 from scripts.lifecycle.engine.windows import chosen_keys
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.blob_client import BlobCallFailed, BlobClient
 from scripts.utils.blob_names import blob_name

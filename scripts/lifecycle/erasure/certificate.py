@@ -14,7 +14,7 @@ from typing import Any
 
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.erasure.requests import TABLE, Request
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase

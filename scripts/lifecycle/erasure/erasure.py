@@ -24,7 +24,8 @@ from scripts.lifecycle.erasure.ledger import Ledger, Line
 from scripts.lifecycle.erasure.plan import BLOB, HOLDS, LOCKED, REFERENCED, UNCLEAR, ErasurePlan, Found, addresses
 from scripts.lifecycle.erasure.requests import TABLE, Request
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Batch, table_identifier
+from scripts.lifecycle.policy.sections import Batch
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.addresses import Address
 from scripts.utils.archive_store import ArchiveStore, store_of

@@ -28,7 +28,8 @@ from uuid import UUID
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.selection import normal_address
 from scripts.lifecycle.erasure.requests import TABLE, Request
-from scripts.lifecycle.policy.policies import ErasureStep, table_identifier
+from scripts.lifecycle.policy.erasure_steps import ErasureStep
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils import strict_json
 from scripts.utils.archive_store import ArchiveStore, ObjectMissing

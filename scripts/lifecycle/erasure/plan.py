@@ -24,20 +24,14 @@ from scripts.lifecycle.engine.rights import Right, lacking, of_reference, of_ste
 from scripts.lifecycle.engine.selection import ForeignKey, names_blob, normal_address
 from scripts.lifecycle.engine.values import Readings, read
 from scripts.lifecycle.engine.values import of_step as values_of_step
-from scripts.lifecycle.policy.policies import (
-    Anonymize,
-    Blob,
-    Condition,
-    ErasureStep,
-    LookedUp,
-    Lookup,
-    PolicySet,
-    Treatment,
-    lookups_of,
-    own_columns,
-    table_identifier,
-)
+from scripts.lifecycle.policy.conditions import Condition, LookedUp, lookups_of, own_columns
+from scripts.lifecycle.policy.erasure_steps import ErasureStep
+from scripts.lifecycle.policy.lookups import Lookup
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.sections import Anonymize, Blob
+from scripts.lifecycle.policy.tables import table_identifier
+from scripts.lifecycle.policy.treatments import Treatment
 from scripts.utils import composing as sql
 from scripts.utils.addresses import folded
 from scripts.utils.db_utils import Connection

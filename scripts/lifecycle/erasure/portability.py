@@ -24,7 +24,7 @@ from scripts.lifecycle.erasure.erasure import archive_keys_of
 from scripts.lifecycle.erasure.plan import ErasurePlan, Target
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.exported import left_out
-from scripts.lifecycle.policy.policies import parts_of, table_identifier
+from scripts.lifecycle.policy.tables import parts_of, table_identifier
 from scripts.utils import composing as sql
 from scripts.utils import pages, private_files
 from scripts.utils.addresses import Address

@@ -17,7 +17,9 @@ from scripts.lifecycle.engine.catalogue import tree_of
 from scripts.lifecycle.engine.obstacles import known_triggers
 from scripts.lifecycle.engine.selection import names_blob, store_for
 from scripts.lifecycle.health.findings import Context, Finding, advised, failed, passed, warned
-from scripts.lifecycle.policy.policies import Blob, Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.sections import Blob
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils.db_utils import Connection, connection_lost
 from scripts.utils.errors import OpsError, describe_database_error
 from scripts.utils.session_settings import logs_parameters, unpinned

@@ -16,7 +16,7 @@ from redis.lock import Lock
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.health.blueprint import Cron, load_blueprint
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
-from scripts.lifecycle.policy.policies import table_identifier
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.lifecycle.purge.purge import predict
 from scripts.utils.alert_sinks import sinks_of
 from scripts.utils.db_utils import Connection

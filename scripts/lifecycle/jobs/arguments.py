@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from scripts.lifecycle.jobs.run import Job, Options
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, JobSpec
+from scripts.lifecycle.policy.job_specs import JobSpec
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.settings import Settings
 
 # An operator's command has no line under jobs: in the policy file.

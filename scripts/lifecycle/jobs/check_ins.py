@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from scripts.lifecycle.policy.policies import JobSpec
+from scripts.lifecycle.policy.job_specs import JobSpec
 from scripts.utils import error_reporting
 from scripts.utils.errors import ExitCode
 from scripts.utils.logging_utils import get_logger

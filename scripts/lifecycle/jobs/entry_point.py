@@ -25,7 +25,9 @@ from scripts.lifecycle.jobs.job_record import recorded
 from scripts.lifecycle.jobs.results import SLA_ORDER, total_pauses
 from scripts.lifecycle.jobs.run import Job, Kind, Run
 from scripts.lifecycle.jobs.terminal import Display
-from scripts.lifecycle.policy.policies import JobSpec, PolicySet, load_policies
+from scripts.lifecycle.policy.job_specs import JobSpec
+from scripts.lifecycle.policy.policy_file import load_policies
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils import early_signals, error_reporting, tracing
 from scripts.utils.db_utils import Connection, ReadOnlyDatabase, explained
 from scripts.utils.errors import (

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 
 from scripts.lifecycle.jobs.results import PolicyResult
-from scripts.lifecycle.policy.policies import JobSpec, Policy
+from scripts.lifecycle.policy.job_specs import JobSpec
+from scripts.lifecycle.policy.policies import Policy
 from scripts.lifecycle.policy.schedules import longest_interval
 from scripts.utils.errors import ExitCode
 from scripts.utils.metrics_utils import Figure

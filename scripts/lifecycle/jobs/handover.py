@@ -14,7 +14,8 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.audit import audit
-from scripts.lifecycle.policy.policies import PRIORITIES, PolicySet
+from scripts.lifecycle.policy.fields import PRIORITIES
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import names_somebody

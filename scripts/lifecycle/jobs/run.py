@@ -19,7 +19,7 @@ import redis
 
 from scripts.lifecycle.jobs.results import SLA_ORDER, PolicyResult, SlaStatus
 from scripts.lifecycle.jobs.terminal import Display
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils import metrics_utils
 from scripts.utils.db_utils import Connection, Database, ReadOnlyDatabase, writable
 from scripts.utils.errors import ExitCode, Misconfigured, OpsError, StoppedEarly

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from scripts.lifecycle.jobs.results import PolicyResult
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils import leases
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.redis_lock import JobLock

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from scripts.lifecycle.jobs.stop_switch import Switch
 from scripts.lifecycle.monitoring.alerts import Alert, AlertKind
 from scripts.lifecycle.monitoring.run_history import RunFacts, throughput
-from scripts.lifecycle.policy.policies import JobSpec
+from scripts.lifecycle.policy.job_specs import JobSpec
 from scripts.lifecycle.policy.schedules import last_due
 from scripts.utils.alert_sinks import Severity
 from scripts.utils.pages import duration

@@ -2,7 +2,8 @@
 
 This room parses the policy file, checks it, puts its policies in order and works out when jobs are due. It may import
 only scripts.utils. It reads no environment variable and, apart from the order of foreign keys, asks no database.
-Every other room reads the objects that it returns. Begin with ``policies.py``, at ``Policy``.
+Every other room reads the objects that it returns. Begin with ``policies.py``, at ``Policy``; ``policy_file.py`` reads
+the file.
 
 The policy file is the only place where a period is written. No period stands in Python or SQL, so a person who reads
 the file has read everything that decides how long a row is kept. The file is parsed once, into frozen objects; nothing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from scripts.lifecycle.policy.policies import PolicySet
+from scripts.lifecycle.policy.policy_set import PolicySet
 
 # Words of a column's name that say that its value is a secret, which is no personal data to take along.
 _SECRET = re.compile(

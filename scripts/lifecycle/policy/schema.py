@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from scripts.lifecycle.policy.document import Document
 from scripts.lifecycle.policy.keys import every_model, keys_of
-from scripts.lifecycle.policy.policies import Document
 from scripts.utils.yaml_defaults import SECTIONS
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"

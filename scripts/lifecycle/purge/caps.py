@@ -8,7 +8,10 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Period, Policy, Rule, parse_policies
+from scripts.lifecycle.policy.periods import Period
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policy_file import parse_policies
+from scripts.lifecycle.policy.rules import Rule
 from scripts.lifecycle.purge import row_period_caps
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError

@@ -14,7 +14,8 @@ from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import ExitCode

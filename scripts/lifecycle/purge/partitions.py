@@ -36,7 +36,7 @@ from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import RowPeriod
+from scripts.lifecycle.policy.row_periods import RowPeriod
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection, Result, connection_lost, is_deadlock
 from scripts.utils.errors import DatabaseUnavailable, StoppedEarly, describe_database_error

@@ -25,7 +25,8 @@ from scripts.lifecycle.engine.selection import Selection, store_for
 from scripts.lifecycle.engine.survey import detached_from, due_rows
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run
-from scripts.lifecycle.policy.policies import Policy, table_identifier
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.lifecycle.purge import inventory
 from scripts.lifecycle.purge.purge import predict
 from scripts.utils import composing as sql

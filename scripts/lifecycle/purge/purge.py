@@ -26,7 +26,10 @@ from scripts.lifecycle.engine.windows import Path, Sweep, walk_along
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run, sla_status
-from scripts.lifecycle.policy.policies import Blob, Lookup, Policy, RowPeriod
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.sections import Blob
 from scripts.lifecycle.purge import inventory, partitions, row_period_caps
 from scripts.lifecycle.purge.caps import refusal
 from scripts.lifecycle.purge.partitions import PartitionDrops

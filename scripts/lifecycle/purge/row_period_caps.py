@@ -15,7 +15,10 @@ from typing import Any
 from scripts.lifecycle.engine.fragments import Fragment, fragment
 from scripts.lifecycle.engine.row_periods import RowMoments
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import Lookup, Policy, RowPeriod, table_identifier
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.row_periods import RowPeriod
+from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from scripts.lifecycle.policy.policies import Policy, PolicySet, Remedy
+from scripts.lifecycle.policy.policies import Policy
+from scripts.lifecycle.policy.policy_set import PolicySet
+from scripts.lifecycle.policy.remedies import Remedy
 from scripts.lifecycle.queue.work import QueueItem
 from scripts.utils.errors import Misconfigured
 

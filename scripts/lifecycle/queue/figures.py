@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.lifecycle.policy.policies import PRIORITIES
+from scripts.lifecycle.policy.fields import PRIORITIES
 from scripts.utils.db_utils import Connection
 from scripts.utils.metrics_utils import Figure
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from psycopg.rows import dict_row
 
-from scripts.lifecycle.policy.policies import PRIORITIES
+from scripts.lifecycle.policy.fields import PRIORITIES
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import Misconfigured
 from scripts.utils.redaction import redact

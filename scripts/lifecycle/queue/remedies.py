@@ -8,7 +8,9 @@ from typing import Any
 import psycopg
 
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import NOW, Lookup, written
+from scripts.lifecycle.policy.conditions import written
+from scripts.lifecycle.policy.lookups import Lookup
+from scripts.lifecycle.policy.remedies import NOW
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 from scripts.utils.errors import OpsError

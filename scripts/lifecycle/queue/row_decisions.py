@@ -17,7 +17,8 @@ from scripts.lifecycle.engine.resources import row_state
 from scripts.lifecycle.engine.selection import Cause, Selection
 from scripts.lifecycle.engine.survey import survey
 from scripts.lifecycle.engine.windows import chosen_keys
-from scripts.lifecycle.policy.policies import Dependant, with_people
+from scripts.lifecycle.policy.policy_file import with_people
+from scripts.lifecycle.policy.sections import Dependant
 from scripts.lifecycle.queue import remedies
 from scripts.lifecycle.queue.matter import ROW_GONE, DecisionFailed, Matter
 from scripts.utils.db_utils import Connection

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.settings import load_settings
 from tests.faults.stage import Running
 from tests.forked import start_script

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, parse_policies
 from scripts.utils.errors import Misconfigured
 
 ARCHIVE = {"personal": ["customer_email", "normalized_email"], "keep": "3 years", "rows": 20000}

@@ -6,7 +6,7 @@ import yaml
 from backend import migrate
 from scripts.lifecycle.archives import health as archive_health
 from scripts.lifecycle.archives.keys import ArchiveKeys
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.settings import Settings
 from tests.lifecycle.archives.payments import MASTER_KEY, OTHER_KEY
 

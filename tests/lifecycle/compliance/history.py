@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime, timedelta
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from tests.lifecycle.support import seal_anew
 
 POLICIES = load_policies()

@@ -11,7 +11,7 @@ from psycopg import sql
 from scripts.lifecycle.engine.fragments import fragment, joined
 from scripts.lifecycle.engine.selection import Cause, Selection
 from scripts.lifecycle.engine.values import Kind, Readings
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from tests.lifecycle.support import AS_OF, policy
 
 TYPES = {"id": "bigint", "made_at": "timestamp with time zone", "kind": "text"}

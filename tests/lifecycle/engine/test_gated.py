@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scripts.lifecycle.engine.gated import GatedTransaction
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies
 from scripts.utils.db_utils import Database
 
 PATHS = "SELECT current_setting('enable_seqscan'), current_setting('jit')"

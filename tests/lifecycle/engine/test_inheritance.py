@@ -7,7 +7,7 @@ from psycopg import sql
 
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.resources import row_state
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from scripts.utils.errors import PolicyFailed
 from tests.lifecycle.support import AS_OF, POLICY_TEXT, ago, audited, policy
 

@@ -9,7 +9,7 @@ import pytest
 
 from scripts.lifecycle.engine import holds, resources
 from scripts.lifecycle.jobs.entry_point import main
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from scripts.retention.legal_holds import JOB
 from scripts.utils.errors import Misconfigured
 from tests.faults.stage import in_background, wait_until

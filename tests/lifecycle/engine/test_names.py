@@ -8,7 +8,8 @@ from psycopg import sql
 
 from backend import migrate
 from backend.grants import Given
-from scripts.lifecycle.policy.policies import parse_policies, parts_of, table_identifier
+from scripts.lifecycle.policy.policy_file import parse_policies
+from scripts.lifecycle.policy.tables import parts_of, table_identifier
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import POLICY_TEXT, ago, audited, policy
 

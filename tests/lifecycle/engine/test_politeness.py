@@ -21,7 +21,7 @@ from scripts.lifecycle.engine.politeness import (
 )
 from scripts.lifecycle.jobs import run as run_module
 from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused, total_pauses
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.faults.stage import Quiz, in_background, wait_until
 from tests.lifecycle.support import add_things, policy, record
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.lifecycle.support import ANNA, AS_OF, BEN, CLEO, add_quiz, ago, audited, key_of, quiz_left, record
 
 REASON = "retention_policy:quiz_responses/"

@@ -9,7 +9,7 @@ import yaml
 from psycopg import sql
 
 from scripts.lifecycle.engine.selection import Selection
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from tests.lifecycle.support import AS_OF, add_quiz, ago, left, policy, quiz_left
 
 ZONES = ["Asia/Tokyo", "America/New_York", "Pacific/Chatham"]

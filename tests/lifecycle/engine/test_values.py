@@ -12,7 +12,7 @@ from psycopg import sql
 from scripts.lifecycle.engine import values
 from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.values import Written
-from scripts.lifecycle.policy.policies import Condition
+from scripts.lifecycle.policy.conditions import Condition
 from tests.lifecycle.support import ago, left, policy
 
 TYPES = (

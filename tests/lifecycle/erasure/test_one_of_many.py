@@ -64,7 +64,7 @@ def test_a_row_that_no_step_is_about_is_named_to_a_person(world, person, asked, 
     import yaml
 
     from backend import migrate
-    from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+    from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 
     document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
     document["erasure"]["magic_link_tokens"]["when"] = {"usage_ip": "set"}
@@ -85,7 +85,7 @@ def test_a_table_that_refers_to_itself(world, person, asked, erase, tmp_path, da
     import yaml
 
     from backend import migrate
-    from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+    from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 
     world.link.execute(
         "CREATE TABLE public.notes (id bigint PRIMARY KEY, who varchar(320), parent bigint REFERENCES notes)"

@@ -9,7 +9,8 @@ import yaml
 
 from backend import migrate
 from scripts.lifecycle.policy.exported import left_out
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, PolicySet
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_set import PolicySet
 from tests.lifecycle.archives.payments import ODD
 from tests.lifecycle.erasure.conftest import ARCHIVE
 from tests.lifecycle.erasure.world import ADDRESS, NAME, PERSON

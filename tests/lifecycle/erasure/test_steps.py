@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from backend import migrate
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, parse_policies
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.erasure.world import ADDRESS, NAME, PERSON
 

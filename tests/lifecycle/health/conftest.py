@@ -11,7 +11,7 @@ import yaml
 
 from backend import migrate
 from backend.blob_server import BlobServer
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.inside import run_inside
 from tests.utils.envelopes import Receiver
 

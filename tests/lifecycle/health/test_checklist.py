@@ -4,7 +4,7 @@ import pytest
 
 from scripts.lifecycle.health import database as database_checks
 from scripts.lifecycle.health import locks
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from tests.inside import run_inside
 from tests.lifecycle.receivers import slack_settings
 from tests.project.conftest import ROOT

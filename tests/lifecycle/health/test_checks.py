@@ -5,7 +5,7 @@ import json
 import pytest
 
 from scripts.lifecycle.health.findings import Check, Context, examine, passed, verdict
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from scripts.utils.test_helpers import Proxy
 
 NOBODY = "postgresql://nobody:hunter2@127.0.0.1:{}/app"

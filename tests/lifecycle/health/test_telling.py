@@ -10,7 +10,7 @@ from scripts.lifecycle.health.checks import CHECKS
 from scripts.lifecycle.health.findings import Check, Context, examine, failed, passed, warned
 from scripts.lifecycle.health.telling import alerts_of, tell
 from scripts.lifecycle.monitoring.alerts import Alerts
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.settings import load_settings
 from tests.lifecycle.receivers import pagerduty_settings, slack_settings

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.lifecycle.policy.policies import load_policies
+from scripts.lifecycle.policy.policy_file import load_policies
 from tests.forked import run_script, start_script
 from tests.utils.envelopes import Receiver
 

@@ -9,7 +9,7 @@ import yaml
 
 from scripts.lifecycle.audit.provenance import PolicyFile
 from scripts.lifecycle.compliance.policy_changes import _changes
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies, parse_policies
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import AS_OF
 from tests.lifecycle.support import POLICY_TEXT as TEXT

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE, load_policies, parse_policies
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE, load_policies, parse_policies
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import AS_OF
 from tests.lifecycle.support import POLICY_TEXT as TEXT

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import POLICY_TEXT as TEXT
 

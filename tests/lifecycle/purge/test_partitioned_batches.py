@@ -8,7 +8,7 @@ from psycopg import sql
 
 from scripts.lifecycle.audit import audit
 from scripts.lifecycle.engine.preflight import preflight
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from scripts.lifecycle.purge.purge import _walks
 from tests.lifecycle.purge.partitioned import MONTHS, ROWS, make, partitions, policies
 from tests.lifecycle.support import AS_OF, audited, left, record

@@ -11,7 +11,7 @@ from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.preflight import preflight
 from scripts.lifecycle.engine.survey import survey
 from scripts.lifecycle.engine.windows import chosen_keys
-from scripts.lifecycle.policy.policies import load_policies, parse_policies
+from scripts.lifecycle.policy.policy_file import load_policies, parse_policies
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import Misconfigured
 from tests.lifecycle.support import AS_OF

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.lifecycle.archives.payments import MASTER_KEY
 from tests.retention.enforcement.conftest import done
 

@@ -3,7 +3,7 @@
 import psycopg
 import pytest
 
-from scripts.lifecycle.policy.policies import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.retention.enforcement.conftest import count, done
 
 OPS = (

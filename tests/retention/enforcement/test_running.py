@@ -6,7 +6,7 @@ import signal
 import pytest
 import yaml
 
-from scripts.lifecycle.policy.policies import parse_policies
+from scripts.lifecycle.policy.policy_file import parse_policies
 from scripts.lifecycle.policy.policy_order import in_order
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import JobLock, connect_redis
