@@ -390,7 +390,7 @@ class Archiver:
             The archive; None: the window has no row that may go.
 
         Raises:
-            PolicyFailed: The table is locked.
+            StoppedEarly: The table stays locked by another session, even against reading.
             ArchiveStoreFailed: The store fails.
             ArchiveBroken: The object read back is not what was written.
         """

@@ -283,7 +283,13 @@ class BatchWriter:
 
     @contextmanager
     def _settled_by(self, entry_ids: list[UUID]) -> Iterator[Connection]:
-        """Lend the connection; say what settles a batch whose answer was lost, and what a batch was too large for."""
+        """Lend the connection; say what settles a batch whose answer was lost, and what a batch was too large for.
+
+        Raises:
+            Ambiguous: The connection broke; the entries' ids settle whether the batch was committed.
+            BatchTooLarge: More would go along than a batch may have; nothing of it happened.
+            psycopg.Error: What else the server refused; nothing of the batch happened.
+        """
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._database.connection())
@@ -327,7 +333,11 @@ class BatchWriter:
         return self._constants | window.parameters | reached | named | {"entries": ids}, ids
 
     def _names(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Read the keys that may be personal, and compute the pseudonyms by which the audit names them."""
+        """Read the keys that may be personal, and compute the pseudonyms by which the audit names them.
+
+        Raises:
+            ValueError: The function that makes pseudonyms was not given.
+        """
         if not self._selection.pseudonymous:
             return {}
         kept = sql.SQL("{} <> ALL(%(excluded)s::text[])").format(self._selection.record.id("t"))
@@ -340,7 +350,11 @@ class BatchWriter:
         return {name: Jsonb({key: self._pseudonym(key) for (key,) in found}) for name, found in keys.items()}
 
     def _fresh(self, connection: Connection, window: Window, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Read the values that become pseudonyms, and compute the pseudonyms."""
+        """Read the values that become pseudonyms, and compute the pseudonyms.
+
+        Raises:
+            ValueError: The function that makes pseudonyms was not given.
+        """
         section = self._selection.policy.anonymize
         if section is None or not section.pseudonymised:
             return {}

@@ -216,7 +216,11 @@ class Deleter:
         return Outcome(owned=True, stopped=False, deleted=0, answer=self._ask(question))
 
     def _patiently(self, window: Window, question: Question | None) -> Outcome:
-        """Run a batch; if it runs into its lock time-out, run it again without the locked rows."""
+        """Run a batch; if it runs into its lock time-out, run it again without the locked rows.
+
+        Raises:
+            _WindowLocked: It runs into its lock time-out without them, too.
+        """
         try:
             return self._surely(window, question, skip_locked=False)
         except psycopg.errors.LockNotAvailable:
@@ -242,7 +246,13 @@ class Deleter:
         return self._repeated(batch, question)
 
     def _repeated(self, batch: Callable[[], Outcome], question: Question | None) -> Outcome:
-        """Repeat a batch through lost connections and deadlocks; a lost answer is settled before."""
+        """Repeat a batch through lost connections and deadlocks; a lost answer is settled before.
+
+        Raises:
+            StoppedEarly: The gate stays closed, the lease is lost, or the stop switch is on.
+            DatabaseUnavailable: The connection broke in every attempt.
+            psycopg.Error: What else the server refused; nothing of the batch happened.
+        """
 
         def once() -> Outcome:
             self._politeness.ours += 1
@@ -307,7 +317,11 @@ class Deleter:
         return [key for (key,) in rows if key not in self.poison]
 
     def _split(self, window: Window, error: psycopg.Error) -> None:
-        """Split a batch that ran into its statement time-out, and make the following batches smaller too."""
+        """Split a batch that ran into its statement time-out, and make the following batches smaller too.
+
+        Raises:
+            PolicyFailed: One row alone takes too long.
+        """
         keys = self._keys(window)
         if len(keys) <= 1:
             raise poison.too_slow(self._run, self._policy) from error
@@ -349,7 +363,12 @@ class Deleter:
         return {key: weight for key, weight in rows if key not in self.poison}
 
     def _drain(self, key: str) -> bool:
-        """Let all dependants of one row go, in batches before its own; False: some of them stay, and so does it."""
+        """Let all dependants of one row go, in batches before its own; False: some of them stay, and so does it.
+
+        Raises:
+            PolicyFailed: One dependant alone takes too long, or too many rows are refused.
+            psycopg.Error: What the server refused for another reason than a row.
+        """
         chosen = chosen_keys(self._selection, [key])
         try:
             for number, _ in enumerate(self._selection.reaches):

@@ -177,6 +177,7 @@ def telling_what_blocks() -> Iterator[None]:
     Raises:
         AuditHeadLocked: The audit's entries could not be chained in time; nothing happened.
         Rescued: A row may stay now; nothing happened.
+        psycopg.Error: What else the server refused, unchanged.
     """
     try:
         yield

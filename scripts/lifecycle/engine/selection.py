@@ -419,7 +419,11 @@ class Selection:
         return anonymisation.constants(section, self.readings.texts) if section else {}
 
     def names_blob(self, alias: str) -> sql.Composed:
-        """Return SQL that is true where a row still names a blob."""
+        """Return SQL that is true where a row still names a blob.
+
+        Raises:
+            ValueError: The policy has no blobs.
+        """
         if self.policy.blob is None:
             raise ValueError(f"policy {self.policy.name} has no blobs")
         return names_blob(self.policy.blob, alias)

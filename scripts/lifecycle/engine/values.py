@@ -272,7 +272,11 @@ def kinds_of(connection: Connection, table: str, columns: Sequence[str]) -> dict
 
 
 def _all_at_once(connection: Connection, kinds: Mapping[str, Kind], values: Sequence[Written]) -> list[str] | None:
-    """Return every value as PostgreSQL writes it; None: at least one of them is none."""
+    """Return every value as PostgreSQL writes it; None: at least one of them is none.
+
+    Raises:
+        psycopg.OperationalError: The connection broke, or the server could not answer: that says nothing of the values.
+    """
     try:
         with connection.transaction():
             query = joined(
