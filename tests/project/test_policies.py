@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from scripts.lifecycle.policy.conditions import own_columns
 from scripts.lifecycle.policy.policy_file import load_policies
 from tests.project.conftest import ROOT, SCRIPTS, each_script, load_script
 
@@ -92,9 +93,13 @@ def test_every_table_and_column_exists(name, database):
         (policy.table, None)
     }
     for rule in (*policy.rules.values(), *policy.exceptions.values()):
-        wanted |= {(policy.table, column) for column in rule.when}
-    wanted |= {(policy.table, rule.anchor) for rule in policy.rules.values()}
-    wanted |= {(policy.table, exception.queue.anchor) for exception in policy.exceptions.values() if exception.queue}
+        wanted |= {(policy.table, column) for column in own_columns(rule.when)}
+    anchors = [rule.anchor for rule in policy.rules.values()]
+    anchors += [exception.queue.anchor for exception in policy.exceptions.values() if exception.queue]
+    wanted |= {(policy.table, anchor) for anchor in anchors if isinstance(anchor, str)}
+    for lookup in policy.lookups:
+        wanted |= {(policy.table, column) for column in lookup.own}
+        wanted |= {(lookup.from_table, column) for column in lookup.columns}
     for dependant in policy.dependants:
         wanted |= {(dependant.table, column) for column in (*dependant.column, *dependant.key)}
     columns = database.superuser().execute(

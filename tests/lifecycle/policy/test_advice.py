@@ -53,7 +53,11 @@ def refusal(old, new):
             "",
             "is missing: Why the rows are kept so long and no longer. Example: `legal_basis: ",
         ),
-        (", keep: 30 days", "", "is missing. Example: `keep: 24 hours`"),
+        (
+            ", keep: 30 days",
+            "",
+            "is missing: How long a row is kept after its anchor. It is due once the anchor lies more than that in the past.",
+        ),
         ("action: delete\n", "action: delte\n", "Write `action: delete`"),
         ("action: delete\n", "action: [delete]\n", "one value and no list. Write `action: delete`"),
         ("priority: low", "priority: hgih", "Write `priority: high`"),
@@ -67,7 +71,7 @@ def refusal(old, new):
         (
             "  cleanup_things: {",
             "  owner: me\n  cleanup_things: {",
-            "owner is a key of `policies.<name>`",
+            "owner is a key of `defaults` or `policies.<name>`",
         ),
     ],
 )
