@@ -245,17 +245,20 @@ def close_run(database: Database, run_id: UUID, result: PolicyResult) -> None:
 
 
 def audited_rows(connection: Connection, run_id: UUID, table: str) -> int:
-    """Return how many rows of a table the audit says that a run deleted: the truth, whatever the client remembers."""
+    """Return how many rows of a table the audit says that a run deleted: the truth, whatever the client remembers.
+
+    A row that refers to another one of its own table and was cut off from it is a dependant, and is not counted here.
+    """
     row = connection.execute(
         "SELECT coalesce(sum(cardinality(resource_ids)), 0) FROM ops.audit_batches"
-        " WHERE run_id = %s AND resource_type = %s",
+        " WHERE run_id = %s AND resource_type = %s AND reason NOT LIKE '%%/dependant'",
         (run_id, table),
     ).fetchone()
     return int(row[0]) if row else 0
 
 
 def audited_dependants(connection: Connection, run_id: UUID) -> int:
-    """Return how many rows of other tables the audit says that a run deleted or cut off along with its policy's own."""
+    """Return how many rows the audit says that a run deleted or cut off because they referred to its policy's own."""
     row = connection.execute(
         "SELECT coalesce(sum(cardinality(resource_ids)), 0) FROM ops.audit_batches"
         " WHERE run_id = %s AND reason LIKE '%%/dependant'",

@@ -65,6 +65,29 @@ def test_declared_to_be_set_null_they_stay_cut_off_and_are_audited(apply, family
     assert audited(family, "public.notes", "delete") == []
 
 
+@pytest.mark.parametrize("due", [False, True])
+def test_rows_that_refer_to_their_own_table_are_cut_off_and_not_counted_as_deleted(apply, things, due):
+    add_things(things, 1, 2)
+    add_things(things, 10, 14, days=1)
+    things.execute(
+        "ALTER TABLE things ADD parent_id bigint REFERENCES things; CREATE INDEX ON things (parent_id);"
+        "UPDATE things SET parent_id = 1 WHERE id >= 10"
+    )
+    if due:
+        things.execute("UPDATE things SET parent_id = 1 WHERE id = 2")
+    cut_off = {"table": "public.things", "column": "parent_id", "action": "set_null"}
+
+    dry = apply({"things": policy(dependants=[cut_off])}, "--dry-run")
+    run = apply({"things": policy(dependants=[cut_off])})
+
+    assert (run.code, left(things)) == (0, [10, 11, 12, 13, 14])
+    assert things.execute("SELECT count(parent_id) FROM things").fetchone() == (0,)
+    numbers = run.closing["records_deleted"], run.closing["dependants_deleted"]
+    assert numbers == (2, len(audited(things, "public.things", "set_null")))
+    assert (dry.closing["records_to_delete"], dry.closing["dependants_to_delete"]) == numbers
+    assert things.execute("SELECT records_processed, dependants_processed FROM ops.job_runs").fetchall() == [numbers]
+
+
 @BOTH
 def test_declared_to_refuse_they_keep_their_parent_and_one_item_counts_it(apply, family):
     run = apply({"things": declared("refuse")})
