@@ -140,7 +140,8 @@ def parse(name, arguments):
 def unknown(name, arguments):
     """What a script would not know of a short form: a verb, a flag."""
     if name in _BACKEND:
-        known, verbs = {"--sample-app", "--status", "--check", "--grants", "--delete", "--rows"}, {"start", "stop"}
+        known, verbs = {"--sample-app", "--status", "--check", "--grants", "--indexes", "--apply"}, {"start", "stop"}
+        known |= {"--delete", "--rows"}
     else:
         known, verbs = _flags_and_verbs(parser_of(load_script(_JOBS[name]).JOB))
     flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
