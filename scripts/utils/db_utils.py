@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import psycopg
 from psycopg import IsolationLevel
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from scripts.utils import odd_moments, tls
@@ -109,6 +110,41 @@ class _Look:
         self.stop: OpsError | None = None
 
 
+class _CountedConnection(psycopg.Connection[Any]):
+    """A connection that counts the transactions that it has the server do."""
+
+    sent: Callable[[], object] = staticmethod(lambda: None)
+    """Called for each of them."""
+    _piped = False
+
+    def _count(self) -> None:
+        if not self._piped and self.info.transaction_status is TransactionStatus.IDLE:
+            self.sent()
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        """Execute a statement; outside a transaction it is one by itself."""
+        self._count()
+        return super().execute(*args, **options)
+
+    @contextmanager
+    def transaction(self, *args: Any, **options: Any) -> Iterator[psycopg.Transaction]:
+        """Open a transaction, or a savepoint in one."""
+        self._count()
+        with super().transaction(*args, **options) as opened:
+            yield opened
+
+    @contextmanager
+    def pipeline(self) -> Iterator[psycopg.Pipeline]:
+        """Open a pipeline, which has one transaction here: inside, the client cannot know where one begins."""
+        self._count()
+        self._piped = True
+        try:
+            with super().pipeline() as opened:
+                yield opened
+        finally:
+            self._piped = False
+
+
 class ReadOnlyDatabase:
     """The connection pool of one process, for READ ONLY transactions only.
 
@@ -123,6 +159,8 @@ class ReadOnlyDatabase:
         self._patience = CONNECT_SECONDS
         self._looks: set[_Look] = set()
         self._looks_lock = threading.Lock()
+        self._transactions = 0
+        self._transactions_lock = threading.Lock()
         self._kwargs: dict[str, Any] = {
             "autocommit": True,
             "prepare_threshold": None,
@@ -132,8 +170,10 @@ class ReadOnlyDatabase:
             "context": odd_moments.CONTEXT,
             **tls.libpq_options(url),
         }
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
+        self._pool: ConnectionPool[_CountedConnection] = ConnectionPool(
             url,
+            connection_class=_CountedConnection,
+            configure=self._have_counted,
             kwargs=self._kwargs,
             min_size=1,
             max_size=max_size,
@@ -142,6 +182,18 @@ class ReadOnlyDatabase:
             timeout=CONNECT_SECONDS,
             reconnect_timeout=CONNECT_SECONDS,
         )
+
+    def _have_counted(self, connection: _CountedConnection) -> None:
+        connection.sent = self._count
+
+    def _count(self) -> None:
+        with self._transactions_lock:  # an archive is written in a thread of its own
+            self._transactions += 1
+
+    @property
+    def transactions(self) -> int:
+        """How many transactions this process has had the server do, as far as it can know them."""
+        return self._transactions
 
     def open(self, pause: Callable[[float], None] = time.sleep) -> None:
         """Connect, waiting for a database that is waking up.
@@ -200,7 +252,7 @@ class ReadOnlyDatabase:
         finally:
             self._pool.putconn(connection)
 
-    def _alive(self, patience: float) -> Connection:
+    def _alive(self, patience: float) -> _CountedConnection:
         """Return a connection that answers.
 
         If one does not answer, all connections in the pool are replaced at once, because the others are as old. The

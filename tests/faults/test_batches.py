@@ -97,7 +97,7 @@ def test_a_server_process_terminated_between_two_batches(writer, window, quiz):
     quiz.link.execute("SELECT pg_terminate_backend(%s, 5000)", (one._connection.info.backend_pid,))
     with pytest.raises(Ambiguous) as broken:
         one.run(window(2, 3), excluded=[])
-    assert one.settle(broken.value.entry_ids) is None
+    assert broken.value.settle() is None
     assert one.run(window(2, 3), excluded=[]).deleted == 2
     quiz.balance(remaining=36)
 
@@ -107,7 +107,7 @@ def test_a_lost_answer_is_settled_from_the_audit(writer, window, proxy, quiz):
     proxy.cut_when(COMMIT_AND_SYNC, before_forward=False)
     with pytest.raises(Ambiguous) as broken:
         one.run(window(2, 3), excluded=[])
-    assert one.settle(broken.value.entry_ids) == 2
+    assert broken.value.settle() == 2
     quiz.balance(remaining=38)
 
 

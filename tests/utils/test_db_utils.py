@@ -273,3 +273,36 @@ def test_closing_the_gate_locks_it_before_the_first_statement(connect, database)
         batch.execute(asked)
     with batch.transaction():
         batch.execute(asked)
+
+
+def test_every_transaction_that_the_server_does_is_counted_once(connect, database):
+    """As the server counts them; politeness takes the rest of the server's count for other sessions'."""
+    watcher = database.superuser()
+    pool = connect(database.url, max_size=1)
+    seen = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+
+    def work(connection):
+        connection.execute("SELECT 1")
+        return connection.execute("SELECT 2").fetchone()
+
+    flush = "SELECT pg_stat_force_next_flush(), count(*) FROM ops.leases"  # without a table, nothing is reported
+    with pool.connection() as connection:
+        connection.execute(flush)
+        before = pool.transactions, watcher.execute(seen).fetchone()[0]
+    for _ in range(100):
+        pool.read(work)
+        pool.write(work)
+        with pool.connection() as connection:
+            connection.execute("SELECT 1")
+            connection.execute("SELECT 2")
+            with connection.pipeline():
+                connection.execute("BEGIN")
+                connection.execute("SELECT 1")
+                connection.execute("SELECT 2")
+                connection.execute("COMMIT")
+    with pool.connection() as connection:
+        connection.execute(flush)
+        counted, told = pool.transactions - before[0], watcher.execute(seen).fetchone()[0] - before[1]
+
+    assert counted >= 800
+    assert 0 <= told - counted < 50, "the watcher's and an autovacuum's are the server's own"

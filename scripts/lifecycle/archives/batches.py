@@ -26,39 +26,26 @@ from scripts.lifecycle.archives.export import Exported, Exporter, archive_of
 from scripts.lifecycle.archives.format import ArchiveBroken
 from scripts.lifecycle.archives.keys import ArchiveKeys
 from scripts.lifecycle.archives.verify import read_back
-from scripts.lifecycle.engine import poison
+from scripts.lifecycle.engine.batches import Ambiguous, Outcome
 from scripts.lifecycle.engine.decided import Decided
-from scripts.lifecycle.engine.deleter import HEARTBEAT_SECONDS, PROBE_SECONDS, RETRY_ATTEMPTS, RETRY_SECONDS, unreadable
-from scripts.lifecycle.engine.gated import (
-    MAY_RUN,
-    Blocked,
-    Context,
-    GatedTransaction,
-    Rescued,
-    Statement,
-    require_may_run,
-)
+from scripts.lifecycle.engine.gated import MAY_RUN, Context, GatedTransaction, Rescued, Statement
+from scripts.lifecycle.engine.loop import RETRY_ATTEMPTS, RETRY_SECONDS, BatchLoop, Course, Worker
 from scripts.lifecycle.engine.politeness import Politeness
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.windows import Path, Window, chosen_keys
-from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.handover import Item, raise_item
 from scripts.lifecycle.jobs.run import Run
 from scripts.utils import composing as sql
 from scripts.utils.archive_store import ArchiveStoreFailed, store_of
-from scripts.utils.db_utils import Connection, connection_lost, is_deadlock
-from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly, describe_database_error
-from scripts.utils.logging_utils import get_logger
+from scripts.utils.db_utils import Connection, connection_lost
+from scripts.utils.errors import OpsError, PolicyFailed, StoppedEarly
 from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.retry_utils import retry
 
 _NOT_EXACTLY = "LA001"  # raised by ops.seal_archive: not exactly the archive's rows were deleted
 # Rows may change during every new attempt. The closing pass or the next run takes what is left after these.
 _ATTEMPTS = 5
-# Archives written while the rows of another are deleted. Two at once were slower: threads share one interpreter.
-_AHEAD = 1
-# Transactions of one archive besides those for its keys and its DELETE. Politeness takes them for the run's own.
-_OWN_TRANSACTIONS = 11
+_MOST_ROWS = 50_000
 
 _EXPORTED = sql.SQL("""
 exported AS MATERIALIZED (
@@ -124,7 +111,7 @@ class _NotAsExported(Exception):
     """A row was changed since its export, is held, or is locked by another session: nothing was deleted."""
 
 
-class Archiver:
+class Archiver(Worker):
     """Archives and deletes what one policy selects, in one run; a purge uses it like a Deleter.
 
     Args:
@@ -139,12 +126,10 @@ class Archiver:
 
     def __init__(self, run: Run, selection: Selection, context: Context, politeness: Politeness) -> None:
         policy = selection.policy
-        self._run = run
-        self._selection = selection
-        self._policy = policy
+        self._object_rows = min(run.options.batch_size or archive_of(policy).rows, _MOST_ROWS)
+        loop = BatchLoop(run, policy, context, politeness, batch_rows=self._object_rows)
+        super().__init__(run, selection, loop)
         self._context = context
-        self._politeness = politeness
-        self._log = get_logger().bind(policy=policy.name)
         self._store = store_of(run.settings)
         self._keys = ArchiveKeys(run.database, run.settings)
         self._keys.lookup()
@@ -163,33 +148,15 @@ class Archiver:
         self._decided = Decided(selection)
         self._lent = ExitStack()
         self._connection: Connection | None = None
-        self._heartbeat_every = min(HEARTBEAT_SECONDS, run.settings.redis_lock_timeout / 3)
         self._changed: list[str] = []
         self._deleting_seconds = 0.0
-        self._writer = ThreadPoolExecutor(_AHEAD, thread_name_prefix="archive")
+        self._sealed = 0
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="archive")
+        self._ahead: deque[tuple[Window, Future[Exported | None]]] = deque()
         self._ending = False
-        self.batch_rows = min(run.options.batch_size or archive_of(policy).rows, 50_000)
-        """Rows that an archive may have."""
-        self.deleted = 0
-        self.batches = 0
-        """Number of archives sealed."""
-        self._refusals = poison.Refusals(run, policy)
-        self._handed_over = 0
-        self.locked = False
-        """Whether rows were left out because another session had changed or locked them."""
-
-    @property
-    def poison(self) -> list[str]:
-        """The keys of the rows that the database refuses to delete."""
-        return self._refusals.keys
-
-    @property
-    def queued(self) -> int:
-        """How many items were new on the queue."""
-        return self._refusals.queued + self._handed_over
 
     def close(self) -> None:
-        """End the writing threads and give the connection back."""
+        """End the writing thread and give the connection back."""
         self._writer.shutdown()
         self._disconnect()
 
@@ -208,10 +175,9 @@ class Archiver:
         self._run.checkpoint()
 
     @property
-    def limit_reached(self) -> bool:
-        """Whether ``--limit`` allows no further row."""
-        limit = self._run.options.limit
-        return limit is not None and self.deleted >= limit
+    def rows(self) -> int:
+        """Rows of the next archive."""
+        return self.loop.batch_rows
 
     def follow(self, path: Path) -> None:
         """Archive the rows along a path, and delete them.
@@ -220,8 +186,49 @@ class Archiver:
             StoppedEarly: The run must stop; no archive is sealed without its rows being deleted.
             PolicyFailed: The store fails, an object read back is not what was written, or too many rows are refused.
         """
+        self._changed.clear()  # a row that one path left out is tried again on the next
         with cycles_left_alone():
-            self._follow(path)
+            try:
+                super().follow(path)
+            except (ArchiveStoreFailed, ArchiveBroken) as error:
+                raise self._failed(error) from error
+            finally:
+                self._forget()
+
+    def carry_out(self, course: Course, window: Window) -> Outcome:
+        """Delete the rows of the window's archive, while the next window's is written.
+
+        Raises:
+            StoppedEarly: The run must stop.
+            PolicyFailed: A row takes too long, or too many rows are refused.
+            ArchiveStoreFailed: The store fails.
+            ArchiveBroken: An object read back is not what was written.
+        """
+        if not self._ahead:
+            self._submit(window)
+        if following := course.ahead():
+            self._submit(following)
+        exported = self._ahead[0][1].result()
+        self._ahead.popleft()
+        before = self.loop.deleted
+        self._sealed = 0
+        self._deleting_seconds = 0.0
+        try:
+            self._carry_out(window, exported)
+        except psycopg.Error as error:
+            keys = exported.key_list() if exported else []
+            self.loop.bisect(error, lambda: keys, self._carry_out_these)
+        gc.collect()
+        return Outcome(
+            owned=True,
+            stopped=False,
+            deleted=self.loop.deleted - before,
+            batches=self._sealed,
+            seconds=self._deleting_seconds,
+        )
+
+    def tell(self, outcome: Outcome, seconds: float) -> None:
+        """Say nothing: each archive has had its line when it was sealed."""
 
     def written(self, path: Path) -> Iterator[tuple[Window, Exported]]:
         """Archive the rows along a path, and delete none. The caller seals all archives in one transaction.
@@ -232,72 +239,30 @@ class Archiver:
             StoppedEarly: The run must stop.
             PolicyFailed: The store fails, or an object read back is not what was written.
         """
-        for window in self._windows(path):
+        course = Course(path, self.loop, self)
+        while course.window is not None:
             try:
                 # SQL itself writes the keys of a dropped partition to the audit.
-                exported = self._prepare(window, [], nameable=True)
+                exported = self._prepare(course.window, [], nameable=True)
             except (ArchiveStoreFailed, ArchiveBroken) as error:
                 raise self._failed(error) from error
-            if exported is None:
-                continue
-            self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
-            yield window, exported
-            self._run.writer.write(lambda connection: connection.execute(*self._heartbeat()))
+            if exported is not None:
+                yield course.window, exported
+            self._run.writer.write(lambda connection: connection.execute(*self.loop.beat()))
+            course.move()
 
-    def _follow(self, path: Path) -> None:
-        self._changed.clear()  # a row that one path left out is tried again on the next
-        windows = self._windows(path)
-        ahead: deque[tuple[Window, Future[Exported | None]]] = deque()
-        # The next archive is written while PostgreSQL deletes. With a limit, its size depends on what was deleted, so
-        # it has to wait.
-        depth = _AHEAD if self._run.options.limit is None else 0
-        try:
-            while True:
-                self._fill(ahead, windows, depth + 1)
-                if not ahead:
-                    return
-                self._run.checkpoint()
-                window, prepared = ahead[0]
-                exported = prepared.result()
-                ahead.popleft()
-                self._fill(ahead, windows, depth)
-                self._carry_out(window, exported)
-                gc.collect()
-                self._make_room()
-        except (ArchiveStoreFailed, ArchiveBroken) as error:
-            raise self._failed(error) from error
-        finally:
-            self._forget([prepared for _, prepared in ahead])
+    def _submit(self, window: Window) -> None:
+        """Have the writing thread write a window's archive. Two threads at once were slower: they share the GIL."""
+        # The thread gets a copy of the context, so that its log lines have the correlation id.
+        context = contextvars.copy_context()
+        self._ahead.append((window, self._writer.submit(context.run, self._prepare, window, self._left_out)))
 
-    def _windows(self, path: Path) -> Iterator[Window]:
-        window: Window | None = None
-        while not self.limit_reached:
-            rows = self._entries
-            window = path.following(window, self._ask(path.question(window, rows)), rows)
-            if window is None:
-                return
-            yield window
-
-    def _fill(
-        self, ahead: deque[tuple[Window, Future[Exported | None]]], windows: Iterator[Window], depth: int
-    ) -> None:
-        """Submit windows to the writing thread until a number of archives is ahead.
-
-        Args:
-            ahead: The archives that are being written or wait for their DELETE; new ones are appended.
-            windows: The windows that are left.
-            depth: Archives that may be ahead.
-        """
-        while len(ahead) < depth and (window := next(windows, None)):
-            # The thread gets a copy of the context, so that its log lines have the correlation id.
-            context = contextvars.copy_context()
-            ahead.append((window, self._writer.submit(context.run, self._prepare, window, self._left_out)))
-
-    def _forget(self, ahead: list[Future[Exported | None]]) -> None:
+    def _forget(self) -> None:
         """Discard the archives that were written in advance and whose rows will not be deleted."""
         self._ending = True
         try:
-            for prepared in ahead:
+            while self._ahead:
+                _, prepared = self._ahead.popleft()
                 if prepared.cancel():
                     continue
                 with suppress(Exception):  # why the run ends is known; an export that failed has discarded itself
@@ -308,21 +273,7 @@ class Archiver:
 
     @property
     def _left_out(self) -> list[str]:
-        return [*self.poison, *self._changed]
-
-    @property
-    def _entries(self) -> int:
-        limit = self._run.options.limit
-        return self.batch_rows if limit is None else max(1, min(self.batch_rows, limit - self.deleted))
-
-    def _ask(self, question: Any) -> tuple[Any, ...] | None:
-        if question is None:
-            return None
-        self._politeness.ours += 2
-        answer: tuple[Any, ...] | None = self._run.database.read(
-            lambda connection: connection.execute(*question).fetchone(), statement_timeout=PROBE_SECONDS
-        )
-        return answer
+        return [*self.loop.poison, *self._changed]
 
     def _failed(self, error: ArchiveStoreFailed | ArchiveBroken) -> PolicyFailed:
         """Raise a queue item for the store's failure, once, and return the error.
@@ -337,8 +288,12 @@ class Archiver:
             raised_by=f"system:{self._run.script}",
             context={"policy": self._policy.name, "error": error.stop_reason},
         )
-        self._handed_over += raise_item(self._run.writer, self._run.settings, item, self._policy.name)
+        self.loop.handed_over += raise_item(self._run.writer, self._run.settings, item, self._policy.name)
         return PolicyFailed(error.stop_reason, f"policy {self._policy.name}: {error}; nothing was deleted for it")
+
+    def _carry_out_these(self, keys: list[str]) -> None:
+        part = chosen_keys(self._selection, keys)
+        self._carry_out(part, self._prepare(part, self._left_out))
 
     def _carry_out(self, window: Window, exported: Exported | None) -> None:
         """Delete the rows of an archive. If rows changed meanwhile, archive the window again without them.
@@ -349,29 +304,22 @@ class Archiver:
 
         Raises:
             StoppedEarly: The run must stop.
-            PolicyFailed: A row takes too long, or too many rows are refused.
-            psycopg.Error: The database refuses the batch for another reason than a row.
+            psycopg.Error: The database refuses the batch; nothing of it happened, and the archive is discarded.
         """
         for _ in range(_ATTEMPTS):
             if exported is None:
                 return
-            self._politeness.ours += _OWN_TRANSACTIONS + exported.calls
             try:
                 self._run.checkpoint()
                 if self._seal(window, exported):
-                    self._tell(exported)
                     return
-            except psycopg.Error as error:
-                self._discard(exported)
-                self._in_halves(exported.key_list(), error)
-                return
             except BaseException:
                 self._discard(exported)
                 raise
             changed = {key for _, key in exported.rows - self._unchanged(window, exported)}
             self._discard(exported)
             self._changed += changed
-            self.locked |= bool(changed)
+            self.loop.locked |= bool(changed)
             self._log.info("archive_redone", rows=exported.written.rows, left_out=len(changed))
             exported = self._prepare(window, self._left_out)
         if exported is not None:
@@ -390,20 +338,18 @@ class Archiver:
             The archive; None: the window has no row that may go.
 
         Raises:
-            StoppedEarly: The table stays locked by another session, even against reading.
+            StoppedEarly: The run must stop, or the table stays locked.
             ArchiveStoreFailed: The store fails.
             ArchiveBroken: The object read back is not what was written.
         """
-        try:
+        with self.loop.readable():
             exported = retry(
                 lambda: self._exporter.export(window, excluded, nameable=nameable or self._nameable),
                 on=connection_lost,
                 attempts=RETRY_ATTEMPTS,
                 seconds=RETRY_SECONDS,
-                before_wait=self._before_retry,
+                before_wait=self.loop.before_retry,
             )
-        except psycopg.errors.LockNotAvailable:
-            raise unreadable(self._policy) from None
         if exported is None:
             return None
         begun, written = exported.begun, exported.written
@@ -416,35 +362,6 @@ class Archiver:
             raise
         return exported
 
-    def _in_halves(self, keys: list[str], error: psycopg.Error) -> None:
-        """Find a refused row by bisection, or split a batch that took too long in two.
-
-        Args:
-            keys: The keys of the batch.
-            error: Why the database refused it.
-
-        Raises:
-            PolicyFailed: A single row takes too long, too many rows are refused, or a trigger refuses them all.
-            psycopg.Error: The error, if it is not about a row.
-        """
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            if len(keys) == 1:
-                raise poison.too_slow(self._run, self._policy) from error
-            self.batch_rows = max(1, len(keys) // 2)
-        elif not self._refusals.is_about_a_row(error):
-            raise error
-        elif len(keys) == 1:
-            self._hand_over(keys[0], error)
-            return
-        self._log.warning("batch_refused", error=describe_database_error(error), effect="halving it")
-        middle = len(keys) // 2
-        for half in (keys[:middle], keys[middle:]):
-            part = chosen_keys(self._selection, half)
-            self._carry_out(part, self._prepare(part, self._left_out))
-
-    def _hand_over(self, key: str, error: psycopg.Error) -> None:
-        self._refusals.hand_over(key, error, gone=self.deleted)
-
     def _seal(self, window: Window, exported: Exported) -> bool:
         """Delete an archive's rows and seal it, in one transaction.
 
@@ -453,37 +370,32 @@ class Archiver:
 
         Raises:
             StoppedEarly: The gate stays closed, the lease is lost, or the stop switch is on.
+            DatabaseUnavailable: The connection broke in every attempt.
             psycopg.Error: The database refuses the DELETE.
         """
         started = time.monotonic()
         try:
-            owned, stopped, deleted = retry(
-                lambda: self._delete(window, exported),
-                on=lambda error: (
-                    (isinstance(error, Blocked) and not isinstance(error, Rescued))
-                    or is_deadlock(error)
-                    or connection_lost(error)
-                ),
-                attempts=RETRY_ATTEMPTS,
-                seconds=RETRY_SECONDS,
-                before_wait=self._before_retry,
-            )
-        except Rescued:
-            return False  # the rows that may go are archived without the others
-        except Blocked as blocked:
-            raise blocked.stop() from None
+            self.loop.surely(lambda: self._delete(window, exported))
         except psycopg.errors.LockNotAvailable:
             self._log.info("rows_locked", effect="archiving without them")
             return False
         except _NotAsExported:
             return False
-        self._deleting_seconds = time.monotonic() - started
-        require_may_run(owned=owned, stopped=stopped)
-        self.deleted += deleted
-        self.batches += 1
+        seconds = time.monotonic() - started
+        self._deleting_seconds += seconds
+        self._sealed += 1
+        self._run.advance(self._policy.name, self.loop.deleted)
+        self._log.info(
+            "archive_sealed",
+            archive=str(exported.begun.id),
+            rows=exported.written.rows,
+            bytes=exported.written.bytes,
+            deleting_seconds=round(seconds, 4),
+            records_deleted_so_far=self.loop.deleted,
+        )
         return True
 
-    def _delete(self, window: Window, exported: Exported) -> tuple[bool, bool, int]:
+    def _delete(self, window: Window, exported: Exported) -> Outcome:
         archive = exported.begun.id
         known = self._context.noted(self._selection.facts)
         facts = {rule: fact | {"archive": str(archive)} for rule, fact in known.items()}
@@ -494,32 +406,27 @@ class Archiver:
         }
         composed = self._composed(window)
         statements: list[Statement] = [(statement, parameters) for statement in composed]
-        look = self._politeness.look()
-        statements += [self._heartbeat(), *([look] if look else [])]
+        look = self.loop.look()
+        statements += [extra for extra in (self.loop.heartbeat(), look) if extra]
         told = len(statements) - 1
         statements += [(statement, parameters) for statement in self._decided.settling]
-        self._politeness.ours += 1
         try:
             if self._connection is None:
                 self._connection = self._lent.enter_context(self._run.writer.connection())
             cursors = self._gated.send(self._connection, statements)
+        except Rescued as error:
+            raise _NotAsExported from error  # the rows that may go are archived without the others
         except psycopg.Error as error:
             if error.sqlstate == _NOT_EXACTLY:
                 raise _NotAsExported from error
             if not connection_lost(error):
                 raise
+            if self._connection is not None:
+                self._connection.close()  # behind a pooler it may look well
             self._disconnect()
-            if not self._catalogue.is_sealed(archive):
-                raise
-            self._log.info("commit_settled", records_deleted=exported.written.rows)
-            return True, False, exported.written.rows
-        self._politeness.learn(cursors[told].fetchone() if look else None)
+            raise Ambiguous(lambda: exported.written.rows if self._catalogue.is_sealed(archive) else None) from error
         owned, stopped, deleted = cursors[len(composed) - 1].fetchone() or (False, False, 0)
-        return owned, stopped, deleted or 0
-
-    def _before_retry(self, attempt: int, error: BaseException) -> None:
-        self._log.warning("batch_retry", attempt=attempt, error=type(error).__name__)
-        self._run.checkpoint()  # the batch was rolled back, so the run may stop here
+        return Outcome(owned, stopped, deleted or 0, looked=cursors[told].fetchone() if look else None)
 
     def _parameters(self, window: Window, exported: Exported) -> dict[str, Any]:
         return {
@@ -568,15 +475,6 @@ class Archiver:
         keys = exported.key_list()
         return [key if self._selection.record.is_nameable(key) else pseudonym(self._run.settings, key) for key in keys]
 
-    def _heartbeat(self) -> Statement:
-        return runs.heartbeat(
-            self._context.run_id,
-            self._run.lock,
-            records=self.deleted,
-            batches=self.batches,
-            pauses=self._politeness.pauses,
-        )
-
     def _unchanged(self, window: Window, exported: Exported) -> set[tuple[str, str]]:
         """Return table (oid) and key of the rows that are as they were exported and that no session has locked."""
         statement = _UNCHANGED.format(exported=_EXPORTED, table=self._selection.table, same=self._same(window))
@@ -597,26 +495,3 @@ class Archiver:
             self._log.warning("archive_not_discarded", archive=str(archive.id), error=type(error).__name__)
             return False
         return True
-
-    def _make_room(self) -> None:
-        """Pause if other sessions need it. Only the seconds of the DELETE count, because only it was in their way."""
-        step = self._politeness.after(self.batch_rows, self._deleting_seconds)
-        if step.reason is None:
-            return
-        started = time.monotonic()
-        try:
-            # The heartbeat is sent with the batches, so a pause must be shorter than its interval.
-            self._run.pause(min(step.pause, self._heartbeat_every))
-        finally:
-            self._politeness.paused(step.reason, time.monotonic() - started)
-
-    def _tell(self, exported: Exported) -> None:
-        self._run.advance(self._policy.name, self.deleted)
-        self._log.info(
-            "archive_sealed",
-            archive=str(exported.begun.id),
-            rows=exported.written.rows,
-            bytes=exported.written.bytes,
-            deleting_seconds=round(self._deleting_seconds, 4),
-            records_deleted_so_far=self.deleted,
-        )

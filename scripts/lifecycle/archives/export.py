@@ -92,8 +92,6 @@ class Exported:
     """The table, partition or child (oid) of each row: a ctid names a row in each of them."""
     tids: str
     xmins: str
-    calls: int
-    """How many transactions the export took on the server, for politeness to tell them from other sessions' work."""
 
     @property
     def digest(self) -> str:
@@ -262,7 +260,6 @@ class Exporter:
             _array(contents.homes),
             _array(contents.tids),
             _array(contents.xmins),
-            contents.calls,
         )
 
 
@@ -280,7 +277,6 @@ class _Contents:
         self.xmins: list[bytes] = []
         self.oldest = b""
         self.newest = b""
-        self.calls = 0
 
     def block(self, lines: list[bytes]) -> Block:
         mark = self._mark
@@ -320,7 +316,6 @@ class _Contents:
         # Looked up for each block: a key that an erasure destroys meanwhile must not be used for the next block.
         # Sorted: two archives that are written at once may insert keys for the same people, and would deadlock.
         found = self._store_keys.people(self._keyring, sorted(set(pseudonyms)))
-        self.calls += 3
         return [found[pseudonym] for pseudonym in pseudonyms]
 
 

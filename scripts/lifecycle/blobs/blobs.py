@@ -14,8 +14,8 @@ from fractions import Fraction
 from uuid import uuid4
 
 from scripts.lifecycle.blobs.blob_intents import Claim, Intent, Intents
-from scripts.lifecycle.engine.deleter import PROGRESS_SECONDS
 from scripts.lifecycle.engine.gated import Context, Statement
+from scripts.lifecycle.engine.loop import PROGRESS_SECONDS, Every
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.jobs import runs
 from scripts.lifecycle.jobs.handover import Item, raise_item
@@ -96,7 +96,7 @@ class BlobRemoval:
         self._intents = Intents(run.writer, selection, context, rule=rule)
         self._client = client_for(run)
         self._call_size = min(run.settings.blob_batch_size, run.settings.blob_rate_limit_per_minute)
-        self._progress_at = time.monotonic()
+        self._progress = Every(PROGRESS_SECONDS)
         self.removed = 0
         self.rounds = 0
         self.queued = 0
@@ -132,10 +132,7 @@ class BlobRemoval:
 
     def _tell(self, claim: Claim, seconds: float) -> None:
         self._run.advance(self._policy.name, self.removed)
-        say = self._log.debug
-        if time.monotonic() - self._progress_at >= PROGRESS_SECONDS or not claim.intents:
-            self._progress_at = time.monotonic()
-            say = self._log.info
+        say = self._log.info if self._progress.passed() or not claim.intents else self._log.debug
         say(
             "blobs_removed",
             records_deleted=self.removed,

@@ -4,7 +4,7 @@ This room is what every deletion goes through, whether by age, by an operator's 
 It may import jobs, audit, policy and utils.
 It knows nothing of archives, partitions, erasure requests or queues, which use it.
 Begin with ``selection.py``, the one predicate that counting, dry run and deletion share.
-Then read ``batches.py``, the transaction, and ``deleter.py``, the loop.
+Then read ``batches.py``, the transaction, ``loop.py``, the loop, and ``deleter.py``, what the loop does with a window.
 
 The principle: nothing is deleted because it was found to be due; it is deleted because it is due in the very statement.
 Preflight refuses a policy that the database contradicts, before anything is counted.

@@ -144,6 +144,12 @@ class Outcome:
     """The answer to the look at the server; None: none was taken."""
     dependants: int = 0
     """Rows of other tables that went along, or were cut off."""
+    batches: int = 1
+    """How many transactions count as batches in the run record."""
+    again: bool = False
+    """Whether the window may have more rows now, so it is to be carried out once more."""
+    seconds: float | None = None
+    """How long the batch was in other sessions' way; None: all the time that it took."""
 
 
 class BatchTooLarge(Exception):
@@ -151,11 +157,16 @@ class BatchTooLarge(Exception):
 
 
 class Ambiguous(Exception):
-    """The connection broke before COMMIT was answered; the ids of the audit entries tell whether it happened."""
+    """The connection broke before COMMIT was answered.
 
-    def __init__(self, entry_ids: list[UUID]) -> None:
+    Args:
+        settle: Closes the gate and finds out how many of the policy's rows the batch deleted; None: nothing of it
+            happened.
+    """
+
+    def __init__(self, settle: Callable[[], int | None]) -> None:
         super().__init__("the connection broke before the server's answer")
-        self.entry_ids = entry_ids
+        self.settle = settle
 
 
 class BatchWriter:
@@ -214,7 +225,7 @@ class BatchWriter:
         most: int | None = None,
         skip_locked: bool = False,
         question: tuple[sql.Composed, dict[str, Any]] | None = None,
-        heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        heartbeat: Statement | None = None,
         look: Look | None = None,
     ) -> Outcome:
         """Carry out the policy's action on the rows of a window that may go, and audit it, in one transaction.
@@ -250,7 +261,7 @@ class BatchWriter:
         number: int,
         places: tuple[int, list[str]],
         *,
-        heartbeat: tuple[sql.Composed, dict[str, Any]] | None = None,
+        heartbeat: Statement | None = None,
         look: Look | None = None,
     ) -> Outcome:
         """Let some of a row's dependants go before it, and audit them: it has more of them than one batch may have.
@@ -298,8 +309,10 @@ class BatchWriter:
             if error.sqlstate == _TOO_LARGE:
                 raise BatchTooLarge from error
             if connection_lost(error):
+                if self._connection is not None:
+                    self._connection.close()  # behind a pooler it may look well
                 self.close()
-                raise Ambiguous(entry_ids) from error
+                raise Ambiguous(lambda: self.settle(entry_ids)) from error
             raise
 
     def within(self, connection: Connection, window: Window) -> Outcome:
@@ -372,7 +385,7 @@ class BatchWriter:
         composed: list[bytes],
         parameters: dict[str, Any],
         question: tuple[sql.Composed, dict[str, Any]] | None,
-        heartbeat: tuple[sql.Composed, dict[str, Any]] | None,
+        heartbeat: Statement | None,
         look: Look | None,
     ) -> Outcome:
         statements: list[Statement] = [*((each, parameters) for each in composed), (_NOTED, parameters)]

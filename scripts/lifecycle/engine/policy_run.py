@@ -157,7 +157,10 @@ class PolicyRun(ABC):
         self._deleted = 0
         self._batches = 0
         self._partitions: list[str] = []
-        self._politeness = Politeness(allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results))
+        self._politeness = Politeness(
+            allowance=PAUSE_SHARE * run.budget_seconds - seconds_paused(run.results),
+            ours=lambda: run.database.transactions,
+        )
         self._queued = 0
         self._last_look_seconds = SURVEY_SECONDS
 

@@ -8,6 +8,7 @@ lag. What the role may not see is not visible, which is never taken for fine: un
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
@@ -20,18 +21,9 @@ OTHERS_A_SECOND = 2.0
 # Transactions of this run's own other connections that the server may count late.
 UNREPORTED_AT_START = 32
 
-IDLE_BATCH_SECONDS = 0.5
-UNSEEN_BATCH_SECONDS = 0.05
-SHORT_BATCH_SECONDS = 0.01
-SHORTEST_BATCH_SECONDS = 0.005
 START_ROWS = 1_000
 SMALLEST_ROWS = 100
-
 LONGEST_PAUSE_SECONDS = 2.0
-LAG_PAUSE_SECONDS = 1.0
-WAITING_PAUSE_SECONDS = 0.1
-OTHERS_PAUSE_FACTOR = 2.0
-WAITING_PAUSE_FACTOR = 4.0
 # Of the run's time budget: what is left afterwards must do for the rest.
 PAUSE_SHARE = 0.5
 
@@ -39,7 +31,6 @@ LAG_SECONDS = 10.0
 LAG_BYTES = 128 * 1024 * 1024
 
 OTHERS_ACTIVE, SOMEONE_WAITS, REPLICA_LAG = "others_active", "someone_waits", "replica_lag"
-REASONS = (SOMEONE_WAITS, REPLICA_LAG, OTHERS_ACTIVE)
 
 # In the order of a look's columns: what may be seen, and by which question.
 _RIGHTS: LiteralString = """
@@ -76,11 +67,33 @@ class Situation:
     sessions_waiting: int | None = None
     replica_lags: bool | None = None
 
-    @property
-    def reason(self) -> str | None:
-        """The weightiest reason to pause; None: no reason is known."""
-        reasons = (self.sessions_waiting, self.replica_lags, self.others_active)
-        return next((name for name, holds in zip(REASONS, reasons, strict=True) if holds), None)
+
+@dataclass(frozen=True)
+class Condition:
+    """A state of the server, how long a batch may take while it lasts, and the back-off after each batch."""
+
+    holds: Callable[[Situation], object]
+    batch_seconds: float
+    reason: str | None = None
+    """The name of the pause in log, record and metrics; None: no pause."""
+    pause_factor: float = 0.0
+    """The pause in multiples of the batch's time."""
+    pause_seconds: float = 0.0
+    """The pause at least, in seconds."""
+
+    def pause(self, seconds: float) -> float:
+        """Return the pause after a batch of so many seconds."""
+        return max(self.pause_factor * seconds, self.pause_seconds)
+
+
+# The first one that holds decides: the weightiest is first, and the last one always holds.
+CONDITIONS = (
+    Condition(lambda now: now.sessions_waiting, 0.005, SOMEONE_WAITS, pause_factor=4.0, pause_seconds=0.1),
+    Condition(lambda now: now.replica_lags, 0.01, REPLICA_LAG, pause_seconds=1.0),
+    Condition(lambda now: now.others_active, 0.01, OTHERS_ACTIVE, pause_factor=2.0),
+    Condition(lambda now: now.others_active is None, 0.05),
+    Condition(lambda _: True, 0.5),
+)
 
 
 @dataclass(frozen=True)
@@ -101,18 +114,12 @@ def next_step(now: Situation, *, rows: int, seconds: float, pause_left: float) -
         seconds: How long that batch took, in seconds.
         pause_left: Seconds that the run may still spend on pauses.
     """
-    reason = now.reason
-    if reason and pause_left <= 0:
+    condition = next(each for each in CONDITIONS if each.holds(now))
+    if condition.reason and pause_left <= 0:
         return Step(SMALLEST_ROWS)
-    aim, pause = (UNSEEN_BATCH_SECONDS if now.others_active is None else IDLE_BATCH_SECONDS), 0.0
-    if reason == SOMEONE_WAITS:
-        aim, pause = SHORTEST_BATCH_SECONDS, max(WAITING_PAUSE_FACTOR * seconds, WAITING_PAUSE_SECONDS)
-    elif reason == REPLICA_LAG:
-        aim, pause = SHORT_BATCH_SECONDS, LAG_PAUSE_SECONDS
-    elif reason == OTHERS_ACTIVE:
-        aim, pause = SHORT_BATCH_SECONDS, OTHERS_PAUSE_FACTOR * seconds
-    wanted = min(int(rows * aim / max(seconds, 1e-6)), 2 * rows)
-    return Step(max(wanted, SMALLEST_ROWS), min(pause, LONGEST_PAUSE_SECONDS, pause_left), reason)
+    wanted = min(int(rows * condition.batch_seconds / max(seconds, 1e-6)), 2 * rows)
+    pause = min(condition.pause(seconds), LONGEST_PAUSE_SECONDS, pause_left) if condition.reason else 0.0
+    return Step(max(wanted, SMALLEST_ROWS), pause, condition.reason)
 
 
 class Politeness:
@@ -120,10 +127,12 @@ class Politeness:
 
     Args:
         allowance: Seconds that all pauses together may take.
+        ours: Returns how many transactions this run has sent so far; the rest of the server's count is other sessions'.
     """
 
-    def __init__(self, *, allowance: float) -> None:
+    def __init__(self, *, allowance: float, ours: Callable[[], int]) -> None:
         self._allowance = allowance
+        self._ours = ours
         self._look: Look | None = None
         self._looked_at = 0.0
         self._network = 0.0
@@ -133,8 +142,6 @@ class Politeness:
         self._others_at: float | None = None
         self.situation = Situation()
         self.not_visible: list[str] = []
-        self.ours = 0
-        """Transactions of this run, as far as they are known; the rest of the server's count is other sessions'."""
         self.pauses: dict[str, dict[str, float]] = {}
         """What was paused for: reason, how often, how many seconds."""
 
@@ -164,13 +171,14 @@ class Politeness:
         self.situation = Situation(others_active, waiting, lags)
 
     def _others_active(self, transactions: int, now: float) -> bool | None:
+        ours = self._ours()
         if self._seen is None:
-            self._seen, self._ours_then = transactions, self.ours
+            self._seen, self._ours_then = transactions, ours
             return None
         # The server counts this run's own transactions up to a second late: what is owed is carried over.
-        others = transactions - self._seen - (self.ours - self._ours_then) - self._unreported
+        others = transactions - self._seen - (ours - self._ours_then) - self._unreported
         self._unreported = max(0, -others)
-        self._seen, self._ours_then = transactions, self.ours
+        self._seen, self._ours_then = transactions, ours
         if others > 0 and others >= OTHERS_A_SECOND * (now - self._looked_at):
             self._others_at = now
         return self._others_at is not None and now - self._others_at <= REMEMBERED_SECONDS

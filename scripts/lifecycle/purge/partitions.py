@@ -34,7 +34,7 @@ from scripts.lifecycle.engine.policy_run import within_budget
 from scripts.lifecycle.engine.preflight import Cleared
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey
-from scripts.lifecycle.jobs import handover, runs
+from scripts.lifecycle.jobs import handover
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.row_periods import RowPeriod
 from scripts.utils import composing as sql
@@ -46,7 +46,7 @@ from scripts.utils.tracing import span
 
 if TYPE_CHECKING:
     from scripts.lifecycle.archives.batches import Archiver
-    from scripts.lifecycle.engine.deleter import Deleter
+    from scripts.lifecycle.engine.loop import Worker
     from scripts.lifecycle.purge.partition_archives import Piece
 
 _ATTEMPTS = 6
@@ -187,13 +187,14 @@ class PartitionDrops:
         worker: Deletes the rows that are left in batches; it counts rows and batches for the whole run.
     """
 
-    def __init__(self, run: Run, cleared: Cleared, context: Context, worker: Deleter | Archiver) -> None:
+    def __init__(self, run: Run, cleared: Cleared, context: Context, worker: Worker) -> None:
         self._run = run
         self._cleared = cleared
         self._selection = cleared.selection
         self._policy = cleared.selection.policy
         self._context = context
         self._worker = worker
+        self._loop = worker.loop
         self._gated = GatedTransaction(self._policy.batch)
         self._log = get_logger().bind(policy=self._policy.name)
         self.dropped: list[str] = []
@@ -227,7 +228,7 @@ class PartitionDrops:
             found = self._look(count=count)  # what was attached may be dropped now
         if found.kept:
             self._log.info("partitions_by_batches", because=found.kept)
-        room = within(found.drop, self._run.options.limit, lambda: self._worker.deleted)
+        room = within(found.drop, self._run.options.limit, lambda: self._loop.deleted)
         taken: set[Partition] = set()
         for partition in room:
             taken.add(partition)
@@ -290,10 +291,10 @@ class PartitionDrops:
             if connection_lost(error):
                 raise _broken() from error
             return self._attach(detached, describe_database_error(error))
-        self._worker.deleted += rows
-        self._worker.batches += len(pieces or ()) or 1
+        self._loop.deleted += rows
+        self._loop.batches += len(pieces or ()) or 1
         self.dropped.append(partition.name)
-        self._run.advance(self._policy.name, self._worker.deleted)
+        self._run.advance(self._policy.name, self._loop.deleted)
         seconds = round(time.monotonic() - started, 4)
         archives = {} if pieces is None else {"archives": len(pieces)}
         self._log.info(
@@ -348,15 +349,7 @@ class PartitionDrops:
                 None if pieces is None else Jsonb([piece.claim for piece in pieces]),
             ),
         ).fetchone()
-        connection.execute(
-            *runs.heartbeat(
-                self._context.run_id,
-                self._run.lock,
-                records=self._worker.deleted + rows,
-                batches=self._worker.batches + (len(pieces or ()) or 1),
-                pauses={},
-            )
-        )
+        connection.execute(*self._loop.beat(records=rows, batches=len(pieces or ()) or 1))
         return int(dropped[0]) if dropped else 0
 
     def _gone(self, partition: Partition) -> int | None:
@@ -445,7 +438,7 @@ class PartitionDrops:
                 seconds=_SECONDS,
             )
         except _BUSY:
-            self._worker.locked = True
+            self._loop.locked = True
             self._log.warning("partition_left_detached", partition=partition.name, effect="the next run tries again")
             return 0
         except psycopg.Error as error:

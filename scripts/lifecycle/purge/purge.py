@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import replace
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import psycopg
@@ -16,6 +15,7 @@ import psycopg
 from scripts.lifecycle.engine import exceptions
 from scripts.lifecycle.engine.deleter import Deleter
 from scripts.lifecycle.engine.gated import Context
+from scripts.lifecycle.engine.loop import BatchLoop, Worker
 from scripts.lifecycle.engine.obstacles import require_statements_pass, triggers_behind
 from scripts.lifecycle.engine.poison import statement_refused
 from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRun, first_look, within_budget
@@ -45,9 +45,6 @@ from scripts.utils.errors import (
 )
 from scripts.utils.logging_utils import get_logger
 from scripts.utils.pseudonyms import pseudonym
-
-if TYPE_CHECKING:
-    from scripts.lifecycle.archives.batches import Archiver
 
 # If this share of the rows is due, reading every block once is cheaper than walking the index: half the time and a
 # quarter of the WAL (benchmarks/README.md).
@@ -166,8 +163,9 @@ class Purge(PolicyRun):
         cleared, found, refused = within_budget(self._run, self._first_look)
         context = Context.of(self._run, run_id)
         cleared = replace(cleared, selection=self._going(cleared.selection, found))
-        with closing(self._worker(cleared.selection, context)) as deleter:
-            drops = PartitionDrops(self._run, cleared, context, deleter)
+        with closing(self._worker(cleared.selection, context)) as worker:
+            loop = worker.loop
+            drops = PartitionDrops(self._run, cleared, context, worker)
             if refused:
                 drops.put_back()
                 raise PolicyFailed("cap_exceeded", f"policy {self._policy.name} deleted nothing: {refused}")
@@ -180,18 +178,18 @@ class Purge(PolicyRun):
                 self._queued += self._queue_unfit(cleared.selection, self._policy.blob)
             try:
                 drops.carry_out(found)
-                self._delete(deleter, cleared, found)
+                self._delete(worker, cleared, found)
                 if self._policy.blob:
-                    self._remove_blobs(deleter, cleared, context)
-                self._finish(deleter, cleared)
+                    self._remove_blobs(loop, cleared, context)
+                self._finish(worker, cleared)
             finally:
                 if not self._policy.blob:
-                    self._deleted = deleter.deleted
-                self._batches += deleter.batches
-                self._queued += deleter.queued + drops.queued
+                    self._deleted = loop.deleted
+                self._batches += loop.batches
+                self._queued += loop.queued + drops.queued
                 self._partitions += drops.dropped
         self._queued += self._queue_excepted(cleared)
-        ending = self._judge(deleter, drops.stuck, run_id)
+        ending = self._judge(loop, drops.stuck, run_id)
         if ending.status == "completed":
             self._remember_periods(cleared.selection)
         return ending
@@ -210,7 +208,7 @@ class Purge(PolicyRun):
             return replace(selection, left_out=())
         return replace(selection, left_out=within_budget(self._run, lambda link: left_out(link, selection)))
 
-    def _worker(self, selection: Selection, context: Context) -> Deleter | Archiver:
+    def _worker(self, selection: Selection, context: Context) -> Worker:
         if self._policy.archive is None:
             return Deleter(self._run, selection, context, self._politeness)
         from scripts.lifecycle.archives.batches import Archiver
@@ -224,9 +222,10 @@ class Purge(PolicyRun):
         self._selection = cleared.selection
         return cleared, found, refusal(self._run, connection, cleared.selection, found)
 
-    def _delete(self, deleter: Deleter | Archiver, cleared: Cleared, found: Survey) -> None:
-        paths = _paths(self._run, cleared, found, deleter.batch_rows)
-        within_budget(self._run, lambda connection: _check_plans(connection, cleared, paths, deleter.batch_rows))
+    def _delete(self, worker: Worker, cleared: Cleared, found: Survey) -> None:
+        batch_rows = worker.loop.batch_rows
+        paths = _paths(self._run, cleared, found, batch_rows)
+        within_budget(self._run, lambda connection: _check_plans(connection, cleared, paths, batch_rows))
         if self._politeness.not_visible:
             self._log.info(
                 "politeness_not_visible",
@@ -239,12 +238,12 @@ class Purge(PolicyRun):
             removable=found.removable,
             held=found.held,
             path=[path.name for path in paths],
-            batch_rows=deleter.batch_rows,
+            batch_rows=batch_rows,
         )
         for path in paths:
-            deleter.follow(path)
+            worker.follow(path)
 
-    def _remove_blobs(self, deleter: Deleter | Archiver, cleared: Cleared, context: Context) -> None:
+    def _remove_blobs(self, loop: BatchLoop, cleared: Cleared, context: Context) -> None:
         from scripts.lifecycle.blobs.blobs import BlobRemoval  # imports an HTTP client
 
         with closing(BlobRemoval(self._run, cleared.selection, context)) as removal:
@@ -255,34 +254,35 @@ class Purge(PolicyRun):
                 self._batches += removal.rounds
                 self._queued += removal.queued
                 self._unknown = removal.unknown
-                deleter.poison.extend(removal.failed)
-                deleter.locked |= removal.locked > 0
+                loop.poison.extend(removal.failed)
+                loop.locked |= removal.locked > 0
 
-    def _finish(self, deleter: Deleter | Archiver, cleared: Cleared) -> None:
+    def _finish(self, worker: Worker, cleared: Cleared) -> None:
+        loop = worker.loop
         residue = self._counted(cleared.selection)
         # Rows that were locked, or moved behind the sweep, are tried a second time; refused rows are not.
-        left = residue.removable > len(deleter.poison) and not deleter.limit_reached
+        left = residue.removable > len(loop.poison) and not loop.limit_reached
         while left and not self._policy.blob:
             before = residue.removable
             for path in _walks(cleared.selection):
-                deleter.follow(path)
+                worker.follow(path)
             residue = self._counted(cleared.selection)
             # If a row's children lay in a later window, the next pass takes the row, and the pass after it the parent.
-            left = bool(cleared.selection.own_keys) and len(deleter.poison) < residue.removable < before
-            left &= not deleter.limit_reached
+            left = bool(cleared.selection.own_keys) and len(loop.poison) < residue.removable < before
+            left &= not loop.limit_reached
         self._residue = residue
 
-    def _judge(self, deleter: Deleter | Archiver, detached: list[str], run_id: UUID) -> Ending:
+    def _judge(self, loop: BatchLoop, detached: list[str], run_id: UUID) -> Ending:
         code = ExitCode.NEEDS_A_PERSON if self._queued else ExitCode.DONE
-        left = self._residue.removable - len(deleter.poison) if self._residue else 0
+        left = self._residue.removable - len(loop.poison) if self._residue else 0
         if left <= 0:
             return Ending("completed", "done", code)
-        if deleter.limit_reached:
+        if loop.limit_reached:
             return Ending("partial", "limit_reached", code)
         if detached:
             message = f"{', '.join(detached)} was detached and can be neither dropped nor attached again: see the queue"
             return Ending("partial", "partition_detached", ExitCode.STOPPED_EARLY, message)
-        if deleter.locked:
+        if loop.locked:
             message = f"{left} due rows stayed locked by other sessions"
             return Ending("partial", "rows_locked", ExitCode.STOPPED_EARLY, message)
         if self._unknown:

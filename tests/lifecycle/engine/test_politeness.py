@@ -28,7 +28,8 @@ from tests.lifecycle.support import add_things, policy, record
 IDLE = Situation(others_active=False, sessions_waiting=0, replica_lags=False)
 BUSY = Situation(others_active=True, sessions_waiting=0, replica_lags=None)
 MUCH = 1000.0
-SHORT, FACTOR = politeness.SHORT_BATCH_SECONDS, politeness.OTHERS_PAUSE_FACTOR
+OTHERS = next(each for each in politeness.CONDITIONS if each.reason == OTHERS_ACTIVE)
+SHORT, FACTOR = OTHERS.batch_seconds, OTHERS.pause_factor
 
 
 def test_an_idle_server_gets_large_batches_and_no_pause():
@@ -84,12 +85,12 @@ def clock(monkeypatch):
     return clock
 
 
-def looks(polite, clock, counts):
+def looks(clock, counts):
     """Learn from one look a second; a count is what the server says, and this run's own transactions so far."""
-    said = []
-    for transactions, ours in counts:
+    said, own = [], [0]
+    polite = Politeness(allowance=MUCH, ours=lambda: own[0])
+    for transactions, own[0] in counts:
         clock.now += 1.0
-        polite.ours = ours
         polite.learn((transactions, 0, None))
         said.append(polite.situation.others_active)
     return said
@@ -97,16 +98,16 @@ def looks(polite, clock, counts):
 
 def test_own_transactions_that_are_counted_late_are_not_somebody_else_s(clock):
     counts = [(500, 0), (500, 40), (580, 80), (580, 130), (600, 180), (700, 200), (732, 200)]
-    assert looks(Politeness(allowance=MUCH), clock, counts) == [None, *[False] * 6]
+    assert looks(clock, counts) == [None, *[False] * 6]
 
 
 def test_somebody_else_s_transactions_are_remembered_for_a_while(clock):
     counts = [(500, 0), (540, 5), (540, 10), (545, 15), (550, 20), (555, 25), (570, 30)]
-    assert looks(Politeness(allowance=MUCH), clock, counts) == [None, True, True, True, True, False, True]
+    assert looks(clock, counts) == [None, True, True, True, True, False, True]
 
 
 def test_the_way_to_the_server_is_not_held_against_the_batch():
-    polite = Politeness(allowance=MUCH)
+    polite = Politeness(allowance=MUCH, ours=lambda: 0)
     polite.situation, polite._network = BUSY, 0.03
     assert polite.after(1000, 0.08).pause == pytest.approx(0.05 * FACTOR)
     assert polite.after(1000, 0.04).pause == pytest.approx(0.02 * FACTOR)
@@ -117,7 +118,11 @@ def test_the_pauses_of_all_policies_add_up():
         PolicyResult("a", "completed", "done", 0, pauses={OTHERS_ACTIVE: {"count": 2, "seconds": 0.5}}),
         PolicyResult("b", "completed", "done", 0),
         PolicyResult(
-            "c", "failed", "bug", 1, pauses={name: {"count": 1, "seconds": 1.0} for name in politeness.REASONS}
+            "c",
+            "failed",
+            "bug",
+            1,
+            pauses={name: {"count": 1, "seconds": 1.0} for name in (OTHERS_ACTIVE, SOMEONE_WAITS, REPLICA_LAG)},
         ),
     ]
     assert total_pauses(results)[OTHERS_ACTIVE] == {"count": 3, "seconds": 1.5}
