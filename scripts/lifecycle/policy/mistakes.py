@@ -131,8 +131,8 @@ def problems(
 
 
 def told(problems: list[str]) -> str:
-    """Return problems as one text: a line each where there are several."""
-    return problems[0] if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)
+    """Return problems as one line: the log escapes line ends in a value, so several lines would be hard to read."""
+    return "; ".join(problems)
 
 
 def unknown(word: str, known: Iterable[str]) -> str:
