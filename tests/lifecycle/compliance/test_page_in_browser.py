@@ -39,7 +39,7 @@ def test_the_page_fits_shows_its_charts_and_prints(browser, ask, month, tmp_path
         assert browser.value("document.documentElement.scrollWidth") <= width
         assert browser.value("document.querySelectorAll('svg.bars rect').length") == 31
         assert browser.value("document.querySelector('svg.bars').getBoundingClientRect().width") > 300
-        assert browser.value("document.querySelectorAll('.share svg').length") == 14
+        assert browser.value("document.querySelectorAll('.share svg').length") == 16
         assert browser.value("[...document.querySelectorAll('svg[role=img]')].every(s => s.querySelector('title'))")
         assert browser.value("document.querySelectorAll('script').length") == 0
         # The verdict and what could not be counted are seen before anything else.
