@@ -146,7 +146,7 @@ def test_the_command_line_from_start_to_stop(directory):
     blob = {"VERCEL_BLOB_API_URL", "VERCEL_BLOB_DELIVERY_URL", "BLOB_READ_WRITE_TOKEN", "BLOB_RATE_LIMIT_PER_MINUTE"}
     keys = {"AUDIT_PSEUDONYM_KEY", "SUPPRESSION_KEY", "ARCHIVE_MASTER_KEY", "ARCHIVE_URL"}
     assert set(exports) == {"DATABASE_URL", "EXPORT_DATABASE_URL", "MIGRATION_DATABASE_URL", "REDIS_URL"} | keys | blob
-    with psycopg.connect(exports["DATABASE_URL"]) as link:
+    with psycopg.connect(exports["MIGRATION_DATABASE_URL"]) as link:
         (address,) = link.execute("SELECT email FROM meal_plans WHERE pdf_blob_path <> '' LIMIT 1").fetchone()
     output = directory.parent / "export.zip"
     done = run_script(
