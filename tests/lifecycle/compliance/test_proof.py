@@ -99,7 +99,9 @@ def test_a_person_at_a_terminal_sees_the_first_page_and_the_tables(ask):
 @pytest.mark.parametrize("moment", ["-infinity", "4713-01-01 BC", "0001-01-01 00:00"])
 def test_one_archived_row_with_an_odd_date_does_not_silence_its_section(ask, payments, run_archives, moment):
     payments.fill(5)
-    payments.link.execute("UPDATE payment_transactions SET paddle_created_at = %s WHERE id = %s", (moment, payments.id(1)))
+    payments.link.execute(
+        "UPDATE payment_transactions SET paddle_created_at = %s WHERE id = %s", (moment, payments.id(1))
+    )
     assert run_archives().code == 0
 
     asked = ask(period=TODAY)
