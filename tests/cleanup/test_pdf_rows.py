@@ -131,7 +131,7 @@ def test_two_due_rows_of_one_key_both_go_in_one_run(files, admin, blobs):
     ended = run()
 
     assert (ended.code, ended.closing["records_deleted"]) == (0, 2), ended.closing
-    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([None], [None])
+    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([""], [""])
     assert blobs.get(prefix + "son.pdf") is None
     assert blobs.get(prefix + "daughter.pdf") is None
     assert audited(admin) == ["1", "1"]
@@ -145,7 +145,7 @@ def test_the_row_of_today_keeps_its_blob_and_is_not_touched(files, admin, blobs)
     ended = run()
 
     assert (ended.code, ended.closing["records_deleted"]) == (0, 1), ended.closing
-    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([None], [prefix + "daughter.pdf"])
+    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([""], [prefix + "daughter.pdf"])
     assert blobs.get(prefix + "daughter.pdf") is not None
 
 
@@ -160,7 +160,7 @@ def test_a_blob_that_both_rows_name_stays_while_one_is_of_today(files, admin, bl
 
     assert ended.closing["records_deleted"] == 2, ended.closing
     assert blobs.get(prefix + "both.pdf") is not None
-    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([prefix + "both.pdf", None],) * 2
+    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([prefix + "both.pdf", ""],) * 2
 
 
 def test_one_key_and_one_blob_in_both_children_go_when_both_are_due(files, admin, blobs):
@@ -172,7 +172,7 @@ def test_one_key_and_one_blob_in_both_children_go_when_both_are_due(files, admin
 
     assert (ended.code, ended.closing["records_deleted"]) == (0, 2), ended.closing
     assert blobs.get(prefix + "both.pdf") is None
-    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([None], [None])
+    assert (blobs_of(admin, "sons"), blobs_of(admin, "daughters")) == ([""], [""])
 
 
 def test_a_row_that_stays_for_its_blob_does_not_keep_the_other_of_its_key(files, admin, blobs):
