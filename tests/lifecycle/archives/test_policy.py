@@ -26,7 +26,10 @@ def refusal(**changes):
         ({"action": "delete"}, "action archive_then_delete and the section archive belong together"),
         ({"archive": ARCHIVE | {"personal": ["customer_email"]}}, "must name the person column"),
         ({"archive": ARCHIVE, "person": None}, "needs the person column"),
-        ({"archive": ARCHIVE | {"personal": ["normalized_email", "id", "paddle_created_at"]}}, "must leave out an anchor"),
+        (
+            {"archive": ARCHIVE | {"personal": ["normalized_email", "id", "paddle_created_at"]}},
+            "must leave out an anchor",
+        ),
         ({"archive": ARCHIVE | {"personal": ["normalized_email"] * 2}}, "names a column twice"),
         ({"archive": ARCHIVE | {"rows": 50_001}}, "less than or equal to 50000"),
         ({"archive": ARCHIVE | {"rows": 0}}, "greater than or equal to 1"),
