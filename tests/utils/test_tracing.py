@@ -171,7 +171,7 @@ def store(tmp_path):
 def test_the_trace_is_passed_on_with_every_call(environment, database, store, sentry):
     store.populate(count=6, prefix="keto-meal-plan-anna-")
     database.superuser().execute(
-        "INSERT INTO meal_plans SELECT gen_random_uuid(), 'pay-' || n, 'anna@example.com', 'anna@example.com', path, NULL,"
+        "INSERT INTO meal_plans SELECT gen_random_uuid(), 'pay-' || n, 'anna@example.com', 'anna@example.com', path,"
         " 2000, '{}', 'm', 'completed', 0, now() - interval '200 days', NULL"
         " FROM unnest(%s::text[]) WITH ORDINALITY AS p (path, n)",
         ([f"keto-meal-plan-anna-nothing-{n}.pdf" for n in range(6)],),

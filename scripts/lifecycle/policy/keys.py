@@ -51,7 +51,7 @@ _EXAMPLES = {
     "SoftDelete": {"flag": "is_deleted", "deleted_at": "deleted_at"},
     "Blob": {
         "column": "pdf_blob_path",
-        "deleted_at": "pdf_deleted_at",
+        "deleted_at": "file_deleted_at",
         "cleared": "''",
         "prefix": "meal-plans/",
         "orphans": "7 days",
@@ -77,7 +77,7 @@ _EXAMPLES = {
         "key": "id",
         "person": "normalized_email",
         "action": "delete",
-        "when": "{is_permanent: false}",
+        "when": "{status: closed}",
         "columns": "{normalized_email: suppression}",
         "blocked_by": "{open_order: {payment_id: set, pdf_delivered_at: unset}}",
         "not_exported": "[password_hash]",

@@ -69,7 +69,8 @@ def test_the_inventory_names_every_policy_with_its_rows(usual, month):
     quiz = rows["quiz_responses"]
     assert quiz["rows"] == 8
     assert quiz["kept"] == (
-        "24 hours after pdf_delivered_at where pdf_delivered_at is set; or 24 hours after created_at where payment_id"
+        "24 hours after pdf_delivered_at where pdf_delivered_at is set; or 24 hours after public.meal_plans.email_sent_at"
+        " of the same payment_id where pdf_delivered_at is unset; or 24 hours after created_at where payment_id"
         " is unset and pdf_delivered_at is unset, except undelivered; then deleted"
     )
     assert "Art. 5(1)(c)" in quiz["legal_basis"]

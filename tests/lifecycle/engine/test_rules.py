@@ -81,11 +81,11 @@ def test_a_resolved_order_that_is_still_undelivered_comes_back_as_a_new_item(run
 def test_everything_else_of_the_person_is_left_alone(run_job, admin):
     admin.execute(
         "INSERT INTO users VALUES ('u', 'anna@example.com', 'anna@example.com', 'x', '2001-01-01', '2001-01-01');"
-        "INSERT INTO meal_plans VALUES ('m', 'p', 'a', 'a', 'path', null, 1, '{}', 'ai', 'completed', 0, '2001-01-01');"
+        "INSERT INTO meal_plans VALUES ('m', 'p', 'a', 'a', 'path', 1, '{}', 'ai', 'completed', 0, '2001-01-01');"
         "INSERT INTO payment_transactions VALUES ('t', 'p', 'm', 1, 'EUR', 'card', 'succeeded', '2001-01-01',"
         " '2001-01-01', 'a', 'a', '2001-01-01', '2001-01-01');"
         "INSERT INTO magic_link_tokens VALUES ('l', 'h', 'a', 'a', '2001-01-01', '2001-01-01', null, '::1');"
-        "INSERT INTO email_blacklist VALUES ('b', 'a', 'abuse', false, '2001-01-01', '2001-01-01')"
+        "INSERT INTO email_blacklist VALUES ('b', 'a', 'abuse', '2001-01-01', '2001-01-01')"
     )
     add_quiz(admin, "answers", delivered=ago(days=2), user="u")
 

@@ -40,7 +40,7 @@ def step(table, **changes):
         ("users", {"columns": {"email": None}}, "action anonymize and the section columns belong together"),
         ("payment_transactions", {"columns": {"id": None}}, "must not name the key"),
         ("payment_transactions", {"columns": {"amount": "erase"}}, "is not a treatment"),
-        ("users", {"action": "retain"}, "Input should be 'delete' or 'anonymize'"),
+        ("users", {"action": "retain"}, "must be 'delete' or 'anonymize'"),
         ("users", {"ground": ""}, "at least 1 character"),
         ("users", {"table": "ops.audit_batches"}, "is proof"),
     ],
