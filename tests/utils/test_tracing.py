@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from backend.blob_server import BlobServer
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils import tracing
 from scripts.utils.tracing import Trace
 from tests.forked import run_script
@@ -110,10 +112,28 @@ def test_the_id_is_in_every_line_and_in_the_run_record_without_sentry(environmen
     assert recorded == [(trace_id,)]
 
 
-def test_spans_of_a_run_arrive(environment, database, sentry):
+@pytest.fixture
+def plain_file(tmp_path):
+    """The shipped policy file without what it looks up in other tables: such a rule walks along no index."""
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    answers = document["policies"]["quiz_responses"]
+    del answers["rules"]["sent"], answers["exceptions"]["undelivered"]["when"]["email_sent_at"]
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return str(path)
+
+
+def test_spans_of_a_run_arrive(environment, database, sentry, plain_file):
     put_answers(database, 25)
     settings = {"SENTRY_DSN": sentry.dsn, "SENTRY_TRACES_SAMPLE_RATE": "1", "TRACEPARENT": GIVEN}
-    done = run_script(CLEANUP / "cleanup_quiz_responses.py", "--batch-size", "5", env=environment | settings)
+    done = run_script(
+        CLEANUP / "cleanup_quiz_responses.py",
+        "--policy-file",
+        plain_file,
+        "--batch-size",
+        "5",
+        env=environment | settings,
+    )
     assert done.returncode == 0, done.stdout
     (transaction,) = sentry.items("transaction")
     assert transaction["transaction"] == "cleanup_quiz_responses"
@@ -141,10 +161,17 @@ def test_spans_of_a_run_arrive(environment, database, sentry):
     assert b"anna" not in b"".join(sentry.bodies)
 
 
-def test_of_many_batches_a_sample_arrives(environment, database, sentry):
+def test_of_many_batches_a_sample_arrives(environment, database, sentry, plain_file):
     put_answers(database, 1300)
     settings = {"SENTRY_DSN": sentry.dsn, "SENTRY_TRACES_SAMPLE_RATE": "1"}
-    run_script(CLEANUP / "cleanup_quiz_responses.py", "--batch-size", "5", env=environment | settings)
+    run_script(
+        CLEANUP / "cleanup_quiz_responses.py",
+        "--policy-file",
+        plain_file,
+        "--batch-size",
+        "5",
+        env=environment | settings,
+    )
     (transaction,) = sentry.items("transaction")
     numbers = [span["data"]["number"] for span in transaction["spans"] if span["op"] == "batch"]
     assert numbers == [*range(1, 101), 200]

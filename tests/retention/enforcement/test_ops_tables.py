@@ -71,7 +71,7 @@ def test_what_has_ended_goes_and_what_is_open_or_young_stays(old, enforce):
     run = enforce(DEFAULT_POLICY_FILE, as_of=None)
 
     assert run.code == 0, run.closing
-    assert {name for name, _ in done(run)} == {"meal_plans", *OPS}
+    assert {name for name, _ in done(run)} == {"meal_plans", "refund_counts", "resolved_cases", *OPS}
     left = {
         "resolved_queue_items": ("SELECT resource_id FROM ops.manual_resolution_queue", {"2", "3"}),
         "job_runs": ("SELECT policy FROM ops.job_runs WHERE script = 'x'", {"p2", "p3"}),
@@ -122,7 +122,7 @@ def test_the_rights_never_reach_the_proof(database, table):
         database.connect().execute(f"DELETE FROM {table}")
 
 
-def add_plan(admin, key, age, pdf=None):
+def add_plan(admin, key, age, pdf=""):
     admin.execute(
         "INSERT INTO meal_plans (id, payment_id, email, normalized_email, pdf_blob_path, calorie_target,"
         " preferences_summary, ai_model, status, created_at) VALUES (%s, %s, 'a@example.com', 'a@example.com', %s, 1800,"
@@ -176,5 +176,7 @@ def test_ip_addresses_are_made_coarse(admin):
 def test_the_default_file_passes_its_own_gate(settings, enforce):
     run = enforce(DEFAULT_POLICY_FILE, "--check", as_of=None)
 
-    bad = [line for line in run.events("policy_check") if line["status"] != "PASS"]
-    assert (run.code, bad) == (0, [])
+    # Production lacks these indexes too: a finding with the statement to type, and no failure.
+    told = [line for line in run.events("policy_check") if line["status"] != "PASS"]
+    assert (run.code, {line["level"] for line in told}) == (0, {"WARNING"})
+    assert all("has no index" in line["message"] for line in told)
