@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import yaml
 
 from scripts.lifecycle.jobs.entry_point import main
 from scripts.lifecycle.jobs.run import Run
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.retention.archive_before_delete import JOB
 from scripts.utils.db_utils import Database
 from tests.cleanup.plans import Plans
@@ -34,6 +36,17 @@ def run_time(monkeypatch):
     passing = RunTime()
     monkeypatch.setattr(Run, "duration", lambda _: passing.passes())
     return passing
+
+
+@pytest.fixture
+def plain_file(tmp_path):
+    """The shipped policy file without what it looks up in other tables: such a rule walks along no index."""
+    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
+    answers = document["policies"]["quiz_responses"]
+    del answers["rules"]["sent"], answers["exceptions"]["undelivered"]["when"]["email_sent_at"]
+    path = tmp_path / "plain.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    return path
 
 
 @pytest.fixture

@@ -3,11 +3,9 @@
 import json
 
 import pytest
-import yaml
 
 from scripts.cleanup.cleanup_quiz_responses import JOB
 from scripts.lifecycle.jobs.entry_point import main
-from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils.db_utils import Database
 from scripts.utils.redis_lock import Holder
 from scripts.utils.test_helpers import Proxy
@@ -31,17 +29,6 @@ def quiz(database, jobs_database):
 @pytest.fixture
 def environment(database, redis_url):
     return {"DATABASE_URL": database.url, "REDIS_URL": redis_url}
-
-
-@pytest.fixture
-def plain_file(tmp_path):
-    """The shipped policy file without what it looks up in other tables: such a rule walks along no index."""
-    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
-    answers = document["policies"]["quiz_responses"]
-    del answers["rules"]["sent"], answers["exceptions"]["undelivered"]["when"]["email_sent_at"]
-    path = tmp_path / "plain.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return path
 
 
 @pytest.fixture

@@ -21,16 +21,18 @@ raise SystemExit(main(JOB, sys.argv[1:]))
 
 @pytest.mark.parametrize("redis_reachable", [True, False])
 @pytest.mark.pooled
-def test_of_two_runs_in_the_same_millisecond_one_works(start, quiz, tmp_path, redis_reachable):
+def test_of_two_runs_in_the_same_millisecond_one_works(start, quiz, tmp_path, plain_file, redis_reachable):
     quiz.fill(40)
     quiz.freeze_at(12)  # the winner is still at work when the loser asks
     (tmp_path / "racer.py").write_text(RACER)
     settings = {} if redis_reachable else {"REDIS_URL": f"redis://127.0.0.1:{CLOSED_PORT}/0"}
+    ready = [tmp_path / name for name in ("one", "two")]
+    command = ("--policy-file", str(plain_file))
     racers = [
-        start(script=tmp_path / "racer.py", READY=str(tmp_path / name), GO=str(tmp_path / "go"), **settings)
-        for name in ("one", "two")
+        start(*command, script=tmp_path / "racer.py", READY=str(path), GO=str(tmp_path / "go"), **settings)
+        for path in ready
     ]
-    wait_until(lambda: len(list(tmp_path.iterdir())) == 3, what="both racers at the start")
+    wait_until(lambda: all(path.exists() for path in ready), what="both racers at the start")
     (tmp_path / "go").touch()
     wait_until(lambda: any(racer.process.poll() is not None for racer in racers), what="one racer's end")
     loser, winner = sorted(racers, key=lambda racer: racer.process.poll() is None)

@@ -6,10 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from backend.blob_server import BlobServer
-from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.utils import tracing
 from scripts.utils.tracing import Trace
 from tests.forked import run_script
@@ -110,17 +108,6 @@ def test_the_id_is_in_every_line_and_in_the_run_record_without_sentry(environmen
     assert list(lines[-1])[:5] == ["timestamp", "level", "correlation_id", "script", "event"]
     recorded = database.superuser().execute("SELECT trace_id FROM ops.job_runs").fetchall()
     assert recorded == [(trace_id,)]
-
-
-@pytest.fixture
-def plain_file(tmp_path):
-    """The shipped policy file without what it looks up in other tables: such a rule walks along no index."""
-    document = yaml.safe_load(DEFAULT_POLICY_FILE.read_text())
-    answers = document["policies"]["quiz_responses"]
-    del answers["rules"]["sent"], answers["exceptions"]["undelivered"]["when"]["email_sent_at"]
-    path = tmp_path / "plain.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return str(path)
 
 
 def test_spans_of_a_run_arrive(environment, database, sentry, plain_file):

@@ -14,6 +14,7 @@ import psycopg
 
 from scripts.lifecycle.engine import exceptions
 from scripts.lifecycle.engine.deleter import Deleter
+from scripts.lifecycle.engine.fragments import fragment
 from scripts.lifecycle.engine.gated import Context
 from scripts.lifecycle.engine.loop import BatchLoop, Worker
 from scripts.lifecycle.engine.obstacles import require_statements_pass, triggers_behind
@@ -22,7 +23,7 @@ from scripts.lifecycle.engine.policy_run import SURVEY_SECONDS, Ending, PolicyRu
 from scripts.lifecycle.engine.preflight import Cleared, check_access_path
 from scripts.lifecycle.engine.selection import Selection
 from scripts.lifecycle.engine.survey import Survey, left_out, unfit_rows
-from scripts.lifecycle.engine.windows import Path, Sweep, walk_along
+from scripts.lifecycle.engine.windows import IndexWalk, Path, Sweep, walk_along
 from scripts.lifecycle.jobs import handover, runs
 from scripts.lifecycle.jobs.results import PolicyResult
 from scripts.lifecycle.jobs.run import Run, sla_status
@@ -428,10 +429,13 @@ def _sweep(cleared: Cleared) -> Sweep:
 
 
 def _walks(selection: Selection) -> list[Path]:
-    """Return one index walk along each rule's anchor."""
+    """Return one index walk along each rule's anchor; along the key alone, where an anchor is another table's."""
+    anchors = {name: selection.policy.rules[name].anchor for name in selection.due_before}
+    if any(isinstance(anchor, Lookup) for anchor in anchors.values()):
+        return [IndexWalk(selection, None, fragment("true"), selection.due)]
     return [
-        walk_along(selection, rule.anchor, selection.latest(name), None if plain else selection.rule(name))
-        for name, rule in selection.policy.rules.items()
-        if name in selection.due_before
-        for plain in [not isinstance(rule.keep, RowPeriod)]
+        # A batch carries out every rule on the rows of its window: rows that are due by another rule count as well.
+        walk_along(selection, anchor, selection.latest(name), selection.due if varies else None)
+        for name, anchor in anchors.items()
+        for varies in [isinstance(selection.policy.rules[name].keep, RowPeriod)]
     ]

@@ -142,3 +142,24 @@ def test_dependants_count_in_the_dry_run_and_against_the_cap(apply, family):
     assert family.execute(
         "SELECT records_processed, dependants_processed FROM ops.job_runs ORDER BY started_at DESC LIMIT 1"
     ).fetchone() == (3, 503)
+
+
+BY_ANOTHER_TABLE = {"anchor": {"take": "ended_at", "from": "public.contracts", "same": {"id": "thing"}}}
+BY_ROW = {"anchor": "made_at", "keep": {"take": "keeps", "unit": "days", "else": "100 days"}}
+
+
+@pytest.mark.parametrize("first", [BY_ANOTHER_TABLE | {"keep": "30 days"}, BY_ROW], ids=["lookup", "period by row"])
+@pytest.mark.parametrize("flags", [("--limit", "7"), ("--batch-size", "7"), ("--batch-size", "1", "--limit", "7")])
+def test_rows_that_are_due_by_another_rule_count_in_a_window_of_the_first(apply, things, first, flags):
+    things.execute(
+        "CREATE TABLE contracts (thing bigint PRIMARY KEY, ended_at timestamptz); ALTER TABLE things ADD keeps integer"
+    )
+    add_things(things, 1, 60)  # 90 days old: due by the second rule only
+    things.execute("UPDATE things SET keeps = 10 WHERE id = 60")  # due by the first one as well
+    things.execute("INSERT INTO contracts VALUES (60, '2025-01-01')")
+    rules = {"first": first, "old": {"anchor": "made_at", "keep": "30 days"}}
+
+    run = apply({"things": policy(rules=rules)}, *flags)
+
+    assert run.closing["records_deleted"] == 60 - len(left(things)) == (7 if "--limit" in flags else 60)
+    assert largest_transaction(things) <= 7

@@ -71,13 +71,13 @@ def test_many_rows_of_one_moment_are_walked_in_batches_smaller_than_they_are(app
     assert record(things)["batches"] == 13
 
 
-def test_two_rules_on_two_columns_are_walked_one_after_the_other(run_job, admin):
+def test_two_rules_on_two_columns_are_walked_one_after_the_other(run_job, admin, plain_file):
     for number in range(5):
         add_quiz(admin, f"delivered {number}", delivered=ago(days=2, minutes=number))
         add_quiz(admin, f"abandoned {number}", created=ago(days=2, minutes=number))
     add_quiz(admin, "fresh", created=ago(hours=1))
 
-    run = run_job("--batch-size", "2")
+    run = run_job("--batch-size", "2", "--policy-file", str(plain_file))
 
     assert run.event("policy_started")["path"] == ["index:pdf_delivered_at", "index:created_at"]
     assert quiz_left(admin) == {"fresh"}

@@ -21,7 +21,6 @@ from scripts.lifecycle.engine.politeness import (
 )
 from scripts.lifecycle.jobs import run as run_module
 from scripts.lifecycle.jobs.results import PolicyResult, seconds_paused, total_pauses
-from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from tests.faults.stage import Quiz, in_background, wait_until
 from tests.lifecycle.support import add_things, policy, record
 
@@ -171,8 +170,8 @@ def test_a_server_that_nobody_else_uses_gets_full_batches(apply, things, always_
     assert record(things)["batches"] == 10
 
 
-def test_others_at_work_get_pauses_with_their_reason(run_job, quiz, somebody_works, always_looking):
-    run = run_job("--batch-size", "5", "--verbose", as_of=None)
+def test_others_at_work_get_pauses_with_their_reason(run_job, quiz, somebody_works, plain_file, always_looking):
+    run = run_job("--policy-file", str(plain_file), "--batch-size", "5", "--verbose", as_of=None)
     somebody_works()
     (recorded,) = [record["pauses"] for record in quiz.runs()]
     assert run.closing["pauses"] == recorded
@@ -185,7 +184,7 @@ def test_others_at_work_get_pauses_with_their_reason(run_job, quiz, somebody_wor
     quiz.balance(remaining=0)
 
 
-def test_who_waits_for_a_batch_is_seen_and_waited_for(run_job, quiz, database, always_looking):
+def test_who_waits_for_a_batch_is_seen_and_waited_for(run_job, quiz, database, plain_file, always_looking):
     quiz.fill(40)
     quiz.freeze_at(12)
 
@@ -198,7 +197,7 @@ def test_who_waits_for_a_batch_is_seen_and_waited_for(run_job, quiz, database, a
         return waits
 
     waiting = in_background(wait)
-    run = run_job("--batch-size", "5", "--verbose", as_of=None)
+    run = run_job("--policy-file", str(plain_file), "--batch-size", "5", "--verbose", as_of=None)
     waiting()()
     # The session that waited may be slow to wake, and is seen once more.
     assert run.closing["pauses"][SOMEONE_WAITS]["count"] >= 1
@@ -207,13 +206,12 @@ def test_who_waits_for_a_batch_is_seen_and_waited_for(run_job, quiz, database, a
 
 
 def test_when_the_pauses_are_used_up_small_batches_remain(
-    run_job, quiz, somebody_works, always_looking, monkeypatch, tmp_path
+    run_job, quiz, somebody_works, always_looking, monkeypatch, plain_file
 ):
     monkeypatch.setattr(policy_run, "PAUSE_SHARE", 0.0)
     monkeypatch.setattr(politeness, "SMALLEST_ROWS", 2)
-    path = tmp_path / "policies.yaml"
-    path.write_text(DEFAULT_POLICY_FILE.read_text().replace("rows: 5000", "rows: 9"))
-    run = run_job("--policy-file", str(path), as_of=None)
+    plain_file.write_text(plain_file.read_text().replace("rows: 5000", "rows: 9"))
+    run = run_job("--policy-file", str(plain_file), as_of=None)
     somebody_works()
     assert run.closing["records_deleted"] == 40
     assert run.closing["pauses"] == {}
@@ -222,7 +220,7 @@ def test_when_the_pauses_are_used_up_small_batches_remain(
     quiz.balance(remaining=0)
 
 
-def test_a_signal_in_a_pause_ends_it_at_once(run_job, quiz, somebody_works, always_looking, monkeypatch):
+def test_a_signal_in_a_pause_ends_it_at_once(run_job, quiz, somebody_works, plain_file, always_looking, monkeypatch):
     slices = []
 
     def sleep(seconds):
@@ -230,7 +228,7 @@ def test_a_signal_in_a_pause_ends_it_at_once(run_job, quiz, somebody_works, alwa
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
-    run = run_job("--batch-size", "5", as_of=None)
+    run = run_job("--policy-file", str(plain_file), "--batch-size", "5", as_of=None)
     somebody_works()
     assert (run.code, run.closing["stop_reason"]) == (143, "sigterm")
     assert len(slices) == 1
