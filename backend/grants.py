@@ -56,23 +56,26 @@ SELECT coalesce(array_agg(partition_oid::bigint), '{}') FROM ops.detached_partit
 """
 # Rights by another way than a grant to the role itself: from PUBLIC, from a role that it is a member of, as an owner.
 _OTHERWISE = """
-SELECT r.rolname::text AS role, n.nspname::text AS schema, c.relname::text AS name, v.verb,
+WITH tables AS MATERIALIZED (
+    SELECT c.oid, c.relowner, c.relacl, n.nspname, c.relname
+      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+       AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'ops') AND n.nspname NOT LIKE 'pg\\_t%%'
+       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
+                          AND d.deptype = 'e')
+)
+SELECT r.rolname::text AS role, c.nspname::text AS schema, c.relname::text AS name, v.verb,
        CASE WHEN r.rolsuper THEN 'as a superuser' WHEN pg_has_role(r.oid, c.relowner, 'USAGE') THEN 'as its owner'
             WHEN bool_or(e.grantee = 0) THEN 'as PUBLIC' ELSE 'as a member of another role' END AS why,
        array_agg(DISTINCT a.attname::text) AS columns
-  FROM pg_roles r CROSS JOIN pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- CROSS JOIN (VALUES ('SELECT'), ('UPDATE'), ('INSERT')) v (verb)
+  FROM pg_roles r CROSS JOIN tables c CROSS JOIN (VALUES ('SELECT'), ('UPDATE'), ('INSERT')) v (verb)
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
   LEFT JOIN LATERAL (SELECT * FROM aclexplode(c.relacl) UNION ALL SELECT * FROM aclexplode(a.attacl)) e
     ON e.privilege_type = v.verb AND e.grantee = 0
- WHERE r.rolname = ANY (%(roles)s) AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
-   AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'ops') AND n.nspname NOT LIKE 'pg\\_t%%'
-   AND has_column_privilege(r.oid, c.oid, a.attnum, v.verb)
+ WHERE r.rolname = ANY (%(roles)s) AND has_column_privilege(r.oid, c.oid, a.attnum, v.verb)
    AND NOT EXISTS (SELECT FROM (SELECT * FROM aclexplode(c.relacl) UNION ALL SELECT * FROM aclexplode(a.attacl)) x
                     WHERE x.grantee = r.oid AND x.privilege_type = v.verb)
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-                      AND d.deptype = 'e')
- GROUP BY r.rolname, r.rolsuper, r.oid, c.relowner, n.nspname, c.relname, v.verb ORDER BY 1, 2, 3, 4
+ GROUP BY r.rolname, r.rolsuper, r.oid, c.oid, c.relowner, c.nspname, c.relname, v.verb ORDER BY 1, 2, 3, 4
 """
 # USAGE of schemas in which a role holds nothing and calls nothing: a trigger's function may need that of others.
 _EMPTY_SCHEMAS = """
@@ -97,10 +100,10 @@ _PARTITIONED = """
      WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s AND p.partstrat = 'r' AND p.partnatts = 1
 """
 # The functions by which the jobs drop partitions, and whether they may call them.
-_FUNCTIONS = "ops.detach_partition, ops.lock_partition, ops.drop_partition, ops.attach_partition"
+_FUNCTIONS = ("detach_partition", "lock_partition", "drop_partition", "attach_partition")
 _MAY_CALL = """
-SELECT bool_and(has_function_privilege(%s, p.oid, 'EXECUTE')) FROM pg_proc p
-  JOIN unnest(string_to_array(%s, ', ')) f (name) ON p.oid::regproc::text = f.name
+SELECT bool_and(has_function_privilege(%s, oid, 'EXECUTE')) FROM pg_proc
+ WHERE pronamespace = 'ops'::regnamespace AND proname = ANY (%s)
 """
 _RIGHT = """
 SELECT FROM ops.partition_rights
@@ -133,26 +136,32 @@ def given_by_migrations(texts: Iterable[str]) -> list[tuple[str, str]]:
     return list(wanted)
 
 
-def wanted_by_role(connection: Connection, policies: PolicySet) -> dict[str, list[Right]]:
-    """Return the rights that each role needs; a column that does not exist is left out.
+def wanted_by_role(connection: Connection, policies: PolicySet) -> tuple[dict[str, list[Right]], list[str]]:
+    """Return the rights that each role needs, and the columns named in the file that do not exist, with their places.
 
     Raises:
         OpsError: Tables do not exist; names all of them.
     """
     needed = rights.needed(connection, policies)
-    there = _there(connection, needed)
+    there = {table: _columns(connection, table) for table in dict.fromkeys(right.table for right in needed)}
     missing = {right.table: right for right in reversed(needed) if not there[right.table]}
     if missing:
         named = "; ".join(f"{right.place}: table {table} does not exist" for table, right in sorted(missing.items()))
         raise OpsError(f"No rights were changed: {named}")
-    needed = [right for right in needed if right.column == WHOLE or right.column in there[right.table]]
+    absent: dict[tuple[str, str], str] = {}
+    for right in needed:
+        if right.column != WHOLE and right.column not in there[right.table]:
+            said = f"{right.place}: column {right.table}.{right.column} does not exist"
+            absent.setdefault((right.table, right.column), said)
+    needed = [right for right in needed if (right.table, right.column) not in absent]
     whole = {(right.table, right.verb) for right in needed if right.column == WHOLE}
     read = [right for right in needed if right.verb == "SELECT" and right.column != WHOLE]
-    return {
+    wanted = {
         ROLE: [right for right in needed if right.column == WHOLE or (right.table, right.verb) not in whole],
         READER: read,
         EXPORT: _for_an_export(connection, policies, read),
     }
+    return wanted, list(absent.values())
 
 
 def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[str] = ()) -> Given:
@@ -164,7 +173,8 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         migrations: The texts of the migrations that were applied; their rights in ``ops`` stay.
     """
     roles = _roles(connection)
-    wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
+    needed, missing = wanted_by_role(connection, policies)
+    wanted = {role: each for role, each in needed.items() if role in roles}
     kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()
     done: list[str] = []
 
@@ -172,11 +182,14 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
         connection.execute(statement)
         done.append(statement.as_string(connection))
 
-    mine = [row for row in _held(connection, roles) if row["may_revoke"]]
-    for statement in _too_much(mine, wanted, kept, set(given_by_migrations(migrations))):
-        execute(statement)
+    held = _held(connection, roles)
+    mine = [row for row in held if row["may_revoke"]]
+    if surplus := _too_much(mine, wanted, kept, set(given_by_migrations(migrations))):
+        for statement in surplus:
+            execute(statement)
+        held = _held(connection, roles)  # what is taken back from a table is taken back from its columns as well
     for role, each in wanted.items():
-        for statement in _missing(connection, role, each):
+        for statement in _missing(connection, held, role, each):
             execute(statement)
     for statement in of_partitions(connection, policies):
         execute(statement)
@@ -185,11 +198,11 @@ def give(connection: Connection, policies: PolicySet, *, migrations: Iterable[st
     notes = [
         f"{row['role']} may still {row['verb']} {_named(row)}: {row['grantor']} granted it, so connect as"
         f" {row['grantor']} and REVOKE it"
-        for row in _held(connection, roles)
+        for row in held
         if not (row["by_owner"] and row["may_revoke"]) and not _is_wanted(row, wanted, kept) and row["schema"] != "ops"
     ]
     notes += otherwise(connection)
-    return Given(done, list(dict.fromkeys(notes)), _missing_columns(connection, policies))
+    return Given(done, list(dict.fromkeys(notes)), missing)
 
 
 def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Composed]:
@@ -218,7 +231,7 @@ def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Compo
         ).format(sql.SQL(", ").join(map(sql.Literal, (name, *row))))
         for name, row in new.items()
     ]
-    may_call = connection.execute(_MAY_CALL, (ROLE, _FUNCTIONS)).fetchone() == (True,)
+    may_call = connection.execute(_MAY_CALL, (ROLE, list(_FUNCTIONS))).fetchone() == (True,)
     # What a run has detached is attached again by these functions, also after its policy has gone.
     open_mark = connection.execute("SELECT FROM ops.detached_partitions WHERE state = 'detached' LIMIT 1").fetchone()
     needed = bool(wanted) or open_mark is not None
@@ -226,7 +239,10 @@ def of_partitions(connection: Connection, policies: PolicySet) -> list[sql.Compo
         do, to = ("GRANT", "TO") if needed else ("REVOKE", "FROM")
         statements.append(
             sql.SQL("{} EXECUTE ON FUNCTION {} {} {}").format(
-                sql.SQL(do), sql.SQL(_FUNCTIONS), sql.SQL(to), sql.Identifier(ROLE)
+                sql.SQL(do),
+                sql.SQL(", ").join(sql.Identifier("ops", name) for name in _FUNCTIONS),
+                sql.SQL(to),
+                sql.Identifier(ROLE),
             )
         )
     return statements
@@ -238,13 +254,15 @@ def pending(connection: Connection, policies: PolicySet, *, migrations: Iterable
     Raises:
         OpsError: Tables or columns of the policy file do not exist.
     """
-    if missing := _missing_columns(connection, policies):
+    needed, missing = wanted_by_role(connection, policies)
+    if missing:
         raise OpsError("; ".join(missing))
     roles = _roles(connection)
-    wanted = {role: each for role, each in wanted_by_role(connection, policies).items() if role in roles}
+    wanted = {role: each for role, each in needed.items() if role in roles}
     kept = _of_triggers(connection, wanted[ROLE]) if ROLE in wanted else set()
-    statements = _too_much(_held(connection, roles), wanted, kept, set(given_by_migrations(migrations)))
-    statements += [statement for role, each in wanted.items() for statement in _missing(connection, role, each)]
+    held = _held(connection, roles)
+    statements = _too_much(held, wanted, kept, set(given_by_migrations(migrations)))
+    statements += [statement for role, each in wanted.items() for statement in _missing(connection, held, role, each)]
     return [statement.as_string(connection) for statement in statements]
 
 
@@ -287,23 +305,6 @@ def _columns(connection: Connection, table: str) -> list[str]:
     return [*columns_of(connection, oid), *rights.PLACE_OF_A_ROW] if oid else []
 
 
-def _there(connection: Connection, needed: list[Right]) -> dict[str, list[str]]:
-    """Return the columns of each table, by its name; none: there is no such table."""
-    return {table: _columns(connection, table) for table in dict.fromkeys(right.table for right in needed)}
-
-
-def _missing_columns(connection: Connection, policies: PolicySet) -> list[str]:
-    """Name the columns of the policy file that do not exist, each with the first place that needs it."""
-    needed = rights.needed(connection, policies)
-    there = _there(connection, needed)
-    found: dict[tuple[str, str], str] = {}
-    for right in needed:
-        if right.column != WHOLE and right.column not in there[right.table]:
-            said = f"{right.place}: column {right.table}.{right.column} does not exist"
-            found.setdefault((right.table, right.column), said)
-    return list(found.values())
-
-
 def _of_triggers(connection: Connection, wanted: list[Right]) -> set[tuple[int, str]]:
     """Return table and verb of what the functions of triggers seem to need, whose rights a person grants."""
     events: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -342,8 +343,13 @@ def _too_much(
     ]
 
 
-def _missing(connection: Connection, role: str, wanted: list[Right]) -> list[sql.Composed]:
-    held = {(f"{row['schema']}.{row['name']}", row["verb"], row["column"]) for row in _held(connection, [role])}
+def _missing(
+    connection: Connection, held_by_all: list[dict[str, Any]], role: str, wanted: list[Right]
+) -> list[sql.Composed]:
+    """Return the statements that give a role what it needs and does not hold."""
+    held = {
+        (f"{row['schema']}.{row['name']}", row["verb"], row["column"]) for row in held_by_all if row["role"] == role
+    }
     lacking: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for right in wanted:
         # In ops the migrations gave whole tables.

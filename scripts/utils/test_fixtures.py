@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,11 @@ from scripts.utils.settings import Settings
 
 STACK_VARIABLE = "TEST_STACK_DIRECTORY"
 TEMPLATE = "template_suite"
+# PostgreSQL waits a tenth of a second for a session that is about to end before it drops a database. A few tests later
+# there is none.
+_SPENT_DATABASES = 3
+_spent: deque[str] = deque()
+"""The names of databases whose tests are over. They go with the server, if not before."""
 _SETTINGS = frozenset({"MIGRATION_DATABASE_URL", *(str(field.alias) for field in Settings.model_fields.values())})
 # Set on a developer's machine, these would bend a test as well.
 _SETTING_PREFIXES = ("RENDER_", "OTEL_", "SENTRY_", "AWS_", "PG")
@@ -162,7 +168,7 @@ def route() -> Route | None:
 def new_database(
     stack: local_stack.Stack, administrator: psycopg.Connection[Any], route: Route | None
 ) -> Iterator[Callable[..., TestDatabase]]:
-    """A function that makes databases, empty or from a template, which are dropped at the end of the test."""
+    """A function that makes databases, empty or from a template, which are dropped some tests later."""
     made: list[TestDatabase] = []
 
     def make(template: str = "template0") -> TestDatabase:
@@ -175,7 +181,9 @@ def new_database(
     yield make
     for database in made:
         database.close()
-        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database.name)))
+        _spent.append(database.name)
+    while len(_spent) > _SPENT_DATABASES:
+        administrator.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(_spent.popleft())))
 
 
 @pytest.fixture

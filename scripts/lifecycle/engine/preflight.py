@@ -18,7 +18,6 @@ from scripts.lifecycle.engine import anonymisation, indexes, obstacles, rights, 
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.bounded import bounded
 from scripts.lifecycle.engine.catalogue import (
-    FOREIGN_KEYS,
     PARTITIONED_KEY,
     PRIMARY_KEY,
     TABLE,
@@ -26,6 +25,7 @@ from scripts.lifecycle.engine.catalogue import (
     columns_of,
     foreign_key,
     rows_of,
+    rows_pointing_at,
 )
 from scripts.lifecycle.engine.lookup_checks import LookupFinder
 from scripts.lifecycle.engine.lookups import Found
@@ -177,7 +177,7 @@ class _Preflight:
     def referring(self) -> list[tuple[ForeignKey, tuple[str, ...]]]:
         """Do what the function :func:`referring` says."""
         table = self._table(self._policy.table)
-        found = self._rows(FOREIGN_KEYS, {"oid": table["oid"]})
+        found = rows_pointing_at(self._connection, table["oid"])
         return [(key, self._primary_key(key.table)) for key in map(foreign_key, found)]
 
     def _failure(self) -> PolicyFailed:
@@ -333,7 +333,7 @@ class _Preflight:
         reaches: list[Reach] = []
         refusing: list[ForeignKey] = []
         table = self._policy.table
-        for row in self._rows(FOREIGN_KEYS, {"oid": oid}):
+        for row in rows_pointing_at(self._connection, oid):
             key = foreign_key(row)
             # All the columns before the first alone: two foreign keys may begin with the same one.
             meant = [each for each in declared if key.is_named(each.table, each.column)]
@@ -426,7 +426,7 @@ class _Preflight:
         return nulled
 
     def _no_further_reach(self, table: str, oid: int) -> None:
-        deeper = self._rows(FOREIGN_KEYS, {"oid": oid})
+        deeper = rows_pointing_at(self._connection, oid)
         self.problems.extend(
             f"foreign key {row['name']} on {row['table']} reaches beyond the dependant {table}:"
             f" give {table} a policy of its own"
