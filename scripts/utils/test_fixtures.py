@@ -113,6 +113,7 @@ class TestDatabase:
         self.url = route.through(self.straight_url) if route else self.straight_url
         self.export_url = stack.export_url(name)
         self.superuser_url = stack.superuser_url(name)
+        self._beside_url = stack.superuser_url()
         self._connections: list[psycopg.Connection[Any]] = []
 
     def connect(self) -> psycopg.Connection[Any]:
@@ -122,6 +123,10 @@ class TestDatabase:
     def superuser(self) -> psycopg.Connection[Any]:
         """Open an autocommit connection as the superuser; it is closed at the end of the test."""
         return self._open(self.superuser_url)
+
+    def beside(self) -> psycopg.Connection[Any]:
+        """Open the same to the server's database ``postgres``: what is asked there is no activity in this one."""
+        return self._open(self._beside_url)
 
     def close(self) -> None:
         """Close what was opened."""

@@ -82,7 +82,10 @@ def test_after_sigkill_the_next_run_starts_at_once(start, quiz, redis_client):
     assert (first["status"], first["stop_reason"]) == ("abandoned", "process_gone")
     assert (second["status"], second["stop_reason"]) == ("completed", "done")
     assert second["fencing_token"] == first["fencing_token"] + 1
-    assert second["records_processed"] == 25
+    # Whether the killed process had sent the COMMIT of its third batch already is not to be known here.
+    (kept,) = quiz.link.execute("SELECT count(*) FROM ops.audit_log WHERE run_id = %s", (first["id"],)).fetchone()
+    assert second["records_processed"] == 40 - kept
+    assert kept >= 10
     quiz.balance(remaining=0)
 
 
