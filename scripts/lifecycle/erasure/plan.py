@@ -7,7 +7,7 @@ foreign key. Every statement checks holds, the lease and the stop switch itself,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -245,6 +245,7 @@ class ErasurePlan:
             ]
         )
         if not reading:
+            self._problems += self._unknown_owners()
             self._problems += lacking(connection, self._rights(connection))
         if self._problems:
             raise PolicyFailed("preflight_failed", "no erasure was begun: " + "; ".join(self._problems))
@@ -262,7 +263,22 @@ class ErasurePlan:
                 yield Right(table, "SELECT", blob.column, "the policy of its blobs")
 
     def _refers_to_a_step(self, table: str) -> bool:
-        return any(key.table == table for parent, keys in self._incoming.items() if parent != table for key in keys)
+        return any(self._outgoing(table))
+
+    def _outgoing(self, table: str) -> Iterator[tuple[str, ForeignKey]]:
+        """Return the tables of other steps that a table refers to, each with its foreign key."""
+        for parent, keys in self._incoming.items():
+            yield from ((parent, key) for key in keys if parent != table and key.table == table)
+
+    def _unknown_owners(self) -> Iterator[str]:
+        for name, step in self.steps.items():
+            known = [key.columns for _, key in self._outgoing(step.table)]
+            for column in step.by or ():
+                if not any(column in columns and set(columns) <= set(step.by or ()) for columns in known):
+                    yield (
+                        f"erasure.{name}.by: no foreign key of {step.table} that refers to another step's table is made"
+                        f" of {column}; there are {', '.join('+'.join(each) for each in known) or 'none'}"
+                    )
 
     def statements(self) -> list[tuple[str, sql.Composed]]:
         """Return what is done to a person, in order, by step; every statement answers with owned, stopped, rows."""
@@ -390,11 +406,12 @@ class ErasurePlan:
         record = RecordKey(first.key, {name: facts["type"] for name, facts in self._columns[table].items()})
         whose = self._whose(table, "t", (table,))
         done = [
-            sql.SQL("({} AND NOT {})").format(self._when(name), self._not_done(name))
+            sql.SQL("({} AND {} AND NOT {})").format(self._when(name), self._by(name), self._not_done(name))
             for name, step in self.steps.items()
             if step.table == table and step.columns
         ]
-        left = sql.SQL(" AND ").join([whose, *(sql.SQL("NOT {}").format(each) for each in done)])
+        # A reference that is null is no person's: what it makes of the condition is not true, and not false either.
+        left = sql.SQL(" AND ").join([whose, *(sql.SQL("{} IS NOT TRUE").format(each) for each in done)])
         blocked: dict[str, sql.Composed] = {
             reason: self._met(table, conditions, f"blocked_{name}_{reason}")
             for name, step in self.steps.items()
@@ -424,16 +441,32 @@ class ErasurePlan:
             blob=self._blobs.get(table),
         )
 
-    def _whose(self, table: str, alias: str, path: tuple[str, ...]) -> sql.Composed:
-        """Return SQL that is true for the person's rows: by the address, or by the row that they refer to."""
-        person = next(step.person for step in self.steps.values() if step.table == table)
+    def _whose(self, table: str, alias: str, path: tuple[str, ...], steps: Iterable[str] = ()) -> sql.Composed:
+        """Return SQL that is true for the person's rows: by the address, or by the row that they refer to.
+
+        Args:
+            table: The table.
+            alias: Its alias.
+            path: The tables on the way here. One that refers to itself, or a ring of tables, is followed once round.
+            steps: The names of the steps that the rows are for; none: all of the table's.
+        """
+        meant = [step for name, step in self.steps.items() if step.table == table and name in (steps or self.steps)]
         parts: list[sql.Composable] = []
-        if person:
-            parts.append(sql.SQL("{}::text = ANY(%(spellings)s::text[])").format(sql.Identifier(alias, person)))
-        # A table that refers to itself, or a ring of tables, is followed once round.
-        above = [(parent, key) for parent, keys in self._incoming.items() if parent not in path for key in keys]
-        parts += [self._refers(key, parent, alias, path) for parent, key in above if key.table == table]
+        if meant[0].person:
+            parts.append(
+                sql.SQL("{}::text = ANY(%(spellings)s::text[])").format(sql.Identifier(alias, meant[0].person))
+            )
+        parts += [
+            self._refers(key, parent, alias, path)
+            for parent, key in self._outgoing(table)
+            if parent not in path and any(step.by is None or set(key.columns) <= set(step.by) for step in meant)
+        ]
         return sql.SQL("({})").format(sql.SQL(" OR ").join(parts or [sql.SQL("false")]))
+
+    def _by(self, name: str) -> sql.Composed:
+        """Return SQL that is true for the rows that a step is about, where it does not mean all of the person's."""
+        step = self.steps[name]
+        return self._whose(step.table, "t", (step.table,), [name]) if step.by else sql.SQL("true").format()
 
     def _refers(self, key: ForeignKey, parent: str, alias: str, path: tuple[str, ...]) -> sql.Composed:
         above = f"p{len(path)}"
@@ -490,6 +523,7 @@ class ErasurePlan:
         step = self.steps[name]
         target = self.targets[step.table]
         which = sql.SQL("{} AND {}").format(target.free, self._when(name))
+        which = sql.SQL("{} AND {}").format(which, self._by(name))
         if not target.record.impersonal:
             which = sql.SQL("{} AND {}").format(which, target.record.sayable("t", sql.Placeholder("names")))
         if step.action == "anonymize":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 
 # These actions cover the whole row. Any other action changes single columns and leaves the rest of the row.
-_COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete", "retain"})
+COVERING = frozenset({"delete", "soft_delete", "anonymize", "archive_then_delete", "retain"})
 
 _WORDS = frozenset(
     {
@@ -53,7 +53,7 @@ def looks_personal(column: str, kind: str = "text") -> bool:
 def personal_data(context: Context) -> Iterator[Finding]:
     """Compare every table of the database, readable or not, with the policy file."""
     policies = context.run.policies
-    covered = {policy.table for policy in policies.policies.values() if policy.action in _COVERING}
+    covered = {policy.table for policy in policies.policies.values() if policy.action in COVERING}
     covered |= {d.table for policy in policies.policies.values() for d in policy.dependants if d.action == "delete"}
     partly = {policy.table for policy in policies.policies.values()} - covered
     rows = context.run.database.read(lambda link: link.execute(_COLUMNS).fetchall())

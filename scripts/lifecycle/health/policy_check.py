@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from scripts.lifecycle.health import database
 from scripts.lifecycle.health.erasure import erasure
 from scripts.lifecycle.health.findings import Check, Context, Finding, examine, failed, passed
+from scripts.lifecycle.health.ownership import ownership
 from scripts.lifecycle.health.personal_data import personal_data
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
@@ -27,7 +28,8 @@ def check(run: Run) -> None:
     """
     flags = run.options.flags
     context = Context(run, flags.policy_file, flags.policy_file)
-    checks = [Check("policies", database.policies), Check("order", _order), Check("personal_data", personal_data)]
+    checks = [Check("policies", database.policies), Check("order", _order)]
+    checks += [Check("personal_data", personal_data), Check("owners", ownership)]
     if run.policies.erasure:
         checks.append(Check("erasure", erasure))
     findings = list(examine(context, checks))

@@ -22,6 +22,9 @@ class ErasureStep(Located):
     """The columns that identify a row."""
     person: Column | None
     """Says whose row it is, as ``normalized_email``; null: its foreign keys alone say it."""
+    by: Columns | None = None
+    """Columns of foreign keys: the step is about rows that refer to a person's rows by these, such as a message by its
+    sender. Without the key, any foreign key that refers to a person's rows makes a row the person's."""
     action: Literal["delete", "anonymize"]
     """Whether the rows are deleted or their personal columns get another value."""
     when: dict[Column, ConditionField] = Field(default_factory=dict)

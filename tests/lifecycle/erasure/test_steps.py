@@ -156,3 +156,51 @@ def test_no_more_requests_than_the_limit(world, asked, erase):
         asked(f"person{number}@example.com")
     assert erase("--limit", "2").closing["fulfilled"] == 2
     assert len(world.rows("users")) == 1
+
+
+MESSAGES = """
+CREATE TABLE public.messages (id bigint PRIMARY KEY, sender varchar(36) REFERENCES users,
+    receiver varchar(36) REFERENCES users, words text);
+CREATE INDEX ON public.messages (sender); CREATE INDEX ON public.messages (receiver);
+"""
+
+
+def test_of_two_owners_each_has_a_step_of_its_own(world, person, asked, erase, steps):
+    """A message is its sender's; of the receiver only the name goes. A message to oneself is both."""
+    (other,) = world.link.execute("SELECT id FROM users WHERE id <> %s LIMIT 1", (person["users"],)).fetchone()
+    world.link.execute(MESSAGES)
+    world.link.execute(
+        "INSERT INTO messages VALUES (1, %(her)s, %(other)s, %(name)s), (2, %(other)s, %(her)s, 'theirs'),"
+        " (3, %(her)s, %(her)s, %(name)s), (4, %(other)s, %(other)s, 'theirs'), (5, %(her)s, NULL, %(name)s),"
+        " (6, NULL, NULL, 'nobody''s')",
+        {"her": person["users"], "other": other, "name": NAME},
+    )
+    flags = steps(
+        sent=step("public.messages", by="sender"),
+        received=step("public.messages", by=["receiver"], action="anonymize", columns={"receiver": None}),
+    )
+    asked()
+
+    predicted = erase("--dry-run", *flags)
+    done = erase(*flags)
+
+    assert (predicted.code, done.code) == (0, 0), done.output
+    assert world.where() == set()
+    assert world.rows("messages", "id, sender IS NULL, receiver IS NULL") == [
+        (2, False, True),
+        (4, False, False),
+        (6, True, True),
+    ]
+    erased = world.rows("ops.audit_log", "resource_id", "reason = 'erasure_request:sent'")
+    assert sorted(erased) == [("1",), ("3",), ("5",)]
+
+
+def test_columns_by_which_nothing_refers_to_a_person_are_refused(world, asked, erase, steps):
+    world.link.execute(MESSAGES)
+    asked()
+    done = erase(*steps(sent=step("public.messages", by=["sender", "words"])))
+    assert done.code == 1
+    assert (
+        "erasure.sent.by: no foreign key of public.messages that refers to another step's table is made of words; there"
+        " are receiver, sender" in done.closing["error"]
+    )

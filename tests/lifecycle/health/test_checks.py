@@ -27,6 +27,7 @@ def test_a_healthy_system_is_all_pass_and_exit_0(check, policy_file):
             "erasure",
             "indexes",
             "personal_data",
+            "owners",
         ),
         *(
             "autovacuum",
@@ -88,6 +89,7 @@ def test_a_database_that_is_away_does_not_hide_the_rest(check, closed_port):
         "erasure",
         "indexes",
         "personal_data",
+        "owners",
         "autovacuum",
         "snapshots",
         "clock",
