@@ -2,7 +2,7 @@
 """Carry out the policies that have no script of their own; with --all, every policy of the file.
 
 Children before parents, each with its share of the time, none stopping the others. --plan, --apply and --compare make,
-carry out and compare plans; --check is for a developer's CI.
+carry out and compare plans; --check is for a developer's CI, --suggest for a database without a policy file.
 
 Policies: those under this job's name · Schedule and budget: retention_policies.yaml, jobs
 Runbook: scripts/retention/README.md
@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from scripts.lifecycle.health import policy_check
+from scripts.lifecycle.health import policy_check, suggestion
 from scripts.lifecycle.jobs.entry_point import Job, Run, main
+from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
 from scripts.lifecycle.purge import orchestrator, plans
 from scripts.utils.errors import Misconfigured
 from scripts.utils.logging_utils import get_logger
@@ -43,6 +44,8 @@ class _ReadOnly(argparse.Action):
     ) -> None:
         setattr(namespace, self.dest, values if self.nargs != 0 else True)
         namespace.dry_run = True
+        if self.dest == "suggest":
+            namespace.log_format = "console"  # standard output is the policy file's
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +75,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--check", nargs=0, default=False, action=_ReadOnly, help="check the policy file against this database; for CI"
     )
+    what.add_argument(
+        "--suggest",
+        nargs=0,
+        default=False,
+        action=_ReadOnly,
+        help="print a policy file for the tables of this database; with --policy-file, only what that does not cover",
+    )
     parser.add_argument(
         "--tolerance",
         type=_percent,
@@ -92,6 +102,8 @@ def work(run: Run) -> None:
         _compare(run, *flags.compare)
     elif flags.check:
         policy_check.check(run)
+    elif flags.suggest:
+        suggestion.suggest(run, beside=None if flags.policy_file == DEFAULT_POLICY_FILE else run.policies)
     elif flags.plan:
         if run.options.limit or run.options.rollout:
             raise Misconfigured("--plan is about all that would go: --limit and --rollout belong to --apply")

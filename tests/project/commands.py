@@ -23,7 +23,7 @@ LANGUAGES = {"bash", "json", "python", "sql", "text", "yaml"}
 WHOLE = re.compile(r"(?:\.venv/bin/python|psql|cp|make|redis-cli)\s+\S")
 SHORT = re.compile(r"(?:\w+=\S+ )*(?:(?:\.venv/bin/)?python )?(?:[\w-]+/)*(\w+)\.py(?:\s+(.*))?")
 PLACEHOLDERS = ("FROM_THE_LOG", "THE_ARCHIVE", "THE_HOLD", "THE_ID", "THE_JOB", "THE_REQUEST", "THE_RUN", "OLD_NAME", "NAME", "KEY", "ID")  # fmt: skip
-TOOLS = {"cp", "curl", "echo", "eval", "export", "kill", "make", "mkdir", "pip", "ps", "psql", "redis-cli"}
+TOOLS = {"cp", "curl", "echo", "eval", "export", "kill", "make", "mkdir", "pip", "ps", "psql", "redis-cli", "sed"}
 SOME_ID = "00000000-0000-4000-8000-000000000001"
 SOME_MOMENT = "2026-01-01T00:00:00Z"  # the documents put nothing else into a flag by $(…)
 _SUBSTITUTION = re.compile(r"\$\(([^()]*)\)")
@@ -108,6 +108,7 @@ def invocations(command):
         begins = [0, *(place + 1 for place, word in enumerate(words) if word in ("|", "&&"))]
         for begin, end in zip(begins, [*begins[1:], len(words) + 1], strict=True):
             own = words[begin : end - 1]
+            own = own[: own.index(">")] if ">" in own else own
             for place, word in enumerate(own[:2]):
                 name = word.rpartition("/")[2].removesuffix(".py")
                 if word.endswith(".py") and name in {*_JOBS, *_BACKEND}:

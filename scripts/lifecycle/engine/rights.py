@@ -250,7 +250,9 @@ def _of_decisions(policy: Policy) -> Iterator[Right]:
 
 
 def _of_dependant(dependant: Dependant, place: str) -> Iterator[Right]:
-    for column in (*dependant.column, *dependant.key, *([dependant.person] if dependant.person else [])):
+    # Of rows that stay nobody asks which they are.
+    key = dependant.key if dependant.action != "refuse" else ()
+    for column in (*dependant.column, *key, *([dependant.person] if dependant.person else [])):
         yield Right(dependant.table, "SELECT", column, place)
     if dependant.action == "delete":
         yield Right(dependant.table, "DELETE", WHOLE, place)

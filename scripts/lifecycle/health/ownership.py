@@ -34,12 +34,16 @@ SELECT DISTINCT child.name, parent.name,
   FROM pg_constraint k JOIN top child ON child.oid = k.conrelid JOIN top parent ON parent.oid = k.confrelid
  WHERE k.contype = 'f' ORDER BY 1, 2, 3
 """
+# A unique index without nulls names a row as a primary key does.
 _KEYS = """
-SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY p.place)
+SELECT DISTINCT ON (1) n.nspname || '.' || c.relname, k.columns
   FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid JOIN pg_namespace n ON n.oid = c.relnamespace
- CROSS JOIN unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, place)
-  JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = p.attnum
- WHERE i.indisprimary GROUP BY 1
+ CROSS JOIN LATERAL (
+       SELECT array_agg(a.attname::text ORDER BY p.place) AS columns, bool_and(a.attnotnull) AS filled
+         FROM unnest(i.indkey[0:i.indnkeyatts - 1]) WITH ORDINALITY AS p (attnum, place)
+         JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = p.attnum) k
+ WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL AND k.filled
+ ORDER BY 1, i.indisprimary DESC, i.indnkeyatts, i.indexrelid
 """
 
 
@@ -62,8 +66,8 @@ def references(connection: Connection) -> list[Reference]:
     ]
 
 
-def primary_keys(connection: Connection) -> dict[str, tuple[str, ...]]:
-    """Return the columns of every table's primary key, by the table's name."""
+def row_keys(connection: Connection) -> dict[str, tuple[str, ...]]:
+    """Return the columns that name a row of each table, by the table's name: its primary key, or the like of one."""
     return {table: tuple(columns) for table, columns in connection.execute(_KEYS)}
 
 
@@ -94,15 +98,13 @@ def owned(people: set[str], keys: list[Reference], kept: set[str]) -> dict[str, 
 def ownership(context: Context) -> Iterator[Finding]:
     """Compare what foreign keys make a person's with the policy file; also where a role may not read the tables."""
     policies = context.run.policies
-    keys, primary = context.run.database.read(lambda link: (references(link), primary_keys(link)))
-    people = {policy.table for policy in policies.policies.values() if policy.person}
-    people |= {step.table for step in policies.erasure.values() if step.person}
-    found = owned(people, keys, set(policies.kept))
-    decided = _decided(policies)
+    keys, names = context.run.database.read(lambda link: (references(link), row_keys(link)))
+    found = owned(people_of(policies), keys, set(policies.kept))
+    known = decided(policies)
     findings = []
     for table, why in sorted(found.items()):
-        if table not in decided:
-            cure = to_decide(policies, table, why, primary.get(table, ()))
+        if table not in known:
+            cure = to_decide(policies, table, why, names.get(table, ()))
             findings.append(warned(table, f"{_whose(why)}, and no line of the file says what becomes of them", cure))
         elif undecided := _several_owners(policies, table, why):
             findings.append(undecided)
@@ -116,7 +118,7 @@ def to_decide(policies: PolicySet, table: str, why: list[Reference], key: tuple[
         policies: The file.
         table: The table, with its schema.
         why: Its references to a person's rows.
-        key: Its primary key; empty: it has none.
+        key: The columns that name its rows; empty: it has none.
     """
     lines = []
     named = "" if key in ((), ("id",)) else f", key: {_listed(key)}"
@@ -137,12 +139,19 @@ def to_decide(policies: PolicySet, table: str, why: list[Reference], key: tuple[
     return "add " + "; or ".join(lines)
 
 
-def _decided(policies: PolicySet) -> set[str]:
+def people_of(policies: PolicySet) -> set[str]:
+    """Return the tables in which the file knows the person of each row."""
+    people = {policy.table for policy in policies.policies.values() if policy.person}
+    return people | {step.table for step in policies.erasure.values() if step.person}
+
+
+def decided(policies: PolicySet) -> set[str]:
+    """Return the tables about whose rows the file says something."""
     every = list(policies.policies.values())
-    decided = {policy.table for policy in every if policy.action in COVERING}
-    decided |= {dependant.table for policy in every for dependant in policy.dependants}
-    decided |= {step.table for step in policies.erasure.values()}
-    return decided | set(policies.kept)
+    tables = {policy.table for policy in every if policy.action in COVERING}
+    tables |= {dependant.table for policy in every for dependant in policy.dependants}
+    tables |= {step.table for step in policies.erasure.values()}
+    return tables | set(policies.kept)
 
 
 def _several_owners(policies: PolicySet, table: str, why: list[Reference]) -> Finding | None:

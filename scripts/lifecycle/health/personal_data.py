@@ -25,7 +25,7 @@ _WHOSE = frozenset(
 # Words that are also found inside a longer one, as in emailaddress; "ip" is not among them, for the sake of zip.
 _INSIDE = re.compile(r"e-?mail|phone|birth|ipaddr|passport|surname|firstname|lastname|fullname")
 _ABOUT = ("boolean", "timestamp", "date", "time", "interval")
-_BIRTH = re.compile(r"birth|(?<![a-z])dob(?![a-z])")
+BIRTH = re.compile(r"birth|(?<![a-z])(dob|born)(?![a-z])")
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 _COLUMNS = """
@@ -43,7 +43,7 @@ def looks_personal(column: str, kind: str = "text") -> bool:
     """Tell whether a column reads like personal data, by its name and its type."""
     parts = [part.lower() for part in _PARTS.findall(column)]
     # email_sent_at and email_confirmed are facts about an e-mail, not addresses. A date of birth is personal.
-    if kind.startswith(_ABOUT) and not _BIRTH.search(column.lower()):
+    if kind.startswith(_ABOUT) and not BIRTH.search(column.lower()):
         return False
     if _WORDS.intersection(parts) or _INSIDE.search(column.lower()):
         return True

@@ -9,7 +9,8 @@ from scripts.lifecycle.policy.policy_set import PolicySet
 
 # Words of a column's name that say that its value is a secret, which is no personal data to take along.
 _SECRET = re.compile(
-    r"(^|_)(password|passwd|passphrase|secret|salt|otp|totp)(_|$)|(^|_)(token|api_key|private_key)(_(hash|digest))?$"
+    r"passw(or)?d|passphrase|secret(?!ar)|(^|_)(salt|otp|totp)(_|$)|(two_?fa|two_?factor|mfa)_?(key|code)"
+    r"|(token|api_?key|private_?key)(_?(hash|digest))?$"
 )
 
 

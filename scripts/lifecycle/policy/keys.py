@@ -79,6 +79,7 @@ _EXAMPLES = {
         "action": "delete",
         "when": "{status: closed}",
         "columns": "{normalized_email: suppression}",
+        "by": "sender_id",
         "blocked_by": "{open_order: {payment_id: set, pdf_delivered_at: unset}}",
         "not_exported": "[password_hash]",
         "ground": "personal data, GDPR Art. 17(1)",

@@ -42,6 +42,8 @@ class Period:
 def _period(value: object) -> Period:
     if value == "forever":
         return Period("forever", None)
+    if value == "???":
+        raise ValueError("is yours to decide: how long is a row kept, such as '90 days', '7 years' or 'forever'?")
     length = durations.number_and_unit(str(value), durations.PERIODS)
     if length is None:
         raise ValueError("is not a period: write a number and a unit, such as '24 hours' or '7 years', or 'forever'")
