@@ -47,7 +47,7 @@ AT_HAND = [
     (r"process_queue\.py", "THE_ID", ITEM.format("pending")),
     (r"explain_deletion", "THE_ID", "select resource_id from ops.audit_log where resource_type = 'public.quiz_responses' limit 1"),
     (r"public\.email_blacklist", "THE_ID", "select id from public.email_blacklist limit 1"),
-    (r"restore .*--id", "THE_ID", "select resource_id from ops.audit_log where resource_type = 'public.payment_transactions' limit 1"),
+    (r"restore .*--id", "THE_ID", "select resource_id from ops.audit_log where action = 'archive_then_delete' limit 1"),
     (r"resource_id = ", "THE_ID", "select resource_id from ops.audit_log limit 1"),
     (r".", "THE_ID", QUIZ),
     (r".", "THE_ARCHIVE", "select id from ops.archives where status = 'sealed' limit 1"),
@@ -81,7 +81,7 @@ class Stage(Shell):
             "PUSHGATEWAY_URL": "",
         }
         # Something that was done, something that waits, something that was archived, and a copy from before.
-        self.ask("update public.payment_transactions set created_at = created_at - interval '8 years' where id in"
+        self.ask("update public.payment_transactions set paddle_created_at = paddle_created_at - interval '8 years' where id in"
                  " (select id from public.payment_transactions limit 20)")  # fmt: skip
         branch = self.env[OWNER_URL].rpartition("/")[0] + "/branch"
         self.run(f'psql "{self.env[OWNER_URL].rpartition("/")[0]}/postgres" -c "create database branch template app"')
