@@ -133,6 +133,7 @@ def _say(run: Run, entry: Entry, facts: RunFacts | None, policy_file: PolicyFile
         "reason": entry.reason,
         "recorded_by": entry.recorded_by,
         "due_before": entry.due_before,
+        "period": entry.period,
         "batches": f"{entry.first_batch} to {entry.last_batch}",
         "run_id": str(entry.run_id) if entry.run_id else None,
         "run": f"{facts.script} {facts.correlation_id}, {facts.status}, version {facts.version}" if facts else None,

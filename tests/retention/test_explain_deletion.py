@@ -180,23 +180,50 @@ def test_metadata_that_is_no_object_of_facts_does_not_break_the_answer(call, del
     assert (answer["recorded_by"], answer["policy_known_by"]) == (None, "the run's record names it")
 
 
-def test_a_deletion_by_retention_is_found_again_by_its_personal_key(call, database, tmp_path):
-    policy_file = tmp_path / "policies.yaml"
-    rules = policy(table="public.counts", key="normalized_email")
-    job = {"schedule": "0 2 * * *", "budget": "60 seconds", "lock": "lock:retention:all", "policies": ["counts"]}
-    policy_file.write_text(yaml.safe_dump({"policies": {"counts": rules}, "jobs": {"enforce_retention_policies": job}}))
+@pytest.fixture
+def counts(call, database, tmp_path):
+    """A function that makes a table by SQL, lets a policy of it delete one row, and returns that policy's settings."""
     key = {"AUDIT_PSEUDONYM_KEY": f"k1:{'a' * 64}"}
-    database.superuser().execute(
-        "CREATE TABLE counts (normalized_email varchar PRIMARY KEY, made_at timestamptz);"
-        f" CREATE INDEX ON counts (made_at); INSERT INTO counts VALUES ('{PERSON}', now() - interval '2 years')"
-    )
-    migrate.grant(database.superuser_url, policy_file)
 
-    code, _, lines = call(ENFORCE, "--policy-file", str(policy_file), **key)
-    assert (code, lines[-1]["records_deleted"]) == (0, 1), lines
+    def delete(statements, **changes):
+        database.superuser().execute(statements)
+        job = {"schedule": "0 2 * * *", "budget": "60 seconds", "lock": "lock:retention:all", "policies": ["counts"]}
+        document = {
+            "policies": {"counts": policy(table="public.counts", **changes)},
+            "jobs": {"enforce_retention_policies": job},
+        }
+        policy_file = tmp_path / "policies.yaml"
+        policy_file.write_text(yaml.safe_dump(document))
+        migrate.grant(database.superuser_url, policy_file)
+        code, _, lines = call(ENFORCE, "--policy-file", str(policy_file), **key)
+        assert (code, lines[-1]["records_deleted"]) == (0, 1), lines
+        return key
+
+    return delete
+
+
+def test_a_deletion_by_retention_is_found_again_by_its_personal_key(call, counts):
+    key = counts(
+        "CREATE TABLE counts (normalized_email varchar PRIMARY KEY, made_at timestamptz);"
+        f" CREATE INDEX ON counts (made_at); INSERT INTO counts VALUES ('{PERSON}', now() - interval '2 years')",
+        key="normalized_email",
+    )
+
     _, (found,), _ = call(SCRIPT, "--record", "-", stdin=f"{PERSON}\n", **key)
 
-    assert (found["action"], found["policy"]) == ("delete", "counts")
+    assert (found["action"], found["policy"], found["period"]) == ("delete", "counts", None)
+
+
+def test_a_row_that_said_its_own_period_is_explained_by_where_it_said_it(call, counts):
+    counts(
+        "CREATE TABLE counts (id bigint PRIMARY KEY, made_at timestamptz, keeps integer);"
+        " CREATE INDEX ON counts (made_at); INSERT INTO counts VALUES (7, now() - interval '8 days', 7)",
+        rules={"old": {"anchor": "made_at", "keep": {"take": "keeps", "unit": "days", "else": "90 days"}}},
+    )
+
+    _, (found,), _ = call(SCRIPT, "--record", "7")
+
+    assert found["period"] == "keeps (days), else 90 days"
 
 
 @pytest.mark.parametrize("document", ["[" * 200_000, "a: 2026-99-99", "policies: {a: *nothing}", "\t- a"])

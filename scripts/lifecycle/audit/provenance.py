@@ -32,6 +32,7 @@ _ENTRIES = """
 SELECT min(seq) AS first_batch, max(seq) AS last_batch, min(occurred_at) AS first_at, max(occurred_at) AS last_at,
        actor, action, resource_type, reason, run_id, sum(cardinality(resource_ids))::bigint AS records,
        (array_agg(left(metadata ->> 'due_before', 100) ORDER BY seq DESC))[1] AS due_before,
+       (array_agg(left(metadata ->> 'period', 200) ORDER BY seq DESC))[1] AS period,
        (array_agg(left(metadata ->> 'policy_hash', 100) ORDER BY seq DESC))[1] AS policy_hash,
        (array_agg(left(metadata ->> 'session_user', 100) ORDER BY seq DESC))[1] AS recorded_by
   FROM ops.audit_batches
@@ -58,6 +59,8 @@ class Entry:
     run_id: UUID | None
     records: int
     due_before: str | None
+    period: str | None
+    """Where each row said its own period; :attr:`due_before` is then the latest moment that any row may have had."""
     policy_hash: str | None
     recorded_by: str | None
     """The database login that wrote the entry; None: it is older than that column of the metadata."""
