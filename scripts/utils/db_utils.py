@@ -157,6 +157,8 @@ class ReadOnlyDatabase:
     def __init__(self, url: str, *, application_name: str, max_size: int) -> None:
         self._url = url
         self._patience = CONNECT_SECONDS
+        self.in_doubt = False
+        """Whether a connection broke, so that its server process may still have a COMMIT to do."""
         self._looks: set[_Look] = set()
         self._looks_lock = threading.Lock()
         self._transactions = 0
@@ -250,6 +252,7 @@ class ReadOnlyDatabase:
                 self._pool.drain()
             raise
         finally:
+            self.in_doubt |= connection.closed
             self._pool.putconn(connection)
 
     def _alive(self, patience: float) -> _CountedConnection:
@@ -435,24 +438,29 @@ class Database(ReadOnlyDatabase):
             yield connection
 
     @contextmanager
-    def closing_gate(self) -> Iterator[Connection]:
+    def closing_gate(self, seconds: float | None = None) -> Iterator[Connection]:
         """Lend a transaction that holds the gate exclusively until it ends.
 
         The lock is taken before the caller's first statement. It waits for the batches
         under way, and for the server process of a broken connection that may still be working on one; what they
         committed is seen, and every later batch waits for this transaction.
 
+        Args:
+            seconds: The longest wait for it; by default :data:`GATE_SECONDS`.
+
         Raises:
             GateBusy: It could not be closed in time; nothing was done.
         """
+        seconds = GATE_SECONDS if seconds is None else seconds
         try:
             # The statement's time is longer: it is the lock that must be seen to run out.
-            with self.transaction(lock_timeout=GATE_SECONDS, statement_timeout=2 * GATE_SECONDS) as connection:
+            with self.transaction(lock_timeout=seconds, statement_timeout=2 * seconds) as connection:
                 connection.execute("SELECT ops.gate_exclusive()")
+                self.in_doubt = False
                 yield connection
         except psycopg.errors.LockNotAvailable:
             raise GateBusy(
-                f"the gate could not be closed within {GATE_SECONDS:.0f} s: a batch, or a session about to place"
+                f"the gate could not be closed within {seconds:.0f} s: a batch, or a session about to place"
                 " a hold or set the stop switch, does not end; look for it in pg_stat_activity"
             ) from None
 

@@ -28,8 +28,8 @@ from redis.lock import Lock
 from redis.retry import Retry
 
 from scripts.utils import leases, tls
-from scripts.utils.db_utils import Connection, Database
-from scripts.utils.errors import DatabaseUnavailable, LockHeld, Misconfigured
+from scripts.utils.db_utils import LAST_WORD_SECONDS, Connection, Database
+from scripts.utils.errors import DatabaseUnavailable, GateBusy, LockHeld, Misconfigured
 from scripts.utils.logging_utils import get_logger
 
 _LOOK_EVERY_SECONDS = 2.0
@@ -185,15 +185,22 @@ class JobLock:
         self._watcher.start()
 
     def release(self) -> None:
-        """Give both back; a lock that is no longer ours stays as it is."""
+        """Give both back; a lock that is no longer ours stays as it is.
+
+        A server process may outlive its connection, with a COMMIT still to do. Then the lease becomes free behind the
+        gate, once there is no such process any more; else it stays, and the next run takes it over there.
+        """
         self._closing.set()
         if self._watcher:
             self._watcher.join()
         self._release_redis()
         try:
-            with self._database.transaction() as connection:
+            database = self._database
+            with (
+                database.closing_gate(LAST_WORD_SECONDS) if database.in_doubt else database.transaction() as connection
+            ):
                 leases.release(connection, self.name, self.fencing_token)
-        except (psycopg.Error, DatabaseUnavailable) as error:
+        except (psycopg.Error, DatabaseUnavailable, GateBusy) as error:
             get_logger().warning("lease_not_released", lock=self.name, error=type(error).__name__)
 
     def _release_redis(self) -> None:

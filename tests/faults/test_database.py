@@ -4,7 +4,7 @@ import psycopg
 import pytest
 
 from scripts.utils import db_utils
-from tests.faults.stage import CLOSED_PORT, COMMIT, COMMIT_AND_SYNC, in_background, wait_until
+from tests.faults.stage import CLOSED_PORT, COMMIT, COMMIT_AND_SYNC, LOCK, in_background, wait_until
 
 
 def test_unreachable_is_said_with_what_to_check(start):
@@ -163,3 +163,37 @@ def test_a_full_disk_undoes_the_batch_and_ends_the_run(start, quiz):
     (run,) = quiz.runs()
     assert (run["status"], run["stop_reason"], run["records_processed"]) == ("failed", "database_error", 10)
     quiz.balance(remaining=30)
+
+
+def test_a_lease_is_kept_while_a_batch_of_a_broken_connection_may_still_commit(
+    run_here, start, quiz, proxy, behind, monkeypatch
+):
+    """A next run that took a free lease would begin beside that batch; one that takes a held lease over waits for it."""
+    quiz.fill(40)
+    quiz.freeze_at(12)
+
+    def cut():
+        quiz.wait_frozen()
+        proxy.cut()
+
+    cutting = in_background(cut)
+    with monkeypatch.context() as hasty:
+        hasty.setattr(db_utils, "GATE_SECONDS", 0.3)
+        code, events = run_here(**behind)
+    cutting()
+    assert (code, events[-1]["stop_reason"]) == (3, "gate_closed")
+    assert "what became of it is not known yet" in events[-1]["error"]
+    assert [event["lock"] for event in events if event["event"] == "lease_not_released"] == [LOCK]
+    assert quiz.lease()["owner_run"] == events[-1]["correlation_id"]
+
+    following = start()
+    wait_until(lambda: quiz.waiting("gate"), what="the next run at the gate")
+    quiz.thaw()
+    closing = following.finish(0)
+    first, second = quiz.runs()
+    assert second["fencing_token"] == first["fencing_token"] + 1
+    assert second["records_processed"] == closing["records_deleted"]
+    (kept,) = quiz.link.execute("SELECT count(*) FROM ops.audit_log WHERE run_id = %s", (first["id"],)).fetchone()
+    assert kept + closing["records_deleted"] == 40
+    assert quiz.lease()["owner_run"] is None
+    quiz.balance(remaining=0)

@@ -35,24 +35,38 @@ def keep_policy_version(connection: Connection, policies: PolicySet, script: str
 NO_POLICY = "-"
 """In the record of a job that carries out none."""
 
-_ABANDON = sql.SQL(
-    "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"
+_COUNTED = (
     " records_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
     " WHERE b.run_id = r.id AND b.action IN"
     " ('delete', 'soft_delete', 'delete_blob', 'archive_then_delete', 'anonymize')"
     " AND b.reason NOT LIKE '%%/dependant'),"
     " dependants_processed = (SELECT coalesce(sum(cardinality(b.resource_ids)), 0) FROM ops.audit_batches b"
     " WHERE b.run_id = r.id AND b.reason LIKE '%%/dependant')"
-    " WHERE status = 'running' AND {}"
+)
+_ABANDON = sql.SQL(
+    "UPDATE ops.job_runs r SET status = 'abandoned', finished_at = now(), stop_reason = 'process_gone',"  # noqa: S608 - constants
+    + _COUNTED
+    + " WHERE status = 'running' AND {}"
+)
+# A run whose connection broke in a batch ends without knowing whether that batch was committed.
+_RECOUNT = sql.SQL(
+    "UPDATE ops.job_runs r SET"
+    + _COUNTED
+    + " WHERE script = %s AND stop_reason IN ('gate_closed', 'database_unavailable')"
+    " AND NOT EXISTS (SELECT FROM ops.job_runs l WHERE l.script = r.script AND l.policy = r.policy"
+    " AND l.started_at > r.started_at AND l.status NOT IN ('running', 'skipped'))"
 )
 
 
 def abandon_dead_runs(connection: Connection, script: str) -> int:
     """Close what earlier runs of this script left open; only the holder of the script's lock may call it.
 
+    What the last run of each policy did is counted anew, where it ended without knowing that.
+
     Returns:
         How many runs were found abandoned.
     """
+    connection.execute(_RECOUNT, (script,))
     return connection.execute(_ABANDON.format(sql.SQL("script = %s")), (script,)).rowcount
 
 
