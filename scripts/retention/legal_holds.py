@@ -18,11 +18,12 @@ import argparse
 from dataclasses import asdict
 from uuid import UUID
 
-from scripts.lifecycle.engine import holds, resources
+from scripts.lifecycle.engine import holds, people, resources
 from scripts.lifecycle.jobs.arguments import add_common_flags, add_operator_flag, moment
 from scripts.lifecycle.jobs.entry_point import Job, Kind, Run, main
 from scripts.lifecycle.monitoring import hold_levels
 from scripts.utils.addresses import Address
+from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import impersonal
 from scripts.utils.logging_utils import get_logger
 
@@ -66,6 +67,8 @@ def _place(run: Run) -> None:
         "expires_at": flags.until,
         "key": key,
     }
+    if person and (problems := run.database.read(lambda connection: people.nameless(connection, run.policies))):
+        raise Misconfigured(f"nothing is held: {'; '.join(problems)}: {people.CURE}")
     if run.options.dry_run:
         scope = run.database.read(lambda connection: holds.check(connection, **what))
         get_logger().warning(

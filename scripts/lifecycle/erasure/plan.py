@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts.lifecycle.engine import anonymisation, lookups
+from scripts.lifecycle.engine import anonymisation, lookups, people
 from scripts.lifecycle.engine.anonymisation import Described
 from scripts.lifecycle.engine.catalogue import catalogue_of, pointing_at
 from scripts.lifecycle.engine.fragments import Fragment, joined
@@ -247,6 +247,7 @@ class ErasurePlan:
         if not reading:
             self._problems += self._unknown_owners()
             self._problems += lacking(connection, self._rights(connection))
+            self._problems += [f"{problem}: {people.CURE}" for problem in people.nameless(connection, policies)]
         if self._problems:
             raise PolicyFailed("preflight_failed", "no erasure was begun: " + "; ".join(self._problems))
         self.targets = {table: self._target(table) for table in self._columns}

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scripts.lifecycle.health.findings import Context, Finding, passed, warned
+from scripts.lifecycle.engine import people
+from scripts.lifecycle.health.findings import Context, Finding, failed, passed, warned
 from scripts.lifecycle.health.personal_data import COVERING
 from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils.db_utils import Connection
@@ -71,16 +72,16 @@ def row_keys(connection: Connection) -> dict[str, tuple[str, ...]]:
     return {table: tuple(columns) for table, columns in connection.execute(_KEYS)}
 
 
-def owned(people: set[str], keys: list[Reference], kept: set[str]) -> dict[str, list[Reference]]:
+def owned(known: set[str], keys: list[Reference], kept: set[str]) -> dict[str, list[Reference]]:
     """Return what foreign keys make a person's, by table: the references that lead to a person's rows.
 
     Args:
-        people: The tables in which the file knows the person of each row.
+        known: The tables in which the file knows the person of each row.
         keys: Every foreign key.
         kept: Tables that the file keeps knowingly. They are followed no further, unless they have people.
     """
     reached: dict[str, list[Reference]] = {}
-    todo = sorted(people)
+    todo = sorted(known)
     while todo:
         parent = todo.pop()
         for key in keys:
@@ -90,7 +91,7 @@ def owned(people: set[str], keys: list[Reference], kept: set[str]) -> dict[str, 
             if key in found:
                 continue
             found.append(key)
-            if key.table not in people and key.table not in kept and len(found) == 1:
+            if key.table not in known and key.table not in kept and len(found) == 1:
                 todo.append(key.table)
     return reached
 
@@ -98,10 +99,12 @@ def owned(people: set[str], keys: list[Reference], kept: set[str]) -> dict[str, 
 def ownership(context: Context) -> Iterator[Finding]:
     """Compare what foreign keys make a person's with the policy file; also where a role may not read the tables."""
     policies = context.run.policies
-    keys, names = context.run.database.read(lambda link: (references(link), row_keys(link)))
+    keys, names, nameless = context.run.database.read(
+        lambda link: (references(link), row_keys(link), people.nameless(link, policies))
+    )
     found = owned(people_of(policies), keys, set(policies.kept))
     known = decided(policies)
-    findings = []
+    findings = [failed("person", problem, people.CURE) for problem in nameless]
     for table, why in sorted(found.items()):
         if table not in known:
             cure = to_decide(policies, table, why, names.get(table, ()))
@@ -141,8 +144,8 @@ def to_decide(policies: PolicySet, table: str, why: list[Reference], key: tuple[
 
 def people_of(policies: PolicySet) -> set[str]:
     """Return the tables in which the file knows the person of each row."""
-    people = {policy.table for policy in policies.policies.values() if policy.person}
-    return people | {step.table for step in policies.erasure.values() if step.person}
+    known = {policy.table for policy in policies.policies.values() if policy.person}
+    return known | {step.table for step in policies.erasure.values() if step.person}
 
 
 def decided(policies: PolicySet) -> set[str]:

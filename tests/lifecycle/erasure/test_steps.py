@@ -204,3 +204,13 @@ def test_columns_by_which_nothing_refers_to_a_person_are_refused(world, asked, e
         "erasure.sent.by: no foreign key of public.messages that refers to another step's table is made of words; there"
         " are receiver, sender" in done.closing["error"]
     )
+
+
+def test_a_person_column_without_addresses_stops_everything_before_the_first_row(world, person, asked, erase):
+    world.link.execute("UPDATE magic_link_tokens SET normalized_email = md5(normalized_email)")
+    asked()
+    done = erase()
+    assert done.code == 1
+    assert "policies.magic_link_tokens.person (line " in done.closing["error"]
+    assert "public.magic_link_tokens.normalized_email holds no address" in done.closing["error"]
+    assert world.rows("users", "id", f"normalized_email = '{PERSON}'") == [(person["users"],)]

@@ -159,3 +159,12 @@ def test_what_is_kept_is_followed_no_further_unless_it_has_people():
     assert owned({"a", "b"}, keys, kept={"b"}).keys() == {"b", "c", "d"}
     assert owned({"b"}, keys, kept=set()).keys() == {"c", "d"}
     assert owned({"d"}, keys, kept=set()) == {}
+
+
+def test_a_person_column_that_holds_no_address_is_told(check, admin):
+    admin.execute("INSERT INTO users VALUES ('u', 'anna@example.com', '4711', NULL, now(), now())")
+
+    told = [line for line in check().unwell if line["subject"] == "person"]
+
+    assert [(line["check"], line["status"]) for line in told] == [("owners", "FAIL")]
+    assert "public.users.normalized_email holds no address in any of the 1 rows looked at" in told[0]["message"]
