@@ -1,4 +1,4 @@
-"""What ``migrate.py --grants`` gives: columns, no more; and what it takes back, whoever gave it."""
+"""What ``migrate.py --grants`` gives: columns, no more; and what it takes back, also what a person granted."""
 
 import psycopg
 import pytest

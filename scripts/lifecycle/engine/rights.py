@@ -170,7 +170,7 @@ def lacking(connection: Connection, rights: Iterable[Right]) -> list[str]:
 
 
 def by_public(connection: Connection, rights: Iterable[Right]) -> list[str]:
-    """Say which rights come from PUBLIC alone: anybody else has them too, and whoever takes them back stops the job."""
+    """Say which rights come from PUBLIC alone: any role has them too, and the job stops when they are revoked."""
     return [
         f"{row['verb']} on {row['table']} is a right of PUBLIC and not of the role: {CURE}, then REVOKE it FROM PUBLIC"
         for row in rows_of(connection, _BY_PUBLIC, _arrays(list(dict.fromkeys(rights))))
