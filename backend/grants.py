@@ -2,10 +2,10 @@
 
 ``lifecycle_jobs`` reads and changes what the statements of the suite name; ``lifecycle_reader`` reads the same columns;
 ``lifecycle_export`` reads what an export of a person's data holds. Only an archive needs whole rows. What a role holds
-outside the schema ``ops`` and the policy file does not need is revoked, also what a person granted: on tables, their columns,
-partitions and children, and on views. Two things stay: what the functions of the tables' triggers seem to need, and
-the right on a partition that a run has detached, which ends with it. In ``ops`` the migrations give the rights; what
-``--grants`` added there is taken back as well.
+outside the schema ``ops`` and the policy file does not need is revoked, also what a person granted: on tables, their
+columns, partitions and children, and on views. Two things stay: what the functions of the tables' triggers seem to
+need, and the right on a partition that a run has detached, which ends with it. In ``ops`` the migrations give the
+rights; what ``--grants`` added there is taken back as well.
 """
 
 from __future__ import annotations
