@@ -28,14 +28,20 @@ _ABOUT = ("boolean", "timestamp", "date", "time", "interval")
 BIRTH = re.compile(r"birth|(?<![a-z])(dob|born)(?![a-z])")
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
+# A policy on a table takes the rows of its inheritance children as well.
 _COLUMNS = """
 SELECT n.nspname || '.' || c.relname, array_agg(a.attname::text ORDER BY a.attnum),
-       array_agg(format_type(a.atttypid, -1) ORDER BY a.attnum)
+       array_agg(format_type(a.atttypid, -1) ORDER BY a.attnum),
+       ARRAY(WITH RECURSIVE above (oid) AS (
+                 SELECT i.inhparent FROM pg_inherits i WHERE i.inhrelid = c.oid
+                  UNION SELECT i.inhparent FROM pg_inherits i JOIN above ON above.oid = i.inhrelid)
+             SELECT m.nspname || '.' || p.relname
+               FROM above JOIN pg_class p USING (oid) JOIN pg_namespace m ON m.oid = p.relnamespace)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE c.relkind IN ('r', 'p', 'm') AND NOT c.relispartition
    AND n.nspname <> 'ops' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
- GROUP BY 1 ORDER BY 1
+ GROUP BY c.oid, n.nspname ORDER BY 1
 """
 
 
@@ -61,9 +67,9 @@ def personal_data(context: Context) -> Iterator[Finding]:
         yield failed("tables", "no table was looked at", "does DATABASE_URL name the application's database?")
         return
     found = []
-    for table, columns, kinds in rows:
+    for table, columns, kinds, above in rows:
         personal = [column for column, kind in zip(columns, kinds, strict=True) if looks_personal(column, kind)]
-        if not personal or table in covered or table in policies.kept:
+        if not personal or {table, *above} & covered or {table, *above} & policies.kept.keys():
             continue
         what = f"looks personal ({', '.join(personal)}) and "
         what += "its policy keeps the row for ever" if table in partly else "has no policy"

@@ -21,7 +21,12 @@ from scripts.lifecycle.policy.tables import table_identifier
 from scripts.utils import composing as sql
 from scripts.utils.db_utils import Connection
 
-_TEXTS = ("text", "character varying", "character", "citext")
+_TEXTS = """
+SELECT a.attname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+  LEFT JOIN pg_type b ON b.oid = t.typbasetype
+ WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped AND coalesce(b.typcategory, t.typcategory) = 'S'
+ ORDER BY a.attnum
+"""
 _LOOKED_AT_ROWS = 10_000
 
 _TABLES = """
@@ -62,6 +67,8 @@ class Table:
     """As the statistics have them; 0 where they have none."""
     columns: dict[str, str]
     """The type of each column, by name."""
+    texts: list[str]
+    """The columns that hold text, by the type that a domain is made of."""
     key: tuple[str, ...]
     """The columns that name a row; empty: nothing does."""
     not_a_key: str | None
@@ -84,7 +91,7 @@ class Table:
     @property
     def person(self) -> str | None:
         """The column that seems to hold a person's address."""
-        texts = {name.lower(): name for name, kind in self.columns.items() if kind in _TEXTS}
+        texts = {re.sub("[^a-z0-9]+", "_", name.lower()): name for name in self.columns if name in self.texts}
         likely = [texts[name] for name in _PEOPLE if name in texts]
         likely += [n for low, n in texts.items() if low.endswith(_MAIL_OF_SOMEBODY) and not low.startswith(_OF_NOBODY)]
         return likely[0] if likely else None
@@ -115,6 +122,7 @@ def tables(connection: Connection) -> dict[str, Table]:
             oid=oid,
             rows=rows,
             columns=columns,
+            texts=[column for (column,) in connection.execute(_TEXTS, (oid,))],
             key=key,
             not_a_key=problem_of(key, columns),
             indexed=frozenset(column for column, fact in facts.items() if fact["indexed"]),
@@ -135,9 +143,8 @@ def look_at_rows(connection: Connection, table: Table) -> None:
             anchor = next((name for name in table.anchors if name in table.indexed), None)
             if anchor:
                 table.oldest = _oldest(connection, table.name, anchor)
-            texts = [name for name, kind in table.columns.items() if kind in _TEXTS]
-            if texts:
-                table.blobs = _blobs(connection, table.name, texts)
+            if table.texts:
+                table.blobs = _blobs(connection, table.name, table.texts)
     except psycopg.errors.InsufficientPrivilege:
         table.readable = False
 

@@ -6,6 +6,7 @@ columns. How long something is kept cannot be told, so each ``keep`` is ``???``,
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 
@@ -23,6 +24,8 @@ from scripts.utils.db_utils import Connection
 
 _JOB = "enforce_retention_policies"
 _NO_PERIOD = "keep: ???"
+_ENDLESS = 1_000_000
+"""A width at which YAML breaks no line."""
 
 _HEAD = """\
 # Suggested from the catalogue and the statistics of the database. Read every line before you use it.
@@ -136,7 +139,7 @@ class _Writer:
     def _policy(self, table: Table) -> Iterator[str]:
         anchor, *others = table.anchors
         since = f", the oldest of {table.oldest}" if table.oldest else ""
-        yield f"{self._names[table.name]}:"
+        yield f"{_scalar(self._names[table.name])}:"
         yield f"  description: {_scalar(f'Rows of {table.name}')}"
         yield f"  table: {_table(table.name)}  # about {table.rows:,} rows{since}"
         yield from self._key(table)
@@ -193,7 +196,7 @@ class _Writer:
                 yield "".join(f"  {line}\n" for line in self._step(table))
 
     def _step(self, table: Table) -> Iterator[str]:
-        yield f"{self._names[table.name]}:"
+        yield f"{_scalar(self._names[table.name])}:"
         yield f"  table: {_table(table.name)}"
         yield from self._key(table)
         if table.name in self._people and table.person:
@@ -255,9 +258,11 @@ def _word(text: str) -> str:
 
 
 def _scalar(value: str) -> str:
-    """Write a text as YAML does, in quotation marks where it would be read as something else."""
+    """Write a text as YAML does, in quotation marks where it would be read as something else, and on one line."""
+    if not value.isprintable():
+        return json.dumps(value)
     return (
-        yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True).removesuffix("...\n").strip()
+        yaml.safe_dump(value, default_flow_style=True, width=_ENDLESS, allow_unicode=True).removesuffix("...\n").strip()
     )
 
 
@@ -267,7 +272,9 @@ def _columns(columns: tuple[str, ...]) -> str:
 
 def _in_flow(value: str) -> str:
     """Write a text as an entry of a list or mapping in brackets, where commas and brackets end it."""
-    return yaml.safe_dump([value], default_flow_style=True, width=10_000, allow_unicode=True).strip()[1:-1]
+    if not value.isprintable():
+        return json.dumps(value)
+    return yaml.safe_dump([value], default_flow_style=True, width=_ENDLESS, allow_unicode=True).strip()[1:-1]
 
 
 def _table(name: str) -> str:

@@ -29,6 +29,11 @@ CREATE TABLE odd.countries (code text PRIMARY KEY, label text);
 CREATE TABLE odd."no" (id bigint PRIMARY KEY, phone text);
 CREATE TABLE odd.files (id bigint PRIMARY KEY, url text, made_at timestamptz);
 CREATE INDEX ON odd.files (made_at);
+CREATE TABLE odd.old_files (fax text) INHERITS (odd.files);
+CREATE INDEX ON odd.old_files (made_at);
+CREATE DOMAIN odd.mail AS text;
+CREATE TABLE odd."true" (id bigint PRIMARY KEY, "e-mail" odd.mail, "two
+lines: # x" timestamptz);
 """
 
 
@@ -128,6 +133,8 @@ def test_odd_tables_are_suggested_and_the_dry_run_is_right(odd, suggest, decide,
     assert policies.policies["messages"].dependants[0].action == "delete"
     assert policies.erasure["messages"].by == ("receiver", "sender")
     assert policies.erasure["people"].person == "eMail"
+    assert policies.policies["true"].person == "e-mail", "also of a domain, and where YAML would read a truth"
+    assert policies.policies["true"].rules["expired"].anchor == "two\nlines: # x"
     assert policies.kept["odd.no"].startswith("not decided: no date")
     assert "log" not in policies.policies
     assert "# Without a primary key no policy can name a row, so there is none for: odd.log.\n" in text
