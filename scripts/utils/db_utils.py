@@ -28,6 +28,7 @@ from scripts.utils import odd_moments, tls
 from scripts.utils.connect_errors import cause_of, explained_connect
 from scripts.utils.errors import (
     DatabaseFailed,
+    DatabaseRefused,
     DatabaseUnavailable,
     GateBusy,
     OpsError,
@@ -89,12 +90,24 @@ def explained(error: psycopg.Error) -> OpsError:
             "another session keeps the head of the audit locked (ops.audit_head) and does not commit: look for it in"
             " pg_stat_activity, have it end, and run again; a rerun is safe"
         )
+    if _takes_no_writes(error):
+        return DatabaseRefused(
+            "the server is a standby, which takes no writes: name the primary in DATABASE_URL; after a failover, run"
+            " again once the new primary answers there"
+        )
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return DatabaseFailed(
             "a table of the schema ops stays locked by another session: look for it in pg_stat_activity, have it end,"
             " and run again; a rerun is safe"
         )
     return DatabaseFailed(describe_database_error(error))
+
+
+def _takes_no_writes(error: psycopg.Error) -> bool:
+    # BEGIN READ WRITE is refused with an SQLSTATE that means other things as well.
+    return isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or (
+        isinstance(error, psycopg.errors.FeatureNotSupported) and "recovery" in (error.diag.message_primary or "")
+    )
 
 
 def is_deadlock(error: BaseException) -> bool:

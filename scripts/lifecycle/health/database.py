@@ -82,10 +82,15 @@ def connection(context: Context) -> Iterator[Finding]:
             link.execute("SELECT 1")
             times.append(time.perf_counter() - began)
         version = link.info.server_version
+        standby = link.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
     latency = statistics.median(times)
     said = f"PostgreSQL {version // 10_000}.{version % 10_000} answers in {1000 * latency:.0f} ms"
     if version < OLDEST_VERSION:
         yield failed("PostgreSQL", f"{said}: it is too old", "upgrade to PostgreSQL 14 or later")
+    elif standby:
+        yield failed(
+            "PostgreSQL", f"{said}, and is a standby: no job can write there", "name the primary in DATABASE_URL"
+        )
     elif latency > SLOW_SECONDS:
         yield warned("PostgreSQL", said, "run the jobs in the database's region; look at its load")
     else:
