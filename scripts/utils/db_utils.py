@@ -105,9 +105,7 @@ def explained(error: psycopg.Error) -> OpsError:
 
 def _takes_no_writes(error: psycopg.Error) -> bool:
     # BEGIN READ WRITE is refused with an SQLSTATE that means other things as well.
-    return isinstance(error, psycopg.errors.ReadOnlySqlTransaction) or (
-        isinstance(error, psycopg.errors.FeatureNotSupported) and "recovery" in (error.diag.message_primary or "")
-    )
+    return isinstance(error, psycopg.errors.FeatureNotSupported) and "recovery" in (error.diag.message_primary or "")
 
 
 def is_deadlock(error: BaseException) -> bool:

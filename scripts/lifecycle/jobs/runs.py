@@ -52,7 +52,7 @@ _ABANDON = sql.SQL(
 _RECOUNT = sql.SQL(
     "UPDATE ops.job_runs r SET"
     + _COUNTED
-    + " WHERE script = %s AND stop_reason IN ('gate_closed', 'database_unavailable')"
+    + " WHERE script = %s AND policy <> '-' AND stop_reason IN ('gate_closed', 'database_unavailable')"
     " AND NOT EXISTS (SELECT FROM ops.job_runs l WHERE l.script = r.script AND l.policy = r.policy"
     " AND l.started_at > r.started_at AND l.status NOT IN ('running', 'skipped'))"
 )
