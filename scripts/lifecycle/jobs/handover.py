@@ -19,6 +19,7 @@ from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils.db_utils import Connection, Database
 from scripts.utils.errors import Misconfigured
 from scripts.utils.free_text import names_somebody
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.settings import Settings
 
 # What a person may have to decide. A policy file may name types of its own; they are known by being there.
@@ -43,8 +44,13 @@ SELECT %(item_type)s, %(resource_type)s, r.resource_id, %(priority)s, %(reason)s
   FROM {rows} r
     ON CONFLICT (item_type, resource_type, resource_id) WHERE status <> 'resolved'
     DO UPDATE SET occurrences = q.occurrences + 1, last_seen_at = now(), context = EXCLUDED.context
-RETURNING xmax = 0 AS is_new, id::text
+RETURNING xmax = 0 AS is_new, id::text, resource_id
 """)
+# What stands in the key's place once the item is closed (ops.forget_queue_row).
+_SAY = """
+UPDATE ops.manual_resolution_queue q SET said = s.said
+  FROM unnest(%s::uuid[], %s::text[]) AS s (id, said) WHERE q.id = s.id AND q.said IS NULL
+"""
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ def raise_rows(
 
     Args:
         connection: A connection in the caller's transaction.
-        settings: Hold the deadlines of queue items, in hours.
+        settings: Hold the deadlines of queue items, in hours, and the key of pseudonyms.
         item: What the item of each row says.
         rows: A sub-query in parentheses with one column, ``resource_id``.
         parameters: The sub-query's parameters.
@@ -123,10 +129,15 @@ def raise_rows(
             actor=item.raised_by,
             action="queue_item_raised",
             resource_type="ops.manual_resolution_queue",
-            resource_ids=[key for _, key in raised],
+            resource_ids=[key for _, key, _ in raised],
             reason=item.item_type,
         )
-    return sum(is_new for is_new, _ in raised)
+    # Without a key of pseudonyms no policy has rows with such keys: its preflight asks for one.
+    personal = [(key, resource) for _, key, resource in raised if names_somebody(resource)]
+    if personal and settings.audit_pseudonym_key:
+        said = [pseudonym(settings, resource) for _, resource in personal]
+        connection.execute(_SAY, ([key for key, _ in personal], said))
+    return sum(is_new for is_new, _, _ in raised)
 
 
 def count_new(

@@ -287,7 +287,8 @@ class Work:
         """Open a resolved item again; its deadline is counted from now.
 
         Raises:
-            SomebodyWasFirst: It is not resolved, or another open item has the same resource and type.
+            SomebodyWasFirst: It is not resolved, another open item has the same resource and type, or its row's key
+                was an address and has gone.
         """
         hours = self._settings.hours_by_priority
         return self._change(
@@ -298,6 +299,7 @@ class Work:
             " assigned_to = NULL, assigned_at = NULL,"
             " deadline_at = now() + make_interval(hours => (%(hours)s::jsonb ->> q.priority)::int)",
             over=True,
+            only="q.said IS NULL",
             hours=Jsonb(hours),
         )
 
@@ -363,10 +365,15 @@ class Work:
 
 def _why_not(connection: Connection, item_id: UUID) -> str:
     row = connection.execute(
-        "SELECT status, assigned_to FROM ops.manual_resolution_queue WHERE id = %s", (item_id,)
+        "SELECT status, assigned_to, said IS NOT NULL FROM ops.manual_resolution_queue WHERE id = %s", (item_id,)
     ).fetchone()
     if row is None:
         return "there is no such item"
+    if row[0] == "resolved" and row[2]:
+        return (
+            "it is resolved, and its row's key, an address, was not kept: if the row still needs a person,"
+            " add_to_queue.py or the next run puts it on the queue"
+        )
     return f"it is {row[0]}, {row[1]} has it" if row[1] else f"it is {row[0]}"
 
 

@@ -10,6 +10,7 @@ from scripts.lifecycle.queue import work as queue_work
 from scripts.lifecycle.queue.work import TRANSITIONS, Filter, SomebodyWasFirst, Work
 from scripts.utils.db_utils import Database
 from scripts.utils.errors import Misconfigured
+from scripts.utils.pseudonyms import pseudonym
 from scripts.utils.settings import load_settings
 
 
@@ -243,3 +244,21 @@ def test_a_decision_in_a_transaction_asks_for_no_second_connection(database, set
             boris.resolve(item.id, "keep", "looked at", within=connection)
     finally:
         narrow.close()
+
+
+def test_an_address_that_is_a_rows_key_is_kept_no_longer_than_the_item_is_open(olga, add, admin, settings):
+    add("anna@example.com", "00000000-0000-4000-8000-000000000001", "ben%40example.com")
+    assert {item.resource_id for item in queue_work.items(olga._database)} == set(states(admin))
+
+    for _ in range(3):
+        olga.resolve(olga.claim().id, "delete", "case 12")
+
+    said = {pseudonym(settings, key) for key in ("anna@example.com", "ben%40example.com")}
+    assert set(states(admin)) == {*said, "00000000-0000-4000-8000-000000000001"}
+    (closed,) = admin.execute(
+        "SELECT id FROM ops.manual_resolution_queue WHERE resource_id LIKE 'k1:%' LIMIT 1"
+    ).fetchone()
+    with pytest.raises(SomebodyWasFirst, match="its row's key, an address, was not kept"):
+        olga.reopen(closed)
+    add("anna@example.com")
+    assert states(admin)["anna@example.com"] == "pending", "the same row can be raised again"
