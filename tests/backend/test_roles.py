@@ -74,7 +74,7 @@ def test_every_script_is_here():
 def test_who_may_only_look_can_look(script, arguments, environment, database, capsys, monkeypatch, tmp_path):
     database.superuser().execute(
         "INSERT INTO quiz_responses (id, email, normalized_email, quiz_data, calorie_target, created_at)"
-        " VALUES (gen_random_uuid(), 'a', 'a', '{}', 2000, now() - interval '9 days')"
+        " VALUES (gen_random_uuid(), 'a', 'a@example.com', '{}', 2000, now() - interval '9 days')"
     )
     given = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
     done = run_inside(SCRIPTS / f"{script}.py", given, env=environment, capsys=capsys, monkeypatch=monkeypatch)

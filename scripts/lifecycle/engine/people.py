@@ -16,7 +16,7 @@ from scripts.utils.db_utils import Connection
 
 CURE = (
     "name the column that holds the e-mail address; or write person: null, and let a foreign key refer to a table that"
-    " has one"
+    " has one; or correct the rows"
 )
 _LOOKED_AT_ROWS = 1000
 # What stands in the place of an address that was anonymised: the id of a key, and a digest.
