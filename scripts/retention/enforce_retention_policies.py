@@ -91,6 +91,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def spelled(words: list[str]) -> list[str]:
+    """Return the command line without the policy file, where ``--suggest`` is given one that says nothing yet."""
+    if "--suggest" not in words:
+        return words
+    named = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    named.add_argument("--policy-file", type=Path)
+    given, others = named.parse_known_args(words)
+    empty = given.policy_file and given.policy_file.is_file() and not _says_something(given.policy_file)
+    return others if empty else words
+
+
+def _says_something(path: Path) -> bool:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
+
+
 def work(run: Run) -> None:
     """Carry out the policies, or make, carry out, compare a plan, or check the file.
 
@@ -178,6 +194,7 @@ JOB = Job(
     "Carry out the policies that have no script of their own; with --all, every policy of the file.",
     events="retention",
     arguments=arguments,
+    spelled=spelled,
 )
 
 if __name__ == "__main__":

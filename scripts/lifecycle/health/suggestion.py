@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import yaml
 
@@ -19,6 +20,7 @@ from scripts.lifecycle.health.schema_facts import Table
 from scripts.lifecycle.jobs.run import Run
 from scripts.lifecycle.jobs.terminal import emit
 from scripts.lifecycle.policy.policy_file import DEFAULT_POLICY_FILE
+from scripts.lifecycle.policy.policy_order import foreign_keys, in_order
 from scripts.lifecycle.policy.policy_set import PolicySet
 from scripts.utils.db_utils import Connection
 
@@ -71,12 +73,27 @@ def text(connection: Connection, beside: PolicySet | None) -> str:
     hers = owned(people, keys, set(beside.kept) if beside else set())
     known = decided(beside) if beside else set()
     new = [table for table in found.values() if table.name not in known]
-    writer = _Writer(new, people, hers, {*beside.policies, *beside.erasure} if beside else set())
+    taken = {*beside.policies, *beside.erasure} if beside else set()
+    writer = _Writer(new, people, hers, taken, foreign_keys(connection))
     return writer.whole() if beside is None else writer.part()
 
 
 def _nameable(table: Table) -> bool:
     return bool(table.key) and table.not_a_key is None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step of an erasure, as far as its place among the others depends on it."""
+
+    table: str
+    action: str = "delete"
+    removes_rows: bool = True
+
+    @property
+    def name(self) -> str:
+        """The table's name: one step for each."""
+        return self.table
 
 
 class _Writer:
@@ -87,10 +104,16 @@ class _Writer:
         people: Tables that know the person of each row.
         hers: The references that make a table's rows a person's, by table.
         taken: Names that entries of the file beside have.
+        pairs: Child and parent table of every foreign key.
     """
 
     def __init__(
-        self, tables: list[Table], people: set[str], hers: dict[str, list[Reference]], taken: set[str]
+        self,
+        tables: list[Table],
+        people: set[str],
+        hers: dict[str, list[Reference]],
+        taken: set[str],
+        pairs: set[tuple[str, str]],
     ) -> None:
         self._people = people
         self._hers = hers
@@ -101,7 +124,8 @@ class _Writer:
         self._with_policy = [table for table in concerned if _nameable(table) and table.anchors]
         personal = [table for table in concerned if table.personal or table.name in people or table.name in hers]
         self._kept = [table for table in personal if table not in self._with_policy]
-        self._erased = [t for t in personal if _nameable(t) and (t.name in people or t.name in hers)]
+        erased = {t.name: t for t in personal if _nameable(t) and (t.name in people or t.name in hers)}
+        self._erased = [erased[name] for name in in_order(map(_Step, erased), pairs).names]
         self._rest = [table.name for table in tables if table not in concerned]
         self._nameless = [t.name for t in concerned if t not in self._with_policy and t not in self._kept]
         self._unread = [table.name for table in tables if not table.readable]
@@ -191,7 +215,7 @@ class _Writer:
                 why = "kept until the person asks for erasure" if table in self._erased else _no_key(table)
                 yield f"  {_table(table.name)}: {_scalar(why)}\n"
         if self._erased:
-            yield "\n# Children before parents; the order is found at each run.\nerasure:\n"
+            yield "\n# Children before parents.\nerasure:\n"
             for table in self._erased:
                 yield "".join(f"  {line}\n" for line in self._step(table))
 

@@ -166,6 +166,22 @@ def test_beside_a_policy_file_only_what_it_lacks_is_suggested(odd, suggest, deci
     assert suggest("--policy-file", str(path)).startswith("# Nothing to suggest")
 
 
+@pytest.mark.parametrize("content", ["", "\n# to be written\n"])
+@pytest.mark.parametrize("spelling", ["--policy-file {}", "--policy-file={}"])
+def test_beside_a_file_that_says_nothing_yet_everything_is_suggested(odd, suggest, tmp_path, content, spelling):
+    path = tmp_path / "new.yaml"
+    path.write_text(content)
+
+    assert suggest(*spelling.format(path).split()) == suggest()
+
+
+def test_steps_come_children_before_parents(odd, suggest):
+    steps = list(yaml.safe_load(suggest())["erasure"])
+
+    assert steps.index("the_parts") < steps.index("messages") < steps.index("people")
+    assert steps.index("quiz_responses") < steps.index("users")
+
+
 def test_a_role_that_may_not_read_the_rows_is_told_so(odd, suggest, database):
     text = suggest(url=database.url)
 
